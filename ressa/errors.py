@@ -1,0 +1,128 @@
+"""What can go wrong, grouped by what the reader does next; exit codes follow the groups.
+
+RessaError
+├── SpecError                  fix the sweep file; nothing has run yet               exit 2
+│   ├── UnknownNameError       a method, model or task that is not registered
+│   └── InfeasibleAllocation   no split meets the sparsity budget
+├── MissingExtraError          the work needs packages that are not installed        exit 2
+├── NotFoundError              no such sweep, trial or store                         exit 3
+├── ConflictError              same name, other spec; the lease is held              exit 4
+├── ClusterError               Ray cannot start or be reached                        exit 5
+├── StoreError                 results cannot be read or written; the sweep stops    exit 5
+├── TrialError                 one trial is lost; the sweep goes on                  exit 1
+│   └── CalibrationError · PruneError · RepairError · EvaluationError
+└── VerificationError          something is not what its record says                 exit 7
+"""
+
+import difflib
+from collections.abc import Iterable
+from typing import ClassVar, Literal
+
+FailureClass = Literal["oom", "numeric", "data", "node", "preempted", "timeout", "code"]
+
+
+class RessaError(Exception):
+    """Root of every error that `ressa` raises on purpose: its message is meant for the user."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class SpecError(RessaError):
+    """The sweep file, or a `--set`, asks for something that cannot be; nothing has run."""
+
+    exit_code = 2
+
+
+class UnknownNameError(SpecError):
+    """A name that no built-in and no installed plug-in answers to."""
+
+    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
+        self.kind, self.name, self.known = kind, name, sorted(known)
+        super().__init__(
+            f"unknown {kind} {name!r}.{did_you_mean(name, self.known)} "
+            f"Known: {', '.join(self.known)}."
+        )
+
+
+class InfeasibleAllocation(SpecError):
+    """No split of the towers meets the sparsity budget."""
+
+
+class MissingExtraError(RessaError):
+    """A verb that runs models was called on an installation that lacks torch, Ray or DeepSpeed."""
+
+    exit_code = 2
+
+
+class NotFoundError(RessaError):
+    """No such store, sweep or trial."""
+
+    exit_code = 3
+
+
+class ConflictError(RessaError):
+    """The same name with another spec, or a sweep that another live driver works on."""
+
+    exit_code = 4
+
+
+class ClusterError(RessaError):
+    """Ray cannot be started or reached, or can never place a trial."""
+
+    exit_code = 5
+
+
+class StoreError(RessaError):
+    """The store cannot be read or written."""
+
+    exit_code = 5
+
+
+class TrialError(RessaError):
+    """One trial failed by itself; `failure` says what kind of failure it was."""
+
+    stage: ClassVar[str] = "trial"
+
+    def __init__(self, message: str, failure: FailureClass = "code") -> None:
+        super().__init__(message)
+        self.failure = failure
+
+    def __reduce__(self) -> tuple[type, tuple[str, str]]:
+        # Ray carries errors between processes by pickling; keep the failure class on the way.
+        return type(self), (str(self), self.failure)
+
+
+class CalibrationError(TrialError):
+    """Statistics could not be taken."""
+
+    stage = "calibration"
+
+
+class PruneError(TrialError):
+    """A mask could not be made."""
+
+    stage = "prune"
+
+
+class RepairError(TrialError):
+    """Repair diverged or could not run."""
+
+    stage = "repair"
+
+
+class EvaluationError(TrialError):
+    """A model's answers could not be scored."""
+
+    stage = "evaluate"
+
+
+class VerificationError(RessaError):
+    """A model or file is not what its record says."""
+
+    exit_code = 7
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Returns ' Did you mean …?' for the nearest known name, or nothing if none is near."""
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f" Did you mean {near[0]!r}?" if near else ""
