@@ -4,12 +4,14 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, cast
+from typing import Any, Generic, TypeVar, cast
 
 from ressa.errors import SpecError, UnknownNameError
 
+T = TypeVar("T")
 
-class Registry[T]:
+
+class Registry(Generic[T]):
     """A table of named objects; a name is known without importing what it stands for.
 
     Args:

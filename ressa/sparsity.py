@@ -1,0 +1,316 @@
+"""How many weights a tower loses: targets, allocations and budgets, counted as exact integers.
+
+One rule everywhere. A tower of P prunable weights at sparsity s loses round-half-up(s·P) of them,
+shared out over its rows (or matrices) by largest remainder in the fixed order of its layers. A
+pattern N:M keeps at most N of each aligned group of M inputs and is exempt from the rule. All
+arithmetic is on integers and fractions: `int(0.29 * 100)` is 28.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from decimal import Decimal
+from fractions import Fraction
+from typing import TYPE_CHECKING, Literal, Self
+
+from ressa.errors import InfeasibleAllocation, SpecError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+Tower = Literal["vision", "language"]
+TOWERS: tuple[Tower, Tower] = ("vision", "language")
+
+_PATTERN = re.compile(r"(\d{1,4}):(\d{1,4})")
+_NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,3})?")
+_QUOTIENT = re.compile(r"(\d{1,18})/(\d{1,18})")
+_LONGEST_NUMBER = 40  # characters; Python refuses to read integers of thousands of digits
+_DECIMAL_PLACES = 12  # a longer decimal reads worse than the quotient
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerShape:
+    """One prunable matrix of a tower."""
+
+    name: str
+    """Qualified name of the module that owns the weight."""
+    tower: Tower
+    block: int
+    """Index of its transformer block in the tower; an encoder's blocks come before a decoder's."""
+    rows: int
+    """Output features."""
+    columns: int
+    """Input features."""
+
+    @property
+    def weights(self) -> int:
+        """How many weights the matrix has."""
+        return self.rows * self.columns
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inventory:
+    """What can be pruned in a model: its layers in fixed order, vision before language."""
+
+    layers: tuple[LayerShape, ...]
+    parameters: Mapping[str, int] = field(hash=False)
+    """All parameters of each part (vision, connector, language), prunable or not."""
+
+    def __post_init__(self) -> None:
+        towers = [layer.tower for layer in self.layers]
+        if towers != sorted(towers, key=TOWERS.index):
+            raise ValueError("an inventory lists its vision layers before its language layers")
+        if len({layer.name for layer in self.layers}) != len(self.layers):
+            raise ValueError("an inventory names each layer once")
+
+    def tower(self, tower: str) -> tuple[LayerShape, ...]:
+        """Returns the layers of one tower."""
+        return tuple(layer for layer in self.layers if layer.tower == tower)
+
+    def prunable(self, tower: str | None = None) -> int:
+        """Counts the prunable weights of one tower, or of both."""
+        return sum(layer.weights for layer in self.layers if tower in (None, layer.tower))
+
+    @property
+    def whole(self) -> int:
+        """How many parameters the model has, prunable or not."""
+        return sum(self.parameters.values())
+
+    def to_json(self) -> str:
+        """Writes the inventory as JSON text, one layer a line."""
+        layers = ",\n".join(f"    {json.dumps(asdict(layer))}" for layer in self.layers)
+        parameters = json.dumps(dict(self.parameters))
+        return f'{{\n  "parameters": {parameters},\n  "layers": [\n{layers}\n  ]\n}}\n'
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Reads what `to_json` wrote."""
+        content = json.loads(text)
+        layers = tuple(LayerShape(**layer) for layer in content["layers"])
+        return cls(layers=layers, parameters=content["parameters"])
+
+
+@dataclass(frozen=True, slots=True)
+class Pattern:
+    """N:M sparsity: at most `kept` non-zeros in each aligned group of `group` inputs."""
+
+    kept: int
+    group: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.kept < self.group:
+            raise SpecError(
+                f"a pattern N:M keeps N of every M weights, 1 ≤ N < M, got '{self}'. "
+                "To keep or prune everything, write the sparsity 0 or 1."
+            )
+
+    @property
+    def sparsity(self) -> Fraction:
+        """The share of weights that is zero, 1 − N/M."""
+        return Fraction(self.group - self.kept, self.group)
+
+    def __str__(self) -> str:
+        return f"{self.kept}:{self.group}"
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What one tower loses: an exact fraction of its prunable weights, or an N:M pattern."""
+
+    sparsity: Fraction
+    pattern: Pattern | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.sparsity <= 1:
+            raise SpecError(out_of_range(self.sparsity))
+        if self.pattern is not None and self.pattern.sparsity != self.sparsity:
+            raise ValueError(f"pattern {self.pattern} is not sparsity {self.sparsity}")
+
+    @classmethod
+    def parse(cls, value: "str | int | Decimal | Fraction | Target") -> "Target":
+        """Reads a target such as "0.5", "2:4", "1/3", 0 or Decimal("0.7")."""
+        if isinstance(value, Target):
+            return value
+        match = _PATTERN.fullmatch(str(value).strip())
+        if match:
+            pattern = Pattern(int(match[1]), int(match[2]))
+            return cls(pattern.sparsity, pattern)
+        return cls(exact_fraction(value))
+
+    def __str__(self) -> str:
+        return str(self.pattern) if self.pattern else format_fraction(self.sparsity)
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether the target asks for no zero at all."""
+        return self.sparsity == 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Allocation:
+    """How the sparsity of a model is split over its towers."""
+
+    vision: Target
+    language: Target
+
+
+def exact_fraction(value: str | int | Decimal | Fraction) -> Fraction:
+    """Returns the exact value of a decimal, an integer or a quotient "p/q"; refuses floats."""
+    if isinstance(value, bool | float):
+        raise SpecError(f"a sparsity is text, an integer or an exact decimal, got {value!r}.")
+    text = str(value).strip()
+    readable = len(text) <= _LONGEST_NUMBER
+    if (
+        readable
+        and _NUMBER.fullmatch(text)
+        or (_QUOTIENT.fullmatch(text) and int(text.split("/")[1]))
+    ):
+        return Fraction(text)
+    raise SpecError(
+        f"a sparsity is a fraction in [0, 1] such as 0.5 or 1/3, "
+        f"or a pattern such as '2:4', got {text[:_LONGEST_NUMBER]!r}."
+    )
+
+
+def format_fraction(value: Fraction) -> str:
+    """Writes a fraction so that it reads back exactly: a short decimal, else a quotient."""
+    rest, twos, fives = value.denominator, 0, 0
+    while rest % 2 == 0:
+        rest, twos = rest // 2, twos + 1
+    while rest % 5 == 0:
+        rest, fives = rest // 5, fives + 1
+    places = max(twos, fives)
+    if rest != 1 or places > _DECIMAL_PLACES:
+        return str(value)
+    digits = f"{abs(value.numerator) * 10**places // value.denominator:0{places + 1}d}"
+    sign = "-" if value < 0 else ""
+    return sign + (f"{digits[:-places]}.{digits[-places:]}" if places else digits)
+
+
+def out_of_range(value: Fraction) -> str:
+    """Says that a sparsity must lie in [0, 1]; hints at the fraction when it looks like percent."""
+    hint = f" Did you mean {format_fraction(value / 100)}?" if 1 < value <= 100 else ""
+    return f"a fraction in [0, 1], got {format_fraction(value)}.{hint}"
+
+
+def round_half_up(value: Fraction) -> int:
+    """Rounds to the nearest integer, halves upwards."""
+    return (2 * value.numerator + value.denominator) // (2 * value.denominator)
+
+
+def zeros_per_row(layers: Sequence[LayerShape], target: Target) -> "list[NDArray[np.int64]]":
+    """Shares a tower's zeros out over its rows.
+
+    Each row of `columns` inputs loses ⌊s·columns⌋ or ⌈s·columns⌉ weights, and the tower exactly
+    `tower_zeros(layers, target)`. The rows with the largest remainder lose the extra one; among
+    equal remainders the first layers, and in a layer the first rows, do.
+
+    Returns:
+        One array `[rows]` for each layer.
+    """
+    import numpy as np  # here, so that reading a sweep file does not pay for numpy
+
+    extras = _extras(layers, target, [layer.rows for layer in layers])
+    counts = []
+    for layer, extra in zip(layers, extras, strict=True):
+        zeros = np.full(layer.rows, _floor(target.sparsity * layer.columns), dtype=np.int64)
+        zeros[:extra] += 1
+        counts.append(zeros)
+    return counts
+
+
+def zeros_per_matrix(layers: Sequence[LayerShape], target: Target) -> list[int]:
+    """Shares a tower's zeros out over its matrices, by the rule of `zeros_per_row`."""
+    extras = _extras(layers, target, [1] * len(layers))
+    return [
+        _floor(target.sparsity * layer.weights) + extra
+        for layer, extra in zip(layers, extras, strict=True)
+    ]
+
+
+def _extras(layers: Sequence[LayerShape], target: Target, units: Sequence[int]) -> list[int]:
+    """How many of each layer's units (its rows, or itself) lose one weight more than the floor."""
+    total = tower_zeros(layers, target)
+    shares = [
+        target.sparsity * (layer.weights // unit) for layer, unit in zip(layers, units, strict=True)
+    ]
+    left = total - sum(_floor(share) * unit for share, unit in zip(shares, units, strict=True))
+    extras = [0] * len(layers)
+    # Stable, so that equal remainders are served in the order of the layers.
+    for index in sorted(
+        range(len(layers)), key=lambda index: _floor(shares[index]) - shares[index]
+    ):
+        extras[index] = min(left, units[index])
+        left -= extras[index]
+    return extras
+
+
+def _floor(value: Fraction) -> int:
+    return value.numerator // value.denominator
+
+
+def check_pattern(layers: Iterable[LayerShape], pattern: Pattern) -> None:
+    """Refuses a pattern N:M on layers whose input width is not a multiple of M, naming them all.
+
+    Raises:
+        InfeasibleAllocation: at least one layer is not divisible.
+    """
+    ragged = [layer for layer in layers if layer.columns % pattern.group]
+    if ragged:
+        names = ", ".join(f"{layer.name} ({layer.columns} inputs)" for layer in ragged)
+        raise InfeasibleAllocation(
+            f"pattern {pattern} needs layers whose number of inputs is a multiple of "
+            f"{pattern.group}; these are not: {names}. Use a fraction for this tower, or a "
+            f"pattern N:M whose M divides these widths."
+        )
+
+
+def tower_zeros(layers: Sequence[LayerShape], target: Target) -> int:
+    """Counts the weights that a tower loses at a target.
+
+    Raises:
+        InfeasibleAllocation: the target is a pattern that does not divide the tower's layers.
+    """
+    if target.pattern is not None:
+        check_pattern(layers, target.pattern)
+    return round_half_up(target.sparsity * sum(layer.weights for layer in layers))
+
+
+def solve_language(inventory: Inventory, budget: Fraction, vision: Target) -> Target:
+    """Finds the language sparsity that makes the whole exactly as sparse as the budget says.
+
+    Args:
+        inventory: the model's layers.
+        budget: sparsity over all prunable weights of both towers, in [0, 1].
+        vision: what the vision tower loses.
+
+    Raises:
+        InfeasibleAllocation: the language tower would have to lose less than nothing, or more
+            weights than it has.
+    """
+    return _solve(inventory, budget, given="vision", target=vision, solved="language")
+
+
+def solve_vision(inventory: Inventory, budget: Fraction, language: Target) -> Target:
+    """Finds the vision sparsity that meets the budget; the mirror of `solve_language`."""
+    return _solve(inventory, budget, given="language", target=language, solved="vision")
+
+
+def _solve(
+    inventory: Inventory, budget: Fraction, given: Tower, target: Target, solved: Tower
+) -> Target:
+    if not 0 <= budget <= 1:
+        raise InfeasibleAllocation(f"budget: {out_of_range(budget)}")
+    weights = inventory.prunable(solved)
+    zeros = round_half_up(budget * inventory.prunable())
+    left = zeros - tower_zeros(inventory.tower(given), target)
+    if 0 <= left <= weights and weights:
+        return Target(Fraction(left, weights))
+    got = f"{left / weights:.3f}" if weights else "none"
+    reason = f"more zeros than {solved} has weights" if left > 0 else "fewer zeros than none"
+    raise InfeasibleAllocation(
+        f"{solved} sparsity is a fraction in [0, 1], got {got}: "
+        f"budget {format_fraction(budget)} with {given} {target} asks for {reason}"
+    )
