@@ -1,6 +1,14 @@
-"""The frozen values that stages hand on."""
+"""The frozen values that stages hand on, and the identity of a trial."""
 
-from dataclasses import dataclass
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any, Self
+
+from ressa.spec import Calibration, DataRef, ModelRef, Repair, TowerTarget
+
+TRIAL_VERSION = 1
+"""Raised when the same `TrialSpec` would come to other results than before."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -13,3 +21,74 @@ class Example:
     answer: str
     kind: str
     """The question type, such as "shape" or "color": scores are also given per type."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrialSpec:
+    """Everything that can change a trial's result, and nothing else."""
+
+    model: ModelRef
+    fingerprint: str
+    """Hash of the model's files, so that two models under one name are never taken for one."""
+    vision: TowerTarget
+    language: TowerTarget
+    calibration: Calibration
+    repair: Repair | None
+    """None leaves the model as pruned."""
+    evaluate: tuple[DataRef, ...]
+    workers: int = 1
+    cpus_per_worker: int = 1
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether neither tower loses a weight."""
+        return self.vision.target.is_dense and self.language.target.is_dense
+
+    @property
+    def key(self) -> str:
+        """Hash of all that can change the result; equal keys are the same trial."""
+        return content_key("trial", TRIAL_VERSION, self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """Where a trial is: one of its stages, and the step in it."""
+
+    stage: str
+    step: int = 0
+    steps: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What a trial found, as plain rows: columns are those of the store's tables."""
+
+    summary: dict[str, Any]
+    scores: list[dict[str, Any]] = field(default_factory=list)
+    curves: list[dict[str, Any]] = field(default_factory=list)
+    layers: list[dict[str, Any]] = field(default_factory=list)
+    answers: list[dict[str, Any]] = field(default_factory=list)
+    data: list[dict[str, Any]] = field(default_factory=list)
+
+    def to_json(self) -> bytes:
+        """Writes the outcome as UTF-8 JSON."""
+        return json.dumps(asdict(self)).encode()
+
+    @classmethod
+    def from_json(cls, content: bytes) -> Self:
+        """Reads what `to_json` wrote."""
+        return cls(**json.loads(content))
+
+
+def content_key(*parts: Any) -> str:
+    """Hashes plain values, dataclasses and specs into 32 hexadecimal digits."""
+    text = json.dumps(parts, sort_keys=True, separators=(",", ":"), default=_plain)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "model_dump"):
+        return value.model_dump(mode="json")
+    if hasattr(value, "__dataclass_fields__"):
+        return {name: getattr(value, name) for name in value.__dataclass_fields__}
+    return str(value)

@@ -1,0 +1,1 @@
+"""A sweep on Ray: trials, gangs of workers, progress and resuming. The only home of ray."""

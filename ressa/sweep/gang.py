@@ -1,0 +1,125 @@
+"""The workers of one trial, advancing through `trial.run` in step (SPMD).
+
+One worker runs in the trial's own process. Several are actors on the bundles of the trial's
+placement group, joined in one torch.distributed group whose rank 0 decides.
+"""
+
+import os
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+from ressa.records import Outcome, Progress, TrialSpec
+
+
+class Worker:
+    """One rank of a gang: holds the trial's generator and moves it on."""
+
+    def __init__(self, store: str, threads: int) -> None:
+        self._store, self._threads = store, threads
+        self._steps: Iterator[Progress] | None = None
+        self._outcome: Outcome | None = None
+
+    def free_port(self) -> int:
+        """Finds a port on this worker's loopback or node address for the rendezvous."""
+        from ressa.trial import free_port
+
+        return free_port()
+
+    def join(self, rank: int, world_size: int, address: str, port: int) -> None:
+        """Joins the process group; rank, size and rendezvous come from Ray, never host names."""
+        from ressa.trial import join_gang
+
+        join_gang(rank, world_size, address, port)
+
+    def begin(self, trial: TrialSpec) -> int:
+        """Starts a trial and returns this process's id."""
+        from ressa import trial as story
+
+        story.set_threads(self._threads)
+        self._steps = self._follow(story.run(trial, self._store))
+        return os.getpid()
+
+    def advance(self) -> Progress | Outcome:
+        """Runs until the trial reports progress, or to its end."""
+        assert self._steps is not None, "begin() comes first"
+        for progress in self._steps:
+            return progress
+        assert self._outcome is not None
+        return self._outcome
+
+    def _follow(self, steps: Any) -> Iterator[Progress]:
+        self._outcome = yield from steps
+
+
+class Gang(Protocol):
+    """What the trainable needs of a trial's workers."""
+
+    def begin(self, trial: TrialSpec) -> None: ...
+    def advance(self) -> Progress | Outcome: ...
+    def close(self) -> None: ...
+
+
+class OwnProcess:
+    """A gang of one, in the trial's own process."""
+
+    def __init__(self, store: str, threads: int) -> None:
+        self._worker = Worker(store, threads)
+
+    def begin(self, trial: TrialSpec) -> None:
+        """Starts a trial."""
+        self._worker.begin(trial)
+
+    def advance(self) -> Progress | Outcome:
+        """Runs to the next report."""
+        return self._worker.advance()
+
+    def close(self) -> None:
+        """Nothing to stop."""
+
+
+class Actors:
+    """A gang of actors, one on each bundle of the trial's own placement group."""
+
+    def __init__(self, store: str, *, workers: int, cpus: int, gpus: float) -> None:
+        import ray
+        from ray.util import get_current_placement_group
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+        remote = ray.remote(Worker)
+        group = get_current_placement_group()
+        self._ray = ray
+        # Ray drops the empty bundle of the trial's own process, so workers are bundles 0, 1, …
+        self._actors = [
+            remote.options(
+                num_cpus=cpus,
+                num_gpus=gpus,
+                scheduling_strategy=PlacementGroupSchedulingStrategy(
+                    placement_group=group, placement_group_bundle_index=index
+                ),
+                runtime_env={"env_vars": {"OMP_NUM_THREADS": str(cpus)}},
+            ).remote(store, cpus)
+            for index in range(workers)
+        ]
+        port = ray.get(self._actors[0].free_port.remote())
+        address = ray.util.get_node_ip_address() if workers else "127.0.0.1"
+        self._all("join", lambda rank: (rank, workers, address, port))
+
+    def _all(self, method: str, arguments: Any) -> list[Any]:
+        calls = [
+            getattr(actor, method).remote(*arguments(rank))
+            for rank, actor in enumerate(self._actors)
+        ]
+        return self._ray.get(calls)
+
+    def begin(self, trial: TrialSpec) -> None:
+        """Starts a trial on every worker."""
+        self._all("begin", lambda rank: (trial,))
+
+    def advance(self) -> Progress | Outcome:
+        """Runs every worker to the next report; rank 0's is returned."""
+        return self._all("advance", lambda rank: ())[0]
+
+    def close(self) -> None:
+        """Ends the workers."""
+        for actor in self._actors:
+            self._ray.kill(actor)
