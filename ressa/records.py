@@ -1,11 +1,14 @@
 """The frozen values that stages hand on, and the identity of a trial."""
 
+from __future__ import annotations
+
 import hashlib
 import json
 from dataclasses import asdict, dataclass, field
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from ressa.spec import Calibration, DataRef, ModelRef, Repair, TowerTarget
+if TYPE_CHECKING:
+    from ressa.spec import Calibration, DataRef, ModelRef, Repair, TowerTarget
 
 TRIAL_VERSION = 1
 """Raised when the same `TrialSpec` would come to other results than before."""
