@@ -7,7 +7,10 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
+from ressa.errors import FailureClass
+
 if TYPE_CHECKING:
+    from ressa.sparsity import Tower
     from ressa.spec import Calibration, DataRef, ModelRef, Repair, TowerTarget
 
 TRIAL_VERSION = 1
@@ -42,10 +45,9 @@ class TrialSpec:
     workers: int = 1
     cpus_per_worker: int = 1
 
-    @property
-    def is_dense(self) -> bool:
-        """Whether neither tower loses a weight."""
-        return self.vision.target.is_dense and self.language.target.is_dense
+    def tower(self, tower: Tower) -> TowerTarget:
+        """Returns what is asked of one tower."""
+        return self.vision if tower == "vision" else self.language
 
     @property
     def key(self) -> str:
@@ -60,6 +62,16 @@ class Progress:
     stage: str
     step: int = 0
     steps: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """How a trial ended if not well."""
+
+    kind: FailureClass
+    stage: str
+    message: str
+    traceback: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

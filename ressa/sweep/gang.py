@@ -4,7 +4,6 @@ One worker runs in the trial's own process. Several are actors on the bundles of
 placement group, joined in one torch.distributed group whose rank 0 decides.
 """
 
-import os
 from collections.abc import Iterator
 from typing import Any, Protocol
 
@@ -19,25 +18,28 @@ class Worker:
         self._steps: Iterator[Progress] | None = None
         self._outcome: Outcome | None = None
 
-    def free_port(self) -> int:
-        """Finds a port on this worker's loopback or node address for the rendezvous."""
-        from ressa.trial import free_port
+    def rendezvous(self) -> tuple[str, int]:
+        """Offers this worker's address and a free port of it for the gang to meet at."""
+        import ray
 
-        return free_port()
+        from ressa import workers
+
+        address = ray.util.get_node_ip_address()
+        return address, workers.free_port(address)
 
     def join(self, rank: int, world_size: int, address: str, port: int) -> None:
         """Joins the process group; rank, size and rendezvous come from Ray, never host names."""
-        from ressa.trial import join_gang
+        from ressa import workers
 
-        join_gang(rank, world_size, address, port)
+        workers.join(rank, world_size, address, port)
 
-    def begin(self, trial: TrialSpec) -> int:
-        """Starts a trial and returns this process's id."""
-        from ressa import trial as story
+    def begin(self, trial: TrialSpec) -> None:
+        """Starts a trial."""
+        from ressa import workers
+        from ressa.trial import run
 
-        story.set_threads(self._threads)
-        self._steps = self._follow(story.run(trial, self._store))
-        return os.getpid()
+        workers.set_threads(self._threads)
+        self._steps = self._follow(run(trial, self._store))
 
     def advance(self) -> Progress | Outcome:
         """Runs until the trial reports progress, or to its end."""
@@ -100,8 +102,7 @@ class Actors:
             ).remote(store, cpus)
             for index in range(workers)
         ]
-        port = ray.get(self._actors[0].free_port.remote())
-        address = ray.util.get_node_ip_address() if workers else "127.0.0.1"
+        address, port = ray.get(self._actors[0].rendezvous.remote())
         self._all("join", lambda rank: (rank, workers, address, port))
 
     def _all(self, method: str, arguments: Any) -> list[Any]:

@@ -1,0 +1,78 @@
+"""A Ray of our own on this machine: loopback only, token-authenticated, gone when we are gone."""
+
+import contextlib
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from ressa.errors import ClusterError
+
+SESSION_VARIABLE = "RESSA_SESSION"
+"""Set for every process of one session, so that the reaper finds them all and no others."""
+
+_ENVIRONMENT = {
+    # Ray then binds every server to 127.0.0.1 instead of the machine's address.
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AUTH_MODE": "token",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    # The store is the only truth: Tune's own state is written as seldom as it lets us.
+    "TUNE_GLOBAL_CHECKPOINT_S": "3600",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TRANSFORMERS_VERBOSITY": "error",
+}
+
+
+@contextlib.contextmanager
+def local_ray(*, cpus: int, gpus: int | None = None, threads: int = 1) -> Iterator[Path]:
+    """Starts Ray for the length of a `with` block and yields its session folder.
+
+    A reaper process ends everything that is left when this process dies, even by SIGKILL.
+
+    Raises:
+        ClusterError: Ray did not start.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="ressa-"))
+    session = folder.name
+    os.environ.update(_ENVIRONMENT)
+    os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    os.environ[SESSION_VARIABLE] = session
+    reaper = subprocess.Popen(
+        [sys.executable, "-m", "ressa.sweep.reaper", str(os.getpid()), session, str(folder)],
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    import ray
+
+    try:
+        try:
+            ray.init(
+                address="local",
+                num_cpus=cpus,
+                num_gpus=gpus,
+                include_dashboard=False,
+                log_to_driver=False,
+                configure_logging=False,
+                _temp_dir=str(folder),
+            )
+        except Exception as error:
+            raise ClusterError(
+                f"Ray could not start on this machine: {error}. Its logs are in {folder}; "
+                "a port in use or a full disk are the usual reasons. Free it and run again."
+            ) from error
+        yield folder
+    finally:
+        ray.shutdown()
+        del os.environ[SESSION_VARIABLE]
+        reaper.terminate()
+        reaper.wait()
+        shutil.rmtree(folder, ignore_errors=True)

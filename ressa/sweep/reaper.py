@@ -1,0 +1,57 @@
+"""Ends what a killed driver leaves behind: `python -m ressa.sweep.reaper PID SESSION FOLDER`.
+
+Ray's raylet dies with its driver, but its agents and workers may outlive a SIGKILL. This small
+process waits for the driver's end and then ends every process that carries the session's name in
+its environment. A driver that shuts Ray down by itself ends the reaper first.
+"""
+
+import os
+import select
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+
+_GRACE_SECONDS = 1.0
+
+
+def wait_for_end(pid: int) -> None:
+    """Returns once a process is gone."""
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    select.select([descriptor], [], [])
+
+
+def processes_of(session: str) -> list[int]:
+    """Finds the processes whose environment names a session, other than this one."""
+    wanted = f"RESSA_SESSION={session}".encode()
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            continue
+        try:
+            if wanted in (entry / "environ").read_bytes().split(b"\0"):
+                found.append(int(entry.name))
+        except OSError:
+            continue  # it ended meanwhile, or is another user's
+    return found
+
+
+def main(pid: int, session: str, folder: str) -> None:
+    """Waits for the driver's end, then ends the session's processes and removes its folder."""
+    wait_for_end(pid)
+    for kill in (signal.SIGTERM, signal.SIGKILL, signal.SIGKILL):
+        for left in processes_of(session):
+            try:
+                os.kill(left, kill)
+            except ProcessLookupError:
+                continue
+        time.sleep(_GRACE_SECONDS)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), sys.argv[2], sys.argv[3])

@@ -1,0 +1,131 @@
+"""From a trial's outcome or failure to the rows of the store's tables."""
+
+import json
+import os
+import platform
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Any
+
+from ressa.records import Failure, Outcome
+from ressa.sparsity import TOWERS, Target
+from ressa.sweep.ledger import Attempt
+from ressa.sweep.plan import SweepPlan
+
+Rows = dict[str, list[dict[str, Any]]]
+
+_PACKAGES = ("ressa", "torch", "ray", "deepspeed", "transformers", "optuna")
+
+
+def succeeded(
+    attempt: Attempt, outcome: Outcome, plan: SweepPlan, *, started: datetime
+) -> Rows:
+    """Makes every row of an attempt that came to its end."""
+    return {
+        "scores": outcome.scores,
+        "curves": outcome.curves,
+        "layers": outcome.layers,
+        "answers": outcome.answers,
+        "trials": [
+            _requested(attempt, plan)
+            | outcome.summary
+            | _objective(outcome, plan)
+            | _circumstances(attempt, started)
+            | {"state": "succeeded"}
+        ],
+    }
+
+
+def unsuccessful(
+    attempt: Attempt, failure: Failure, plan: SweepPlan, *, started: datetime, state: str
+) -> Rows:
+    """Makes the one row of an attempt that failed, was lost or was cancelled."""
+    row = _requested(attempt, plan) | _circumstances(attempt, started)
+    told = {
+        "failure_class": failure.kind,
+        "failure_stage": failure.stage,
+        "error": failure.message,
+        "traceback": failure.traceback,
+    }
+    return {"trials": [row | told | {"state": state}]}
+
+
+def _requested(attempt: Attempt, plan: SweepPlan) -> dict[str, Any]:
+    """What the trial was asked for, known before it starts."""
+    spec = attempt.spec
+    row: dict[str, Any] = {
+        "role": attempt.role,
+        "number": attempt.number,
+        "key": spec.key,
+        "model": spec.model.id,
+        "budget": _budget(attempt, plan),
+        "point": json.dumps(dict(attempt.point)),
+        "workers": spec.workers,
+    }
+    for tower in TOWERS:
+        wanted = getattr(spec, tower)
+        target: Target = wanted.target
+        row |= {
+            f"{tower}_target": str(target),
+            f"{tower}_sparsity": float(target.sparsity),
+            f"{tower}_zeros_requested": plan.zeros(tower, target),
+            f"{tower}_prunable": plan.inventory.prunable(tower),
+            f"{tower}_method": wanted.method,
+            f"{tower}_group": wanted.group,
+        }
+    return row
+
+
+def _budget(attempt: Attempt, plan: SweepPlan) -> float | None:
+    budget = plan.budget_of(attempt.point) if attempt.number is not None else None
+    return None if budget is None else float(budget)
+
+
+def _objective(outcome: Outcome, plan: SweepPlan) -> dict[str, Any]:
+    """Picks the objective's values out of the scores."""
+    task, split, metric = plan.objective
+    found = {
+        (row["state"], row["image"]): row
+        for row in outcome.scores
+        if (row["task"], row["split"], row["metric"]) == (task, split, metric)
+    }
+
+    def value(state: str, image: str = "real", column: str = "value") -> Any:
+        return found.get((state, image), {}).get(column)
+
+    pruned, repaired = value("pruned"), value("repaired")
+    return {
+        "metric": f"{task}.{metric}",
+        "items": value("pruned", column="items"),
+        "score": pruned if repaired is None else repaired,
+        "score_pruned": pruned,
+        "score_repaired": repaired,
+        "score_pruned_se": value("pruned", column="standard_error"),
+        "score_repaired_se": value("repaired", column="standard_error"),
+        "blank_pruned": value("pruned", "blank"),
+        "blank_repaired": value("repaired", "blank"),
+        "floor_majority": value("majority"),
+        "floor_dense_blank": value("dense", "blank"),
+    }
+
+
+def _circumstances(attempt: Attempt, started: datetime) -> dict[str, Any]:
+    versions = {f"{package}_version": version(package) for package in _PACKAGES}
+    return {
+        "cpu": _processor(),
+        "host": platform.node(),
+        "started": started,
+        "finished": datetime.now(UTC),
+        "python_version": platform.python_version(),
+        **versions,
+    }
+
+
+def _processor() -> str:
+    """The processor's model name: masks are bit-equal on one type of it."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            names = [line.split(":", 1)[1].strip() for line in lines if "model name" in line]
+        return names[0]
+    except (OSError, IndexError):
+        return platform.processor() or os.uname().machine

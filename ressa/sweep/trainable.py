@@ -1,0 +1,109 @@
+"""One attempt of one trial as a Ray Tune class trainable: `step()` is the trial's `next()`."""
+
+import traceback
+from typing import Any
+
+import ray
+from ray import tune
+from ray.tune import PlacementGroupFactory
+
+from ressa.errors import FailureClass, TrialError
+from ressa.records import Failure, Outcome, Progress
+from ressa.spec import Resources
+from ressa.sweep.gang import Actors, Gang, OwnProcess
+
+
+def placement(resources: Resources) -> PlacementGroupFactory:
+    """Describes what a trial occupies: its own process, or an empty head and one bundle a worker."""
+    bundle = {"CPU": float(resources.cpus_per_worker)}
+    if resources.gpus_per_worker:
+        bundle["GPU"] = float(resources.gpus_per_worker)
+    if resources.workers == 1:
+        return PlacementGroupFactory([bundle])
+    return PlacementGroupFactory([{}] + [bundle] * resources.workers)
+
+
+class TrialTrainable(tune.Trainable):
+    """Moves a gang through a trial; the gang stays up from trial to trial (`reuse_actors`).
+
+    A trial that fails by itself ends with a `failure` in its last result, not with an exception:
+    Tune then has no error to handle, and the searcher is told once.
+    """
+
+    def setup(self, config: dict[str, Any]) -> None:
+        """Starts the gang and the first trial."""
+        self._gang: Gang | None = None
+        self._failed = False
+        self._begin(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Goes on with another trial, unless the last one failed: a fresh process is safer then."""
+        if self._failed:
+            return False
+        self._begin(new_config)
+        return True
+
+    def _begin(self, config: dict[str, Any]) -> None:
+        self._config = config
+        self._begun = False
+
+    def step(self) -> dict[str, Any]:
+        """Runs the trial up to its next report."""
+        try:
+            report = self._advance()
+        except Exception as error:
+            self._failed = True
+            return {"done": True, "failure": describe_failure(error)}
+        if isinstance(report, Progress):
+            return {"done": False, "progress": report}
+        return {"done": True}  # the outcome itself is a stage in the store
+
+    def _advance(self) -> Progress | Outcome:
+        if self._gang is None:
+            self._gang = start_gang(self._config["store"], self._config["resources"])
+        if not self._begun:
+            self._begun = True
+            self._gang.begin(self._config["trial"])
+        return self._gang.advance()
+
+    def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
+        """Saves nothing: what counts is in the store. Tune calls this anyway."""
+        return {}
+
+    def load_checkpoint(self, checkpoint: dict[str, Any] | None) -> None:
+        """Loads nothing."""
+
+    def cleanup(self) -> None:
+        """Ends the gang's workers."""
+        if self._gang is not None:
+            self._gang.close()
+
+
+def start_gang(store: str, resources: Resources) -> Gang:
+    """Starts the workers of a trial: in this process if it is one, else as actors."""
+    if resources.workers == 1:
+        return OwnProcess(store, resources.cpus_per_worker)
+    return Actors(
+        store,
+        workers=resources.workers,
+        cpus=resources.cpus_per_worker,
+        gpus=resources.gpus_per_worker,
+    )
+
+
+def describe_failure(error: BaseException) -> Failure:
+    """Says what kind of failure an exception is, in which stage, and where it happened."""
+    cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
+    kind: FailureClass = "code"
+    if isinstance(cause, TrialError):
+        kind = cause.failure
+    elif isinstance(cause, MemoryError) or "out of memory" in str(cause).lower():
+        kind = "oom"
+    elif isinstance(error, ray.exceptions.RayActorError):
+        kind = "node"
+    return Failure(
+        kind=kind,
+        stage=getattr(cause, "stage", "trial"),
+        message=f"{type(cause).__name__}: {cause}" if kind == "code" else str(cause),
+        traceback="".join(traceback.format_exception(error)),
+    )

@@ -1,0 +1,202 @@
+"""Runs a sweep on Ray Tune: one Tune trial is one attempt, and the store is told everything.
+
+Tune gives placement, process reuse and failure detection. What to run next is the ledger's word,
+and what happened is what the store holds: no `Tuner.restore`, no Tune retries.
+"""
+
+import functools
+import os
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+from ray import tune
+from ray.tune import Callback, FailureConfig, RunConfig, Stopper, TuneConfig
+from ray.tune.search import Searcher
+
+from ressa.records import Failure, Outcome, Progress
+from ressa.store import Lease, Store, SweepStore
+from ressa.sweep import rows
+from ressa.sweep.ledger import Attempt, Ledger
+from ressa.sweep.plan import SweepPlan
+from ressa.sweep.trainable import TrialTrainable, placement
+
+
+class Watcher(Protocol):
+    """Is told how the sweep goes, for people to see."""
+
+    def planned(self, trials: int, finished: dict[str, Any]) -> None: ...
+    def began(self, attempt: Attempt) -> None: ...
+    def moved(self, attempt: Attempt, progress: Progress) -> None: ...
+    def ended(self, attempt: Attempt, row: dict[str, Any]) -> None: ...
+
+
+def run_trials(
+    plan: SweepPlan,
+    store: Store,
+    sweep: SweepStore,
+    lease: Lease,
+    watcher: Watcher,
+    *,
+    folder: Path,
+    redo_failed: bool,
+) -> None:
+    """Runs every trial that is left, with Ray already up; raises what ended the sweep early.
+
+    Args:
+        folder: where Tune may keep its own state; nothing reads it again.
+    """
+    ledger = Ledger(sweep, plan, epoch=lease.epoch, redo_failed=redo_failed)
+    watcher.planned(ledger.planned, dict(ledger.results))
+    searcher = StoreSearcher(ledger, plan, store, lease, watcher)
+    resources = plan.spec.resources
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(plan.spec.search.parallel)
+    tuner = tune.Tuner(
+        tune.with_resources(TrialTrainable, placement(resources)),
+        tune_config=TuneConfig(search_alg=searcher, num_samples=-1, reuse_actors=True),
+        run_config=RunConfig(
+            name="tune",
+            storage_path=str(folder / "tune"),
+            verbose=0,
+            stop=searcher.stopper,
+            failure_config=FailureConfig(max_failures=0),
+            callbacks=[searcher.errors],
+        ),
+    )
+    try:
+        tuner.fit()
+    finally:
+        if searcher.fatal is not None:
+            raise searcher.fatal
+
+
+def _kept[**P, R](method: Callable[P, R]) -> Callable[P, R | None]:
+    """Keeps an exception for the driver: Tune would log it and go on, or wrap it in its own."""
+
+    @functools.wraps(method)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R | None:
+        searcher: Any = args[0]
+        try:
+            return method(*args, **kwargs)
+        except Exception as error:
+            searcher.fatal = searcher.fatal or error
+            return None
+
+    return call
+
+
+class StoreSearcher(Searcher):  # type: ignore[misc]
+    """Hands the ledger's attempts to Tune and commits what comes back."""
+
+    def __init__(
+        self, ledger: Ledger, plan: SweepPlan, store: Store, lease: Lease, watcher: Watcher
+    ) -> None:
+        super().__init__(metric="score", mode="max")
+        self._ledger, self._plan, self._store = ledger, plan, store
+        self._lease, self._watcher = lease, watcher
+        self._running: dict[str, Attempt] = {}
+        self._begun: dict[str, datetime] = {}
+        self._ended: dict[str, Failure] = {}
+        self._stages: dict[str, str] = {}
+        self.fatal: Exception | None = None
+        self.errors = _Errors()
+        self.stopper = _StopWhenFatal(self)
+
+    @_kept
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        """Returns the configuration of the next attempt, None to wait, or that all is done."""
+        if self.fatal is not None:
+            return str(Searcher.FINISHED)
+        if len(self._running) >= self._plan.spec.search.parallel:
+            return None
+        attempt = self._ledger.next()
+        if attempt == "wait":
+            return None
+        if not isinstance(attempt, Attempt):
+            return str(Searcher.FINISHED)
+        self._running[trial_id] = attempt
+        self._begun[trial_id] = datetime.now(UTC)
+        self._watcher.began(attempt)
+        return {
+            "trial": attempt.spec,
+            "store": self._store.location,
+            "resources": self._plan.spec.resources,
+        }
+
+    @_kept
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Passes a trial's progress on."""
+        progress = result.get("progress")
+        if isinstance(progress, Progress):
+            self._stages[trial_id] = progress.stage
+            self._watcher.moved(self._running[trial_id], progress)
+
+    @_kept
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        """Commits the rows of an attempt that ended, however it did."""
+        attempt = self._running.pop(trial_id)
+        started = self._begun.pop(trial_id)
+        failure = (result or {}).get("failure")
+        state = "failed"
+        if error or not (result or {}).get("done"):
+            state, failure = "lost", self._lost(trial_id)
+        if isinstance(failure, Failure):
+            tables = rows.unsuccessful(
+                attempt, failure, self._plan, started=started, state=state
+            )
+        else:
+            tables = rows.succeeded(
+                attempt, self._outcome(attempt), self._plan, started=started
+            )
+        self._ledger.finish(attempt, tables)
+        self._watcher.ended(attempt, tables["trials"][0])
+
+    def _lost(self, trial_id: str) -> Failure:
+        return Failure(
+            kind="node",
+            stage=self._stages.get(trial_id, "start"),
+            message="the trial's process went away; `ressa resume --failed` tries it again",
+            traceback=self.errors.seen.get(trial_id),
+        )
+
+    def _outcome(self, attempt: Attempt) -> Outcome:
+        files = self._store.stages.get("outcome", attempt.spec.key)
+        assert files is not None, "a trial stores its outcome before it reports its end"
+        return Outcome.from_json(files["outcome.json"])
+
+    def save(self, checkpoint_path: str) -> None:
+        """Saves nothing: the store has it all."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Restores nothing."""
+
+
+class _Errors(Callback):  # type: ignore[misc]
+    """Remembers what Tune says of a trial whose process died."""
+
+    def __init__(self) -> None:
+        self.seen: dict[str, str] = {}
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Keeps the error's text."""
+        self.seen[trial.trial_id] = str(trial.get_error() or "")
+
+
+class _StopWhenFatal(Stopper):  # type: ignore[misc]
+    """Stops every trial once the driver cannot go on, as when the store takes no more rows."""
+
+    def __init__(self, searcher: StoreSearcher) -> None:
+        self._searcher = searcher
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """Stops no single trial."""
+        return False
+
+    def stop_all(self) -> bool:
+        """Returns whether something ended the sweep."""
+        return self._searcher.fatal is not None
+
+

@@ -1,0 +1,306 @@
+"""One trial, top to bottom: the paper's story (RESSA, arXiv:2404.02424). The page to read first.
+
+Calibrate the dense model, prune vision and language to their sparsities, score what is left,
+repair it with SparseLoRA and distillation, merge, prove the zeros, score again.
+
+`run` is a generator that every worker of the trial follows in step. It yields where it is, so that
+progress, stopping and time-outs have their place, and returns what it found.
+"""
+
+import json
+import math
+import time
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ressa.catalog import METHODS, TASKS
+from ressa.evaluate import Scores, predictions, score
+from ressa.models import VLM, load_vlm
+from ressa.prune import (
+    InputNorms,
+    PrunedTower,
+    apply_masks,
+    calibrate,
+    count_zeros,
+    mask_hash,
+    prune_tower,
+)
+from ressa.records import Example, Outcome, Progress, TrialSpec, content_key
+from ressa.repair import Teacher, attach, merge, teacher_logits, train
+from ressa.sparsity import TOWERS, Tower
+from ressa.spec import DataRef
+from ressa.store import open_store
+from ressa.workers import Stages, spread, total
+
+STAGE_VERSION = 1
+"""Raised when a stage's content would change though its key would not."""
+REPORT_EVERY = 5  # repair steps between two reports
+EVALUATION_BATCH = 256  # questions per forward pass; scores depend on it only by rounding
+PROBE = 64  # questions on which the merged model is compared with the adapters
+
+type Steps = Generator[Progress, None, Outcome]
+
+
+def run(trial: TrialSpec, store: str) -> Steps:
+    """Runs one trial and returns its outcome, which is then also a stage in the store."""
+    stages = Stages(open_store(store))
+    done = stages.find("outcome", trial.key)
+    if done is not None:
+        return Outcome.from_json(done)
+    outcome = yield from _Trial(trial, stages).steps()
+    stages.leave("outcome", trial.key, outcome.to_json())
+    return outcome
+
+
+class _Trial:
+    """The work on one trial, and the notes taken on the way."""
+
+    def __init__(self, trial: TrialSpec, stages: Stages) -> None:
+        self.spec, self.stages = trial, stages
+        self.vlm: VLM = load_vlm(trial.model)
+        self.inventory = self.vlm.towers.inventory
+        self.towers: dict[Tower, PrunedTower] = {}
+        self.seconds: dict[str, float] = {}
+        self.outcome = Outcome(summary={})
+
+    def steps(self) -> Steps:
+        """The story: each line is a chapter, told below in the same order."""
+        began, cpu_began = time.perf_counter(), time.process_time()
+        yield Progress(stage="score dense")
+        self.score_dense()
+        yield Progress(stage="calibrate")
+        norms = self.calibrate()
+        yield Progress(stage="teacher")
+        teacher = self.dense_teacher()
+        yield Progress(stage="prune")
+        self.prune(norms)
+        yield Progress(stage="score pruned")
+        self.score_model("pruned")
+        if self.spec.repair is not None:
+            yield from self.repair(teacher)
+            yield Progress(stage="score repaired")
+            self.score_model("repaired")
+        self.prove_zeros()
+        self.outcome.summary.update(
+            {f"{stage}_seconds": seconds for stage, seconds in self.seconds.items()},
+            total_seconds=time.perf_counter() - began,
+            cpu_seconds=total(time.process_time() - cpu_began),
+        )
+        return self.outcome
+
+    def score_dense(self) -> None:
+        """Sets the yardsticks beside every score: the dense model, blind answers, the majority."""
+
+        def make() -> bytes:
+            return json.dumps([row for ref in self.spec.evaluate for row in measure(ref)]).encode()
+
+        def measure(ref: DataRef) -> list[dict[str, Any]]:
+            task, examples = _examples(ref)
+            majority = [task.majority_answer(example.question) for example in examples]
+            return [
+                *self._scores("dense", ref, blank=False),
+                *self._scores("dense", ref, blank=True),
+                *_score_rows(ref, "majority", "real", score(examples, majority, task.answers)),
+            ]
+
+        with self._clock("evaluate"):
+            key = self._key("dense", self.spec.evaluate, self.spec.workers)
+            self.outcome.scores.extend(json.loads(self.stages.once("dense", key, make)))
+
+    def calibrate(self) -> InputNorms | None:
+        """Takes the input norms of every layer of the dense model, if a method asks for them."""
+        if not any(METHODS[self.spec.tower(tower).method].needs_statistics for tower in TOWERS):
+            return None
+
+        def make() -> bytes:
+            task, examples = _examples(self.spec.calibration)
+            return calibrate(self.vlm, examples, task.image).to_bytes()
+
+        with self._clock("calibration"):
+            return InputNorms.from_bytes(
+                self.stages.once("calibration", self._calibration_key, make)
+            )
+
+    def dense_teacher(self) -> Teacher | None:
+        """Asks the dense model for its logits on the repair data, before anything is pruned."""
+        plan = self.spec.repair
+        if plan is None or not plan.distillation.weight:
+            return None
+
+        def make() -> bytes:
+            task, examples = _examples(plan.data)
+            return teacher_logits(self.vlm, examples, task).to_bytes()
+
+        with self._clock("teacher"):
+            return Teacher.from_bytes(
+                self.stages.once("teacher", self._key("teacher", plan.data), make)
+            )
+
+    def prune(self, norms: InputNorms | None) -> None:
+        """Chooses both towers' keep masks on the dense weights, then sets the rest to zero."""
+        with self._clock("prune"):
+            for tower in TOWERS:
+                self.towers[tower] = self._prune_tower(tower, norms)
+            apply_masks(self.vlm.model, self.masks)
+
+    def _prune_tower(self, tower: Tower, norms: InputNorms | None) -> PrunedTower:
+        wanted = self.spec.tower(tower)
+        method = METHODS[wanted.method]()
+        statistics = self._calibration_key if method.needs_statistics else None
+        seed = self.spec.calibration.seed
+        key = self._key("mask", tower, wanted, method.version, statistics, seed)
+
+        def make() -> bytes:
+            layers = self.inventory.tower(tower)
+            return prune_tower(
+                self.vlm.model,
+                layers,
+                method,
+                target=wanted.target,
+                group=wanted.group,
+                norms=norms,
+                seed=seed,
+            ).to_bytes()
+
+        return PrunedTower.from_bytes(self.stages.once(f"{tower}-mask", key, make))
+
+    def repair(self, teacher: Teacher | None) -> Generator[Progress]:
+        """Trains SparseLoRA on what is left of the weights and merges it, zeros untouched."""
+        plan = self.spec.repair
+        assert plan is not None
+        task, examples = _examples(plan.data)
+        seed = plan.data.seed
+        with self._clock("repair"):
+            adapters = attach(self.vlm.model, self.masks, self.vlm.towers, plan, seed=seed)
+            for step in train(self.vlm, adapters, examples, task, teacher, plan, seed=seed):
+                self.outcome.curves.append(asdict(step))
+                if step.step % REPORT_EVERY == 0:
+                    yield Progress(stage="repair", step=step.step, steps=plan.steps)
+            before = self._probe()
+            merge(adapters)
+            gap = (self._probe() - before).abs().max().item()
+        self.outcome.summary["merge_gap"] = gap
+
+    def score_model(self, state: str) -> None:
+        """Scores the model as it is now, on real and on blank images."""
+        with self._clock("evaluate"):
+            for ref in self.spec.evaluate:
+                for blank in (False, True):
+                    self.outcome.scores.extend(self._scores(state, ref, blank=blank))
+
+    def prove_zeros(self) -> None:
+        """Counts, weight by weight, what was asked, what was pruned and what is zero at the end."""
+        counts = count_zeros(self.vlm.model, self.inventory.layers, self.masks)
+        reports = [report for tower in TOWERS for report in self.towers[tower].layers]
+        for count, report in zip(counts, reports, strict=True):
+            self.outcome.layers.append(
+                {
+                    "name": report.name,
+                    "tower": report.tower,
+                    "rows": report.rows,
+                    "columns": report.columns,
+                    "requested_zeros": report.requested_zeros,
+                    "zeros": report.zeros,
+                    "zeros_after_merge": count.zeros,
+                }
+            )
+        pruned = {t: sum(c.pruned for c in counts if c.tower == t) for t in TOWERS}
+        nonzero = sum(count.violations for count in counts)
+        whole_zeros = sum(int((p == 0).sum()) for p in self.vlm.model.parameters())
+        whole = sum(p.numel() for p in self.vlm.model.parameters())
+        self.outcome.summary.update(
+            {f"{tower}_zeros": zeros for tower, zeros in pruned.items()},
+            sparsity=sum(pruned.values()) / self.inventory.prunable(),
+            whole_zeros=whole_zeros,
+            whole_parameters=whole,
+            whole_sparsity=whole_zeros / whole,
+            zeros_after_merge_ok=nonzero == 0,
+            pruned_nonzero=nonzero,
+            mask_hash=mask_hash(self.masks),
+        )
+
+    @property
+    def masks(self) -> dict[str, Tensor]:
+        """The keep masks of both towers."""
+        return {name: mask for tower in self.towers.values() for name, mask in tower.masks.items()}
+
+    @property
+    def _calibration_key(self) -> str:
+        return self._key("calibration", self.spec.calibration)
+
+    def _key(self, *parts: Any) -> str:
+        """Names a stage by all that can change it: its options, the weights, the code's version."""
+        model = (self.spec.fingerprint, self.spec.model.dtype, self.spec.cpus_per_worker)
+        return content_key(STAGE_VERSION, model, *parts)
+
+    @torch.no_grad()
+    def _probe(self) -> Tensor:
+        """Answers a few questions of the first evaluation: logits, to compare bit by bit."""
+        task, examples = _examples(self.spec.evaluate[0])
+        batch = self.vlm.encode(examples[:PROBE], task.image, answers=True)
+        return self.vlm.answer_logits(batch)[0]
+
+    def _scores(self, state: str, ref: DataRef, *, blank: bool) -> list[dict[str, Any]]:
+        """Lets the workers answer, scores it, and keeps the answers to real images."""
+        task, examples = _examples(ref)
+        image = "blank" if blank else "real"
+
+        def answer(part: tuple[Example, ...]) -> list[str]:
+            return predictions(self.vlm, task, part, batch_size=EVALUATION_BATCH, blank=blank)
+
+        answers = spread(examples, answer)
+        if not blank and state != "dense":
+            self.outcome.answers.extend(
+                {
+                    "task": ref.task,
+                    "split": ref.split,
+                    "state": state,
+                    "image": image,
+                    "example_id": example.id,
+                    "image_id": example.image_id,
+                    "answer": given,
+                    "correct": given == example.answer,
+                }
+                for example, given in zip(examples, answers, strict=True)
+            )
+        return _score_rows(ref, state, image, score(examples, answers, task.answers))
+
+    @contextmanager
+    def _clock(self, stage: str) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - began
+
+
+def _examples(ref: Any) -> tuple[Any, tuple[Example, ...]]:
+    """Returns a task and the examples of it that a part of the spec names."""
+    task = TASKS[ref.task]()
+    return task, task.examples(ref.split, ref.samples, ref.seed)
+
+
+def _score_rows(ref: DataRef, state: str, image: str, scores: Scores) -> list[dict[str, Any]]:
+    """Turns scores into rows of the table of that name; a standard error stands by its metric."""
+    suffix = "_standard_error"
+    rows = []
+    for metric, value in scores.items():
+        if metric.endswith(suffix):
+            continue
+        error = scores.get(f"{metric}{suffix}", math.nan)
+        rows.append(
+            {
+                "task": ref.task,
+                "split": ref.split,
+                "state": state,
+                "image": image,
+                "metric": metric,
+                "value": value,
+                "standard_error": None if math.isnan(error) else error,
+                "items": ref.samples,
+            }
+        )
+    return rows
