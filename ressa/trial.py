@@ -13,6 +13,7 @@ import time
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import cache
 from typing import Any
 
 import torch
@@ -105,7 +106,13 @@ class _Trial:
             return [
                 *self._scores("dense", ref, blank=False),
                 *self._scores("dense", ref, blank=True),
-                *_score_rows(ref, "majority", "real", score(examples, majority, task.answers)),
+                *_score_rows(
+                    ref,
+                    "majority",
+                    "real",
+                    score(examples, majority, task.answers),
+                    len(examples),
+                ),
             ]
 
         with self._clock("evaluate"):
@@ -268,7 +275,8 @@ class _Trial:
                 }
                 for example, given in zip(examples, answers, strict=True)
             )
-        return _score_rows(ref, state, image, score(examples, answers, task.answers))
+        scores = score(examples, answers, task.answers)
+        return _score_rows(ref, state, image, scores, len(examples))
 
     @contextmanager
     def _clock(self, stage: str) -> Iterator[None]:
@@ -279,11 +287,18 @@ class _Trial:
 
 def _examples(ref: Any) -> tuple[Any, tuple[Example, ...]]:
     """Returns a task and the examples of it that a part of the spec names."""
-    task = TASKS[ref.task]()
+    task = _task(ref.task)
     return task, task.examples(ref.split, ref.samples, ref.seed)
 
 
-def _score_rows(ref: DataRef, state: str, image: str, scores: Scores) -> list[dict[str, Any]]:
+@cache
+def _task(name: str) -> Any:
+    return TASKS[name]()
+
+
+def _score_rows(
+    ref: DataRef, state: str, image: str, scores: Scores, items: int
+) -> list[dict[str, Any]]:
     """Turns scores into rows of the table of that name; a standard error stands by its metric."""
     suffix = "_standard_error"
     rows = []
@@ -300,7 +315,7 @@ def _score_rows(ref: DataRef, state: str, image: str, scores: Scores) -> list[di
                 "metric": metric,
                 "value": value,
                 "standard_error": None if math.isnan(error) else error,
-                "items": ref.samples,
+                "items": items,
             }
         )
     return rows

@@ -51,16 +51,12 @@ class Proposer:
         spec: the resolved sweep.
         identify: maps a point to the key of the trial it comes to; raises `InfeasibleAllocation`
             for a point that cannot meet its budget.
-        maximize: whether a larger objective is better.
     """
 
-    def __init__(
-        self, spec: SweepSpec, identify: Callable[[Point], str], *, maximize: bool = True
-    ) -> None:
+    def __init__(self, spec: SweepSpec, identify: Callable[[Point], str]) -> None:
         self._search = spec.search
         self._dimensions = tuple(spec.dimensions)
         self._identify = identify
-        self._direction = "maximize" if maximize else "minimize"
         self._distributions = {d.name: _distribution(d) for d in self._dimensions}
         self._grid = list(self._distinct_grid()) if self._is_finite else None
 
@@ -101,7 +97,7 @@ class Proposer:
 
     def _ask(self, number: int, attempt: int, trials: Sequence[Seen]) -> Proposal:
         study = optuna.create_study(
-            direction=self._direction, sampler=self._sampler(number, attempt)
+            direction="maximize", sampler=self._sampler(number, attempt)
         )
         study.add_trials([self._record(trial) for trial in trials])
         trial = study.ask(self._distributions)

@@ -59,7 +59,7 @@ class Ledger:
         self, sweep: SweepStore, plan: SweepPlan, *, epoch: int, redo_failed: bool = False
     ) -> None:
         self._sweep, self._plan, self._epoch = sweep, plan, epoch
-        self._proposer = Proposer(plan.spec, plan.key_of, maximize=plan.spec.objective.maximizes)
+        self._proposer = Proposer(plan.spec, plan.key_of)
         self.results: dict[str, Mapping[str, Any]] = {
             row["trial"]: row for row in sweep.trials().to_dict("records")
         }
@@ -67,7 +67,7 @@ class Ledger:
         self._attempts: dict[str, int] = {}
         self._read_proposals()
         self._exhausted = False
-        self._waiting = deque(self._left_over(redo_failed))
+        self.left_over = deque(self._unfinished(redo_failed))
 
     def _read_proposals(self) -> None:
         for row in self._sweep.proposals().to_dict("records"):
@@ -76,7 +76,7 @@ class Ledger:
             if trial not in BASELINES and int(row["number"]) == len(self._points):
                 self._points.append(json.loads(row["point"]))
 
-    def _left_over(self, redo_failed: bool) -> list[tuple[str, str | None]]:
+    def _unfinished(self, redo_failed: bool) -> list[tuple[str, str | None]]:
         """Trials to run before anything new is proposed, and why they run again."""
         left: list[tuple[str, str | None]] = []
         wanted = [*self._plan.baselines, *map(trial_name, range(len(self._points)))]
@@ -97,14 +97,14 @@ class Ledger:
         return len(self._plan.baselines) + (trials if size is None else min(trials, size))
 
     @property
-    def unfinished(self) -> int:
-        """How many of them have no result yet."""
-        return self.planned - len(self.results)
+    def is_complete(self) -> bool:
+        """Whether nothing is left to run."""
+        return not self.left_over and len(self.results) >= self.planned
 
     def next(self) -> Next:
         """Returns the next attempt to start; 'wait' while the window is full, or 'finished'."""
-        if self._waiting:
-            return self._start(*self._waiting.popleft())
+        if self.left_over:
+            return self._start(*self.left_over.popleft())
         number, search = len(self._points), self._plan.spec.search
         if self._exhausted or number >= search.trials:
             return "finished"

@@ -16,7 +16,7 @@ from ray.tune import Callback, FailureConfig, RunConfig, Stopper, TuneConfig
 from ray.tune.search import Searcher
 
 from ressa.records import Failure, Outcome, Progress
-from ressa.store import Lease, Store, SweepStore
+from ressa.store import Lease, Store
 from ressa.sweep import rows
 from ressa.sweep.ledger import Attempt, Ledger
 from ressa.sweep.plan import SweepPlan
@@ -35,19 +35,17 @@ class Watcher(Protocol):
 def run_trials(
     plan: SweepPlan,
     store: Store,
-    sweep: SweepStore,
+    ledger: Ledger,
     lease: Lease,
     watcher: Watcher,
     *,
     folder: Path,
-    redo_failed: bool,
 ) -> None:
     """Runs every trial that is left, with Ray already up; raises what ended the sweep early.
 
     Args:
         folder: where Tune may keep its own state; nothing reads it again.
     """
-    ledger = Ledger(sweep, plan, epoch=lease.epoch, redo_failed=redo_failed)
     watcher.planned(ledger.planned, dict(ledger.results))
     searcher = StoreSearcher(ledger, plan, store, lease, watcher)
     resources = plan.spec.resources
@@ -165,7 +163,7 @@ class StoreSearcher(Searcher):  # type: ignore[misc]
     def _outcome(self, attempt: Attempt) -> Outcome:
         files = self._store.stages.get("outcome", attempt.spec.key)
         assert files is not None, "a trial stores its outcome before it reports its end"
-        return Outcome.from_json(files["outcome.json"])
+        return Outcome.from_json(files["content"])
 
     def save(self, checkpoint_path: str) -> None:
         """Saves nothing: the store has it all."""

@@ -1,0 +1,29 @@
+"""Which weights a model's name stands for, told without torch."""
+
+import hashlib
+from pathlib import Path
+
+from ressa.catalog import MODELS
+from ressa.spec import ModelRef
+
+_READ_WHOLE = 1 << 30  # bytes; larger files are told apart by size and time, not read through
+_PARTS = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
+
+
+def fingerprint(ref: ModelRef) -> str:
+    """Hashes a model's files, so that two models under one name are never taken for one.
+
+    A hub model is told by its id and revision.
+    """
+    folder = MODELS[ref.id].folder if ref.id in MODELS else Path(ref.id).expanduser()
+    if not folder.is_dir():
+        return f"hub:{ref.id}@{ref.revision or 'newest'}"
+    digest = hashlib.sha256()
+    for path in sorted(path for pattern in _PARTS for path in folder.glob(pattern)):
+        digest.update(path.name.encode())
+        stat = path.stat()
+        if stat.st_size > _READ_WHOLE:
+            digest.update(f"{stat.st_size} {stat.st_mtime_ns}".encode())
+        else:
+            digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()[:32]

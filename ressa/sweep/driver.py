@@ -1,0 +1,206 @@
+"""Drives one sweep to its end: the store, the lease, Ray, and what is said when it stops early."""
+
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from ressa.errors import ConflictError, SpecError
+from ressa.spec import SweepSpec, spec_from_yaml
+from ressa.store import Store, SweepStore, acquire, open_store
+from ressa.sweep.local_ray import local_ray
+from ressa.sweep.plan import SweepPlan, make_plan
+
+GROWING = ("search.trials", "search.parallel")
+"""Fields in which a stored sweep may differ from the file that asks for more of it."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM: running trials were ended, and the sweep can go on later."""
+
+
+def start(spec: SweepSpec, watcher: Any) -> SweepStore:
+    """Runs a sweep, or goes on with the stored one of the same name and spec.
+
+    Raises:
+        ConflictError: the name is taken by another spec, or a live driver works on the sweep.
+        SpecError: a trial cannot fit on this machine, or the data are not what the spec says.
+        StoreError: the store cannot be written to.
+        ClusterError: Ray did not start.
+        Interrupted: the user stopped it.
+    """
+    check_fits(spec)
+    plan = make_plan(spec)
+    data = plan.data  # reads the data sets: faults show before anything is written
+    store = open_store(spec.store, create=True)
+    grown: dict[str, Any] = {}
+    if store.has_sweep(spec.name):
+        sweep = store.sweep(spec.name)
+        plan = SweepPlan(continued(sweep, spec), plan.inventory, plan.fingerprint)
+        grown = growth(stored_spec(sweep), plan.spec)
+    else:
+        sweep = store.create_sweep(spec.name, spec.to_yaml())
+    _drive(plan, store, sweep, watcher, data=data, grown=grown, redo_failed=False)
+    return sweep
+
+
+def resume(store: Store, name: str, watcher: Any, *, redo_failed: bool = False) -> SweepStore:
+    """Goes on with a stored sweep; finished trials are not run again.
+
+    Args:
+        redo_failed: also tries the trials again that failed or were lost.
+
+    Raises:
+        NotFoundError: there is no such sweep. Otherwise as `start`.
+    """
+    sweep = store.sweep(name)
+    spec = current_spec(sweep)
+    check_fits(spec)
+    _drive(make_plan(spec), store, sweep, watcher, data=[], grown={}, redo_failed=redo_failed)
+    return sweep
+
+
+def _drive(
+    plan: SweepPlan,
+    store: Store,
+    sweep: SweepStore,
+    watcher: Any,
+    *,
+    data: list[dict[str, Any]],
+    grown: dict[str, Any],
+    redo_failed: bool,
+) -> None:
+    from ressa.sweep.ledger import Ledger
+    from ressa.sweep.tuner import run_trials
+
+    lease = acquire(sweep)
+    try:
+        ledger = Ledger(sweep, plan, epoch=lease.epoch, redo_failed=redo_failed)
+        if ledger.is_complete:
+            return
+        before = "resumed" if len(sweep.events()) else "started"
+        sweep.event(before, {"planned": ledger.planned}, epoch=lease.epoch)
+        if grown:
+            sweep.event("grown", grown, epoch=lease.epoch)
+        sweep.commit("data", data, epoch=lease.epoch)
+        ended = "interrupted"
+        try:
+            resources = plan.spec.resources
+            with _stopped_by_signals(), local_ray(
+                cpus=available_cpus(), threads=resources.cpus_per_worker
+            ) as folder:
+                run_trials(plan, store, ledger, lease, watcher, folder=folder)
+            ended = "finished"
+        finally:
+            sweep.event(ended, epoch=lease.epoch)
+    finally:
+        lease.release()
+
+
+def stored_spec(sweep: SweepStore) -> SweepSpec:
+    """Returns the spec that a sweep began with."""
+    return spec_from_yaml(sweep.spec_text())
+
+
+def current_spec(sweep: SweepStore) -> SweepSpec:
+    """Returns a sweep's spec with what it has grown by since."""
+    import json
+
+    spec = stored_spec(sweep)
+    events = sweep.events()
+    for detail in events.loc[events["kind"] == "grown", "detail"]:
+        spec = _grow(spec, json.loads(detail))
+    return spec
+
+
+def continued(sweep: SweepStore, asked: SweepSpec) -> SweepSpec:
+    """Returns the spec to go on with when a file names a stored sweep.
+
+    Raises:
+        ConflictError: the file asks for something else than the stored sweep.
+        SpecError: it asks for more parallel trials than the stored window allows.
+    """
+    stored = current_spec(sweep)
+    if stored.identity != asked.identity:
+        raise ConflictError(
+            f"sweep {sweep.name!r} in {sweep.store.location} was made from another spec; "
+            f"{_differences(stored, asked)}. Give this one another name, or go on with the stored "
+            f"one: ressa resume {sweep.name}"
+        )
+    if asked.search.parallel > stored.search.window:
+        raise SpecError(
+            f"search.parallel: at most {stored.search.window}, got {asked.search.parallel}: the "
+            "sweep began with that window, and which results a proposal sees never changes."
+        )
+    return _grow(stored, {field: _value(asked, field) for field in GROWING})
+
+
+def growth(stored: SweepSpec, grown: SweepSpec) -> dict[str, Any]:
+    """Returns the growing fields in which two specs differ, with their new values."""
+    return {
+        field: _value(grown, field)
+        for field in GROWING
+        if _value(grown, field) != _value(stored, field)
+    }
+
+
+def _value(spec: SweepSpec, field: str) -> Any:
+    section, name = field.split(".")
+    return getattr(getattr(spec, section), name)
+
+
+def _grow(spec: SweepSpec, detail: dict[str, Any]) -> SweepSpec:
+    search = {field.split(".")[1]: value for field, value in detail.items()}
+    return spec.model_copy(update={"search": spec.search.model_copy(update=search)})
+
+
+def _differences(stored: SweepSpec, asked: SweepSpec) -> str:
+    one, other = stored.model_dump(mode="json"), asked.model_dump(mode="json")
+    fields = [field for field in one if one[field] != other[field] and field != "store"]
+    return f"they differ in {', '.join(fields)}"
+
+
+def available_cpus() -> int:
+    """How many processor cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def check_fits(spec: SweepSpec) -> None:
+    """Refuses a trial that this machine can never place.
+
+    Raises:
+        SpecError: it wants more cores than there are.
+    """
+    wanted = spec.resources.workers * spec.resources.cpus_per_worker
+    if wanted > available_cpus():
+        raise SpecError(
+            f"resources: a trial wants {wanted} CPU cores ({spec.resources.workers} workers of "
+            f"{spec.resources.cpus_per_worker}), this machine has {available_cpus()}. "
+            "Lower workers or cpus_per_worker."
+        )
+
+
+@contextlib.contextmanager
+def _stopped_by_signals() -> Iterator[None]:
+    """Makes SIGINT and SIGTERM end a sweep the same way: cleanly, once."""
+
+    def stop(number: int, frame: Any) -> None:
+        # A second signal while Ray shuts down must not leave its processes behind.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise Interrupted
+
+    try:
+        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not the main thread: the caller's handlers stay
+        yield
+        return
+    try:
+        # What Ray says belongs to words, not to data.
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

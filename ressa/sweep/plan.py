@@ -1,0 +1,141 @@
+"""What a sweep will do, worked out before anything runs: trials, baselines and the data they use."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property
+from itertools import combinations
+from typing import Any
+
+from ressa.catalog import MODELS, TASKS
+from ressa.errors import SpecError
+from ressa.records import TrialSpec
+from ressa.sparsity import Inventory, Target, Tower, tower_zeros
+from ressa.spec import Effective, SweepSpec, TowerTarget, apply_point
+
+_DENSE = Target.parse("0")
+
+
+@dataclass(frozen=True)
+class SweepPlan:
+    """A resolved spec together with its model's layers."""
+
+    spec: SweepSpec
+    inventory: Inventory
+    fingerprint: str
+    """Hash of the model's files."""
+
+    @property
+    def baselines(self) -> tuple[str, ...]:
+        """Names of the baseline trials, in the order in which they run."""
+        return tuple(name.replace("_", "-") for name in self.spec.baselines)
+
+    @property
+    def objective(self) -> tuple[str, str, str]:
+        """Task, split and metric that the search maximises."""
+        objective = self.spec.objective
+        split = next(ref.split for ref in self.spec.evaluate if ref.task == objective.task)
+        return objective.task, split, objective.metric
+
+    def trial(self, point: Mapping[str, str]) -> TrialSpec:
+        """Returns the trial that a point comes to.
+
+        Raises:
+            InfeasibleAllocation: the point cannot meet its budget.
+        """
+        return self._trial(apply_point(self.spec, self.inventory, point))
+
+    def key_of(self, point: Mapping[str, str]) -> str:
+        """Returns the key of the trial that a point comes to; raises like `trial`."""
+        return self.trial(point).key
+
+    def baseline(self, name: str) -> TrialSpec:
+        """Returns the trial of a baseline: nothing pruned, and repaired alike if it says so."""
+        spec = self.spec
+        dense = TowerTarget(method=spec.prune.method, group=spec.prune.group, target=_DENSE)
+        repaired = name == "dense-repaired"
+        return self._trial(
+            Effective(
+                vision=dense,
+                language=dense,
+                calibration=spec.prune.calibration,
+                repair=spec.repair if repaired else None,
+            )
+        )
+
+    def _trial(self, effective: Effective) -> TrialSpec:
+        repair = effective.repair
+        return TrialSpec(
+            model=self.spec.model,
+            fingerprint=self.fingerprint,
+            vision=effective.vision,
+            language=effective.language,
+            calibration=effective.calibration,
+            repair=None if repair is None or repair.method == "none" else repair,
+            evaluate=self.spec.evaluate,
+            workers=self.spec.resources.workers,
+            cpus_per_worker=self.spec.resources.cpus_per_worker,
+        )
+
+    def zeros(self, tower: Tower, target: Target) -> int:
+        """Counts the weights that a tower loses at a target."""
+        return tower_zeros(self.inventory.tower(tower), target)
+
+    def budget_of(self, point: Mapping[str, str]) -> Fraction | None:
+        """Returns the budget of a point's line, if the sweep has budgets."""
+        return Fraction(point["budget"]) if "budget" in point else None
+
+    @cached_property
+    def data(self) -> list[dict[str, Any]]:
+        """Rows of the `data` table: which examples each purpose uses.
+
+        Raises:
+            SpecError: two purposes share an image, or a split has too few examples.
+        """
+        spec = self.spec
+        uses = [("calibration", spec.prune.calibration)]
+        if spec.repair.method != "none":
+            uses.append(("repair", spec.repair.data))
+        uses += [("evaluate", ref) for ref in spec.evaluate]
+        rows = [_data_row(purpose, ref) for purpose, ref in uses]
+        for one, other in combinations(rows, 2):
+            shared = set(one["image_ids"]) & set(other["image_ids"])
+            if shared and one["purpose"] != other["purpose"]:
+                raise SpecError(
+                    f"{one['purpose']} and {other['purpose']} share {len(shared)} images of "
+                    f"{one['task']}; purposes must be disjoint by image. Choose another split."
+                )
+        return rows
+
+
+def _data_row(purpose: str, ref: Any) -> dict[str, Any]:
+    examples = TASKS[ref.task]().examples(ref.split, ref.samples, ref.seed)
+    return {
+        "purpose": purpose,
+        "task": ref.task,
+        "split": ref.split,
+        "samples": len(examples),
+        "seed": ref.seed,
+        "image_ids": list(dict.fromkeys(example.image_id for example in examples)),
+        "example_ids": [example.id for example in examples],
+    }
+
+
+def make_plan(spec: SweepSpec) -> SweepPlan:
+    """Looks up the model's layers and files: from the catalog, or by loading its configuration.
+
+    Raises:
+        SpecError: the model cannot be found, or a trial cannot be what the spec asks.
+    """
+    from ressa.models.identity import fingerprint
+
+    if spec.model.id in MODELS:
+        inventory = MODELS[spec.model.id].inventory()
+    else:
+        from ressa.models import load_vlm
+
+        inventory = load_vlm(spec.model).towers.inventory
+        faults = check_inventory(spec, inventory)
+        if faults:
+            raise SpecError("\n".join(faults))
+    return SweepPlan(spec, inventory, fingerprint(spec.model))
