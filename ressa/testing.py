@@ -1,0 +1,140 @@
+"""Contract classes: what the author of a plug-in inherits to test it with pytest.
+
+class TestMine(PruneMethodContract):
+    method = Mine
+"""
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ressa.prune import InputNorms, PruneMethod, apply_masks, count_zeros, prune_tower
+from ressa.prune.walk import Group
+from ressa.sparsity import LayerShape, Target, tower_zeros, zeros_per_matrix, zeros_per_row
+
+_SHAPES = {"first": (12, 16), "second": (7, 24), "third": (16, 8)}  # all can be cut 2:4 and 4:8
+_LAYERS = tuple(
+    LayerShape(name=name, tower="language", block=block, rows=rows, columns=columns)
+    for block, (name, (rows, columns)) in enumerate(_SHAPES.items())
+)
+_SPARSITIES = ["0", "0.01", "1/3", "0.5", "0.77", "1"]
+
+
+class PruneMethodContract:
+    """What holds for every pruning method."""
+
+    method: ClassVar[type[PruneMethod]]
+
+    def test_it_has_a_name_and_a_version(self) -> None:
+        assert self.method.name
+        assert self.method.version >= 1
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+    def test_saliency_is_finite_and_has_the_shape_of_the_weight(self, dtype: torch.dtype) -> None:
+        norms = _norms()
+        for name, weight in _weights(_tower(dtype)).items():
+            norm = norms.norm(name) if self.method.needs_statistics else None
+            saliency = self.method().saliency(weight, norm, torch.Generator().manual_seed(0))
+            assert saliency.shape == weight.shape
+            assert saliency.isfinite().all()
+
+    @pytest.mark.parametrize("sparsity", _SPARSITIES)
+    def test_each_row_loses_exactly_its_count(self, sparsity: str) -> None:
+        target = Target.parse(sparsity)
+        masks = self._masks(target)
+        counts = zeros_per_row(_LAYERS, target)
+        for layer, zeros in zip(_LAYERS, counts, strict=True):
+            assert (~masks[layer.name]).sum(dim=1).tolist() == zeros.tolist()
+
+    @pytest.mark.parametrize("sparsity", _SPARSITIES)
+    def test_each_matrix_loses_exactly_its_count(self, sparsity: str) -> None:
+        target = Target.parse(sparsity)
+        masks = self._masks(target, group="matrix")
+        lost = [int((~masks[layer.name]).sum()) for layer in _LAYERS]
+        assert lost == zeros_per_matrix(_LAYERS, target)
+
+    @pytest.mark.parametrize("pattern", ["2:4", "4:8", "1:4", "3:4"])
+    def test_a_pattern_is_obeyed_in_each_aligned_group(self, pattern: str) -> None:
+        kept, group = map(int, pattern.split(":"))
+        for mask in self._masks(Target.parse(pattern)).values():
+            assert (mask.reshape(-1, group).sum(dim=1) == kept).all()
+
+    def test_sparsity_0_changes_nothing(self) -> None:
+        tower = _tower()
+        apply_masks(tower, self._masks(Target.parse("0")))
+        assert _equal(_weights(tower), _weights(_tower()))
+
+    def test_sparsity_1_zeroes_everything(self) -> None:
+        tower = _tower()
+        apply_masks(tower, self._masks(Target.parse("1")))
+        assert all(not weight.any() for weight in _weights(tower).values())
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+    def test_zeros_are_where_the_masks_say(self, dtype: torch.dtype) -> None:
+        tower, target = _tower(dtype), Target.parse("0.6")
+        masks = self._masks(target, tower=tower)
+        apply_masks(tower, masks)
+        counts = count_zeros(tower, _LAYERS, masks)
+        assert [count.violations for count in counts] == [0, 0, 0]
+        assert sum(count.pruned for count in counts) == tower_zeros(_LAYERS, target)
+
+    @pytest.mark.parametrize("target", ["0.5", "2:4"])
+    def test_the_same_seed_gives_the_same_masks(self, target: str) -> None:
+        once, again = self._masks(Target.parse(target)), self._masks(Target.parse(target))
+        assert _equal(once, again)
+
+    def test_masks_do_not_depend_on_the_order_of_the_layers(self) -> None:
+        # Half of every width here is whole, so that no remainder moves with the order.
+        target, method, norms = Target.parse("0.5"), self.method(), _norms()
+        pruned = prune_tower(_tower(), _LAYERS[::-1], method, target=target, norms=norms, seed=3)
+        assert _equal(pruned.masks, self._masks(target))
+
+    def test_choosing_masks_leaves_the_weights_and_statistics_alone(self) -> None:
+        tower, norms = _tower(), _norms()
+        prune_tower(tower, _LAYERS, self.method(), target=Target.parse("0.5"), norms=norms)
+        assert _equal(_weights(tower), _weights(_tower()))
+        assert _equal(norms.square_sums, _norms().square_sums)
+
+    def _masks(
+        self, target: Target, group: Group = "row", tower: nn.Module | None = None
+    ) -> dict[str, Tensor]:
+        tower = _tower() if tower is None else tower
+        return prune_tower(
+            tower, _LAYERS, self.method(), target=target, group=group, norms=_norms(), seed=3
+        ).masks
+
+
+def _tower(dtype: torch.dtype = torch.float32) -> nn.ModuleDict:
+    """A tower of three layers; always the same weights, some of them equal, some of them zero."""
+    generator = torch.Generator().manual_seed(0)
+    tower = nn.ModuleDict()
+    for name, (rows, columns) in _SHAPES.items():
+        linear = nn.Linear(columns, rows, bias=False)
+        weight = torch.randn(rows, columns, generator=generator)
+        weight[0] = weight[0].sign()
+        weight[1, ::3] = 0
+        linear.weight.data = weight
+        tower[name] = linear
+    tower.to(dtype)
+    return tower
+
+
+def _norms() -> InputNorms:
+    """Statistics of the three layers; the first input of each is dead."""
+    generator = torch.Generator().manual_seed(1)
+    sums = {}
+    for name, (_, columns) in _SHAPES.items():
+        sums[name] = torch.rand(columns, generator=generator, dtype=torch.float64)
+        sums[name][0] = 0
+    return InputNorms(sums, dict.fromkeys(_SHAPES, 10))
+
+
+def _weights(tower: nn.Module) -> dict[str, Tensor]:
+    return {name: tower.state_dict()[f"{name}.weight"] for name in _SHAPES}
+
+
+def _equal(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(one[name].equal(other[name]) for name in one)

@@ -1,0 +1,142 @@
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from ressa.errors import PruneError
+from ressa.prune.masks import keep_mask, mask_hash, pack_masks, unpack_masks
+from ressa.sparsity import Pattern
+
+
+def drawn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def tied(*shape: int, seed: int = 0) -> Tensor:
+    """Saliencies of which most equal several others."""
+    return torch.randint(0, 4, shape, generator=torch.Generator().manual_seed(seed)).float()
+
+
+def reference_rows(saliency: np.ndarray, zeros: np.ndarray) -> np.ndarray:
+    """Prunes one weight after the other, as the definition reads."""
+    kept = np.ones(saliency.shape, dtype=bool)
+    for row, count in enumerate(zeros):
+        order = sorted(range(saliency.shape[1]), key=lambda column: (saliency[row, column], column))
+        kept[row, order[:count]] = False
+    return kept
+
+
+@pytest.mark.parametrize("draw", [drawn, tied])
+def test_rows_agree_with_the_definition(draw):
+    saliency = draw(40, 17)
+    zeros = np.random.default_rng(0).integers(0, 18, size=40)
+    expected = reference_rows(saliency.numpy(), zeros)
+    assert (keep_mask(saliency, zeros).numpy() == expected).all()
+
+
+@pytest.mark.parametrize("draw", [drawn, tied])
+@pytest.mark.parametrize("zeros", [0, 1, 29, 59, 60])
+def test_a_matrix_agrees_with_the_definition(draw, zeros):
+    saliency = draw(6, 10)
+    expected = reference_rows(saliency.reshape(1, -1).numpy(), np.array([zeros]))
+    assert (keep_mask(saliency, zeros).numpy() == expected.reshape(6, 10)).all()
+
+
+@pytest.mark.parametrize("draw", [drawn, tied])
+@pytest.mark.parametrize("pattern", [Pattern(2, 4), Pattern(1, 4), Pattern(4, 8), Pattern(5, 8)])
+def test_patterns_agree_with_the_definition(draw, pattern):
+    saliency = draw(6, 16)
+    groups = saliency.reshape(-1, pattern.group).numpy()
+    expected = reference_rows(groups, np.full(len(groups), pattern.group - pattern.kept))
+    assert (keep_mask(saliency, pattern).numpy() == expected.reshape(6, 16)).all()
+
+
+def test_equal_saliencies_keep_the_larger_column():
+    assert keep_mask(torch.ones(2, 4), np.array([1, 3])).tolist() == [
+        [False, True, True, True],
+        [False, False, False, True],
+    ]
+    assert keep_mask(torch.ones(1, 4), Pattern(1, 4)).tolist() == [[False, False, False, True]]
+    assert keep_mask(torch.ones(2, 2), 3).tolist() == [[False, False], [False, True]]
+
+
+def test_zero_and_minus_zero_are_equal_saliencies():
+    saliency = torch.tensor([[0.0, -0.0, 0.0, -0.0]])
+    assert keep_mask(saliency, np.array([2])).tolist() == [[False, False, True, True]]
+
+
+def test_two_of_four_keeps_the_pair_of_the_largest_sum():
+    saliency = drawn(5, 12)
+    kept = torch.where(keep_mask(saliency, Pattern(2, 4)), saliency, 0).reshape(-1, 4).sum(dim=1)
+    pairs = [
+        saliency.reshape(-1, 4)[:, pair].sum(dim=1) for pair in itertools.combinations(range(4), 2)
+    ]
+    assert torch.allclose(kept, torch.stack(pairs).amax(dim=0))
+
+
+def test_a_narrower_choice_never_keeps_more_saliency():
+    saliency = drawn(8, 32)
+    removals = [8 * 16, np.full(8, 16), Pattern(4, 8), Pattern(2, 4)]
+    kept = [float(saliency[keep_mask(saliency, removal)].sum()) for removal in removals]
+    assert kept == sorted(kept, reverse=True)
+
+
+def test_masks_of_growing_sparsity_are_nested():
+    saliency = tied(10, 16)
+    masks = [keep_mask(saliency, np.full(10, zeros)) for zeros in range(17)]
+    assert all((denser | ~sparser).all() for denser, sparser in itertools.pairwise(masks))
+
+
+def test_permuted_saliencies_give_permuted_masks():
+    saliency, zeros = drawn(9, 20), np.arange(9) * 2
+    rows, columns = torch.randperm(9), torch.randperm(20)
+    permuted = keep_mask(saliency[rows][:, columns], zeros[rows.numpy()])
+    assert permuted.equal(keep_mask(saliency, zeros)[rows][:, columns])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_any_float_type_is_ranked(dtype):
+    saliency = tied(5, 8)
+    zeros = np.full(5, 3)
+    assert keep_mask(saliency.to(dtype), zeros).equal(keep_mask(saliency, zeros))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_saliency_that_is_not_finite_is_refused(value):
+    saliency = drawn(2, 4)
+    saliency[1, 2] = value
+    with pytest.raises(PruneError) as caught:
+        keep_mask(saliency, np.array([1, 1]))
+    assert caught.value.failure == "numeric"
+
+
+@pytest.fixture
+def masks() -> dict[str, Tensor]:
+    return {"b.fc1": tied(3, 5) > 1, "a.q": tied(4, 16) > 2}
+
+
+def test_packed_masks_come_back(masks):
+    restored = unpack_masks(pack_masks(masks))
+    assert restored.keys() == masks.keys()
+    assert all(restored[name].equal(masks[name]) for name in masks)
+
+
+def test_packed_masks_take_a_bit_for_a_weight():
+    assert len(pack_masks({"layer": torch.ones(512, 512, dtype=torch.bool)})) < 512 * 512 / 8 + 500
+
+
+def test_packing_gives_the_same_bytes_in_any_order(masks):
+    assert pack_masks(masks) == pack_masks(dict(reversed(masks.items())))
+
+
+def test_the_hash_tells_masks_apart(masks):
+    hashes = {mask_hash(masks)}
+    flipped = masks["a.q"].clone()
+    flipped[3, 15] ^= True
+    hashes.add(mask_hash(masks | {"a.q": flipped}))
+    hashes.add(mask_hash(masks | {"a.q": masks["a.q"].reshape(16, 4)}))
+    hashes.add(mask_hash({"a.k": masks["a.q"], "b.fc1": masks["b.fc1"]}))
+    assert len(hashes) == 4
+    assert mask_hash(dict(reversed(masks.items()))) in hashes
