@@ -1,1 +1,43 @@
-"""ressa"""
+"""ressa: split the sparsity of a vision-language model between vision and language, and repair it.
+
+`run` runs a sweep, `open_store` reads what sweeps found; the command line does the same.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ressa.api import run
+    from ressa.errors import RessaError
+    from ressa.spec import SweepSpec, load_spec
+    from ressa.store import Store, SweepStore, open_store
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "RessaError": "ressa.errors",
+    "Store": "ressa.store",
+    "SweepSpec": "ressa.spec",
+    "SweepStore": "ressa.store",
+    "load_spec": "ressa.spec",
+    "open_store": "ressa.store",
+    "run": "ressa.api",
+}
+
+__all__ = [
+    "RessaError",
+    "Store",
+    "SweepSpec",
+    "SweepStore",
+    "load_spec",
+    "open_store",
+    "run",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # Names are imported when they are first used: `import ressa` costs nothing.
+    if name not in _HOMES:
+        raise AttributeError(f"module 'ressa' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_HOMES[name]), name)

@@ -11,9 +11,7 @@ from ressa.catalog import MODELS, TASKS
 from ressa.errors import SpecError
 from ressa.records import TrialSpec
 from ressa.sparsity import Inventory, Target, Tower, tower_zeros
-from ressa.spec import Effective, SweepSpec, TowerTarget, apply_point
-
-_DENSE = Target.parse("0")
+from ressa.spec import Effective, SweepSpec, apply_point, baseline, check_inventory
 
 
 @dataclass(frozen=True)
@@ -51,27 +49,16 @@ class SweepPlan:
 
     def baseline(self, name: str) -> TrialSpec:
         """Returns the trial of a baseline: nothing pruned, and repaired alike if it says so."""
-        spec = self.spec
-        dense = TowerTarget(method=spec.prune.method, group=spec.prune.group, target=_DENSE)
-        repaired = name == "dense-repaired"
-        return self._trial(
-            Effective(
-                vision=dense,
-                language=dense,
-                calibration=spec.prune.calibration,
-                repair=spec.repair if repaired else None,
-            )
-        )
+        return self._trial(baseline(self.spec, name.replace("-", "_")))
 
     def _trial(self, effective: Effective) -> TrialSpec:
-        repair = effective.repair
         return TrialSpec(
             model=self.spec.model,
             fingerprint=self.fingerprint,
             vision=effective.vision,
             language=effective.language,
             calibration=effective.calibration,
-            repair=None if repair is None or repair.method == "none" else repair,
+            repair=effective.repair,
             evaluate=self.spec.evaluate,
             workers=self.spec.resources.workers,
             cpus_per_worker=self.spec.resources.cpus_per_worker,
@@ -83,7 +70,7 @@ class SweepPlan:
 
     def budget_of(self, point: Mapping[str, str]) -> Fraction | None:
         """Returns the budget of a point's line, if the sweep has budgets."""
-        return Fraction(point["budget"]) if "budget" in point else None
+        return Fraction(point["budget"]) if "budget" in point else (Fraction(self.spec.budget[0]) if self.spec.budget else None)
 
     @cached_property
     def data(self) -> list[dict[str, Any]]:

@@ -1,0 +1,140 @@
+"""What people see while a sweep runs: a live board on a terminal, plain lines elsewhere."""
+
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from ressa.records import Progress
+from ressa.sparsity import TOWERS, Target
+from ressa.spec import SweepSpec
+from ressa.sweep.ledger import Attempt
+
+_REFRESHES_PER_SECOND = 2
+
+
+class Board:
+    """Follows one sweep; a `with` block around the run shows it, on stderr.
+
+    Args:
+        spec: the sweep.
+        console: where to write; words go to stderr, data never come from here.
+    """
+
+    def __init__(self, spec: SweepSpec, console: Console) -> None:
+        self._spec, self._console = spec, console
+        self._planned = 0
+        self._finished: dict[str, Mapping[str, Any]] = {}
+        self._running: dict[str, tuple[Attempt, Progress, float]] = {}
+        self._seconds: list[float] = []
+        self._live = (
+            Live(
+                console=console,
+                get_renderable=self._render,
+                refresh_per_second=_REFRESHES_PER_SECOND,
+                transient=True,
+            )
+            if console.is_terminal
+            else None
+        )
+
+    def __enter__(self) -> Self:
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._live:
+            self._live.stop()
+
+    def planned(self, trials: int, finished: Mapping[str, Mapping[str, Any]]) -> None:
+        """Is told how many trials there are to be, and which are there already."""
+        self._planned, self._finished = trials, dict(finished)
+        already = f", {len(finished)} of them finished before" if finished else ""
+        self._say(f"[bold]{self._spec.name}[/bold]  {trials} trials{already}")
+
+    def began(self, attempt: Attempt) -> None:
+        """Is told that an attempt started."""
+        self._running[attempt.trial] = (attempt, Progress(stage="start"), time.monotonic())
+        if attempt.reason:
+            self._say(f"{attempt.trial:14}  attempt {attempt.attempt + 1}: {attempt.reason}")
+
+    def moved(self, attempt: Attempt, progress: Progress) -> None:
+        """Is told where a trial is."""
+        _, _, since = self._running[attempt.trial]
+        self._running[attempt.trial] = (attempt, progress, since)
+
+    def ended(self, attempt: Attempt, row: Mapping[str, Any]) -> None:
+        """Is told how an attempt ended."""
+        _, _, since = self._running.pop(attempt.trial)
+        self._finished[attempt.trial] = row
+        self._seconds.append(time.monotonic() - since)
+        self._say(f"{_targets(attempt)}  {_result(row)}  {self._seconds[-1]:5.1f} s")
+
+    def _say(self, line: str) -> None:
+        self._console.print(line, highlight=False, soft_wrap=True)
+
+    def _render(self) -> RenderableType:
+        done = len(self._finished)
+        head = Table.grid(padding=(0, 1))
+        head.add_row(
+            ProgressBar(total=max(self._planned, 1), completed=done, width=24),
+            f"{done}/{self._planned} trials",
+            f"{len(self._running)} running",
+            self._best(),
+            self._time_left(),
+        )
+        trials = Table.grid(padding=(0, 2))
+        for attempt, progress, since in self._running.values():
+            step = f"{progress.step}/{progress.steps}" if progress.steps else ""
+            seconds = f"{time.monotonic() - since:.0f} s"
+            trials.add_row("", _targets(attempt), progress.stage, step, Text(seconds, style="dim"))
+        return Group(head, trials)
+
+    def _best(self) -> str:
+        scores = {
+            trial: row["score"]
+            for trial, row in self._finished.items()
+            if row["role"] == "search" and row["state"] == "succeeded"
+        }
+        if not scores:
+            return "no score yet"
+        trial = max(scores, key=lambda name: scores[name])
+        return f"best {scores[trial]:.3f} ({trial})"
+
+    def _time_left(self) -> str:
+        if not self._seconds or not self._planned:
+            return ""
+        left = self._planned - len(self._finished)
+        mean = sum(self._seconds) / len(self._seconds)
+        seconds = mean * left / min(self._spec.search.parallel, max(left, 1))
+        return f"about {seconds // 60:.0f} min {seconds % 60:02.0f} s left" if left else ""
+
+
+def _targets(attempt: Attempt) -> str:
+    vision, language = (_shown(attempt.spec.tower(tower).target) for tower in TOWERS)
+    return f"{attempt.trial:14}  vision {vision:6}  language {language:6}"
+
+
+def _shown(target: Target) -> str:
+    """A pattern as it is, a fraction with as many digits as are worth reading."""
+    return str(target) if target.pattern else f"{float(target.sparsity):.4g}"
+
+
+def _result(row: Mapping[str, Any]) -> str:
+    if row["state"] != "succeeded":
+        return f"[red]{row['state']}[/red] at {row['failure_stage']}: {row['error']}"
+    if row.get("score_repaired") is None:
+        return f"score {row['score']:.3f}"
+    return f"pruned {row['score_pruned']:.3f} → repaired {row['score_repaired']:.3f}"
