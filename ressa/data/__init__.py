@@ -1,0 +1,1 @@
+"""Tasks' data: calibration, repair and evaluation examples, disjoint by image."""

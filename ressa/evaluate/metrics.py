@@ -1,0 +1,80 @@
+"""Scores of answers, with standard errors that know that one picture's questions hang together.
+
+A standard error is the sandwich estimate clustered by picture: the influence of each example on the
+score is summed over its picture before squaring,
+
+    se² = G / (G - 1) · Σ_g (Σ_{i in g} ψ_i)²,   G pictures,
+
+with ψ_i = (x_i - mean) / n for exact match, and ψ_i = (x_i - recall_k) / (K n_k) for the mean recall
+over K answers, where example i has answer k. Needs no resampling, and hence no seed.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Collection, Sequence
+
+from ressa.records import Example
+
+Scores = dict[str, float]
+"""`exact_match`, `balanced_accuracy`, `malformed` and `exact_match/<kind>`, fractions in [0, 1];
+and `exact_match_standard_error`, `balanced_accuracy_standard_error` (NaN for a single picture)."""
+
+
+def score(
+    examples: Sequence[Example], predictions: Sequence[str], answers: Collection[str]
+) -> Scores:
+    """Scores answers against the right ones.
+
+    Args:
+        examples: the questions, at least one.
+        predictions: one answer a question.
+        answers: what counts as a well-formed answer in this task.
+
+    Returns:
+        See `Scores`. Balanced accuracy is the mean recall over the answers that occur in
+        `examples`, so that always guessing the commonest answer gains nothing.
+    """
+    if not examples:
+        raise ValueError("there is nothing to score")
+    right = [
+        float(example.answer == prediction)
+        for example, prediction in zip(examples, predictions, strict=True)
+    ]
+    images = [example.image_id for example in examples]
+    overall = _mean(right)
+    by_answer = _grouped(right, [example.answer for example in examples])
+    recalls = {answer: _mean(values) for answer, values in by_answer.items()}
+    influence = [(x - overall) / len(right) for x in right]
+    balanced_influence = [
+        (x - recalls[e.answer]) / (len(recalls) * len(by_answer[e.answer]))
+        for x, e in zip(right, examples, strict=True)
+    ]
+    by_kind = _grouped(right, [example.kind for example in examples])
+    known = frozenset(answers)
+    return {
+        "exact_match": overall,
+        "exact_match_standard_error": _clustered_error(influence, images),
+        "balanced_accuracy": _mean(list(recalls.values())),
+        "balanced_accuracy_standard_error": _clustered_error(balanced_influence, images),
+        "malformed": _mean([float(prediction not in known) for prediction in predictions]),
+        **{f"exact_match/{kind}": _mean(by_kind[kind]) for kind in sorted(by_kind)},
+    }
+
+
+def _clustered_error(influence: Sequence[float], images: Sequence[str]) -> float:
+    clusters = _grouped(influence, images)
+    if len(clusters) < 2:
+        return math.nan
+    square = math.fsum(math.fsum(values) ** 2 for values in clusters.values())
+    return math.sqrt(square * len(clusters) / (len(clusters) - 1))
+
+
+def _grouped(values: Sequence[float], keys: Sequence[str]) -> dict[str, list[float]]:
+    groups: dict[str, list[float]] = defaultdict(list)
+    for value, key in zip(values, keys, strict=True):
+        groups[key].append(value)
+    return groups
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)

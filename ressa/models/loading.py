@@ -1,0 +1,94 @@
+"""Loading a model by its catalog name, from a folder, or from the Hugging Face hub."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers.utils import logging as transformers_logging
+
+from ressa.catalog import MODELS
+from ressa.errors import SpecError, UnknownNameError
+from ressa.models.towers import find_towers
+from ressa.models.vlm import VLM
+from ressa.spec import ModelRef
+
+
+def load_vlm(ref: ModelRef | str) -> VLM:
+    """Loads a model with its processor, ready to answer, on the CPU.
+
+    Args:
+        ref: a catalog name ("pocket-blip2"), a folder that `save_pretrained` wrote (model and
+            processor), or a hub id ("organisation/name"), tried in this order.
+
+    Raises:
+        SpecError: it is not there, cannot be reached, or is no vision-language model.
+    """
+    ref = ModelRef(id=ref) if isinstance(ref, str) else ref
+    folder = _folder(ref.id)
+    source = ref.id if folder is None else str(folder)
+    options: dict[str, Any] = {"trust_remote_code": ref.trust_remote_code}
+    if folder is not None:
+        options["local_files_only"] = True  # a folder that lacks a file must not ask the hub
+    elif ref.revision is not None:
+        options["revision"] = ref.revision
+    try:
+        with _no_progress_bars(folder is not None):
+            processor = AutoProcessor.from_pretrained(source, **options)
+            model = AutoModelForImageTextToText.from_pretrained(
+                source, dtype=getattr(torch, ref.dtype), **options
+            )
+    # Transformers raises these for a missing file, an unreachable hub, a class that is no
+    # vision-language model, and a package that this model needs. The cause is kept.
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise SpecError(_failure(ref, folder, error)) from error
+    return VLM(name=ref.id, model=model.eval(), processor=processor, towers=find_towers(model))
+
+
+def _folder(name: str) -> Path | None:
+    """Says where a model's files lie, or None if it is to come from the hub."""
+    if name in MODELS:
+        folder = MODELS[name].folder
+    else:
+        folder = Path(name).expanduser()
+        if not folder.is_dir():
+            if name.startswith((".", "/", "~")) or name.count("/") > 1:
+                raise SpecError(
+                    f"model {name}: there is no such folder. Write a folder that save_pretrained "
+                    f"wrote, a hub id organisation/name, or one of: {', '.join(MODELS)}."
+                )
+            if "/" not in name:
+                raise UnknownNameError("model", name, known=MODELS)
+            return None
+    if not (folder / "config.json").is_file():
+        raise SpecError(
+            f"model {name}: {folder} has no config.json. Write the folder that the model's and the "
+            "processor's save_pretrained wrote."
+        )
+    return folder
+
+
+def _failure(ref: ModelRef, folder: Path | None, error: Exception) -> str:
+    where = f"the hub, revision {ref.revision or 'newest'}" if folder is None else str(folder)
+    reason = " ".join(str(error).split())
+    hint = (
+        "Check the id, the revision and the network, or give the folder of a copy."
+        if folder is None
+        else "It must hold what the model's and the processor's save_pretrained wrote."
+    )
+    return f"model {ref.id} cannot be loaded from {where}: {reason[:400]} {hint}"
+
+
+@contextmanager
+def _no_progress_bars(quiet: bool) -> Iterator[None]:
+    """Silences transformers' bars while files are read that take no time to speak of."""
+    was_on = transformers_logging.is_progress_bar_enabled()
+    if quiet and was_on:
+        transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if quiet and was_on:
+            transformers_logging.enable_progress_bar()

@@ -1,0 +1,213 @@
+"""A vision-language model with its processor, and what the rest of `ressa` asks of it.
+
+Dimensions: image = distinct pictures of a batch; batch = its questions; time = tokens of one
+question's text; token = answer tokens of all questions, end to end.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+from jaxtyping import Float, Int
+from PIL.Image import Image
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+from transformers.modeling_utils import PreTrainedModel
+from transformers.processing_utils import ProcessorMixin
+
+from ressa.errors import SpecError
+from ressa.models.towers import Towers
+from ressa.records import Example
+
+NO_LABEL = -100
+"""Marks a place where no answer token stands; transformers' losses skip it too."""
+
+# For checkpoints that come without a chat template: how their authors asked questions.
+_PROMPTS = {
+    "blip-2": "Question: {question} Answer:",
+    "llava": "USER: <image>\n{question} ASSISTANT:",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """Questions, ready for the model; several may look at one picture."""
+
+    inputs: dict[str, Tensor]
+    """input_ids and attention_mask [batch time], pixel_values [image channel height width]."""
+    image_index: Int[Tensor, " batch"]
+    """The row of pixel_values that each question looks at."""
+    labels: Int[Tensor, "batch time"] | None
+    """Answer tokens with their end of text, `NO_LABEL` elsewhere; None without answers."""
+
+    def __len__(self) -> int:
+        return len(self.image_index)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VLM:
+    """A loaded model. Pictures are encoded once however many questions are asked about them."""
+
+    name: str
+    model: PreTrainedModel
+    processor: ProcessorMixin
+    towers: Towers
+    _prompts: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    """Token ids of the prompts seen so far: data sets ask few distinct questions."""
+
+    @property
+    def has_encoder(self) -> bool:
+        """Whether the language model reads with an encoder (T5) and answers with a decoder."""
+        return bool(self.model.config.get_text_config().is_encoder_decoder)
+
+    def encode(
+        self,
+        examples: Sequence[Example],
+        images: Callable[[str], Image],
+        *,
+        answers: bool,
+        blank: Image | None = None,
+    ) -> Batch:
+        """Turns questions, and their answers where wanted, into tensors on the model's device.
+
+        Args:
+            examples: at least one; those about one picture share its row of pixel values.
+            images: opens a picture by its id.
+            answers: True to teach or to score answers, False to generate them.
+            blank: shown instead of every picture, if given.
+        """
+        shown = [None] if blank is not None else list(dict.fromkeys(e.image_id for e in examples))
+        pictures = [blank if name is None else images(name) for name in shown]
+        row = {name: index for index, name in enumerate(shown)}
+        image_index = [0 if blank is not None else row[e.image_id] for e in examples]
+        prompts = [self._prompt_ids(e.question, cast(Image, pictures[0])) for e in examples]
+        inputs, labels = self._texts(prompts, [e.answer for e in examples] if answers else None)
+        inputs["pixel_values"] = self._pixels(cast("list[Image]", pictures))
+        device = self.model.device
+        return Batch(
+            inputs={name: tensor.to(device) for name, tensor in inputs.items()},
+            image_index=torch.tensor(image_index, device=device),
+            labels=None if labels is None else labels.to(device),
+        )
+
+    def answer_logits(
+        self, batch: Batch
+    ) -> tuple[Float[Tensor, "token vocabulary"], Int[Tensor, " token"]]:
+        """Returns the logits that predict each answer token, and the tokens; differentiable.
+
+        The token that ends an answer counts as one of its tokens.
+        """
+        if batch.labels is None:
+            raise ValueError("answer_logits needs a batch that was encoded with answers=True")
+        with self._shared_pictures(batch.image_index):
+            if self.has_encoder:
+                logits = self.model(**batch.inputs, labels=batch.labels).logits
+                labels = batch.labels
+            else:
+                # A decoder's logits at one place predict the token at the next.
+                logits = self.model(**batch.inputs, use_cache=False).logits[:, :-1]
+                labels = batch.labels[:, 1:]
+        kept = labels != NO_LABEL
+        return logits[kept], labels[kept]
+
+    @torch.no_grad()
+    def generate(self, batch: Batch, max_new_tokens: int) -> list[str]:
+        """Answers greedily; whatever follows the end of an answer is dropped."""
+        with self._shared_pictures(batch.image_index):
+            tokens = self.model.generate(
+                **batch.inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1
+            )
+        if not self.has_encoder:
+            tokens = tokens[:, batch.inputs["input_ids"].shape[1] :]
+        texts = self.processor.batch_decode(tokens, skip_special_tokens=True)
+        return [text.strip() for text in texts]
+
+    def prompt(self, question: str) -> str:
+        """Wraps a question the way the model expects it: its chat template, else its authors' form.
+
+        Raises:
+            SpecError: if the model comes without a template and is of no type known here.
+        """
+        tokenizer = self._tokenizer
+        template = getattr(self.processor, "chat_template", None) or tokenizer.chat_template
+        if template is None:
+            kind = self.model.config.model_type
+            if kind not in _PROMPTS:
+                raise SpecError(
+                    f"model {self.name}: it comes without a chat template, and how to ask a "
+                    f"{kind!r} model is not known here (known: {', '.join(sorted(_PROMPTS))}). "
+                    "Save it with a processor that has a chat_template."
+                )
+            return _PROMPTS[kind].format(question=question)
+        content = [{"type": "image"}, {"type": "text", "text": question}]
+        text = self.processor.apply_chat_template(
+            [{"role": "user", "content": content}],
+            chat_template=template,
+            add_generation_prompt=True,
+            tokenize=False,
+        )
+        return cast(str, text)
+
+    @property
+    def _tokenizer(self) -> Any:
+        return self.processor.tokenizer
+
+    def _prompt_ids(self, question: str, picture: Image) -> Int[Tensor, " time"]:
+        """Tokens of a prompt with its image tokens, whose number is the same for every picture."""
+        if question not in self._prompts:
+            encoded = self.processor(
+                images=[picture], text=[self.prompt(question)], return_tensors="pt"
+            )
+            self._prompts[question] = encoded["input_ids"][0]
+        return self._prompts[question]
+
+    def _answer_ids(self, answer: str) -> Int[Tensor, " time"]:
+        ids = self._tokenizer(answer, add_special_tokens=False)["input_ids"]
+        return torch.tensor([*ids, self._tokenizer.eos_token_id])
+
+    def _texts(
+        self, prompts: list[Tensor], answers: list[str] | None
+    ) -> tuple[dict[str, Tensor], Tensor | None]:
+        """Pads prompts, and answers if there are any, into input ids, attention mask and labels."""
+        pad = self._tokenizer.pad_token_id
+        targets = None if answers is None else [self._answer_ids(answer) for answer in answers]
+        if targets is None or self.has_encoder:
+            # A decoder goes on from the last place, so what it generates from is padded on the left.
+            side = "right" if self.has_encoder else "left"
+            labels = None if targets is None else pad_sequence(targets, True, NO_LABEL)
+            return _padded(prompts, pad, side), labels
+        texts = [torch.cat(pair) for pair in zip(prompts, targets, strict=True)]
+        unanswered = [torch.full_like(prompt, NO_LABEL) for prompt in prompts]
+        rows = [torch.cat(pair) for pair in zip(unanswered, targets, strict=True)]
+        return _padded(texts, pad, "right"), pad_sequence(rows, True, NO_LABEL)
+
+    def _pixels(self, pictures: list[Image]) -> Float[Tensor, "image channel height width"]:
+        encoded = self.processor.image_processor(pictures, return_tensors="pt")
+        return cast(Tensor, encoded["pixel_values"]).to(self.model.dtype)
+
+    @contextmanager
+    def _shared_pictures(self, image_index: Int[Tensor, " batch"]) -> Iterator[None]:
+        """Hands each question its picture's rows where the connector hands them on.
+
+        So vision tower and connector run once a picture, and everything after sees one picture a
+        question, as if the pixels had been repeated.
+        """
+
+        def repeat(module: nn.Module, args: object, output: Tensor) -> Tensor:
+            return output.index_select(0, image_index)
+
+        hook = self.model.get_submodule(self.towers.projector).register_forward_hook(repeat)
+        try:
+            yield
+        finally:
+            hook.remove()
+
+
+def _padded(texts: list[Tensor], pad: int, side: str) -> dict[str, Tensor]:
+    ones = [torch.ones_like(text) for text in texts]
+    return {
+        "input_ids": pad_sequence(texts, True, pad, padding_side=side),
+        "attention_mask": pad_sequence(ones, True, 0, padding_side=side),
+    }
