@@ -11,7 +11,7 @@ compete, one group a row.
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -95,26 +95,39 @@ def _keep_pattern(
     return np.ascontiguousarray((rank >= pattern.group - pattern.kept).T)
 
 
-def pack_masks(masks: Mapping[str, Bool[Tensor, "_ _"]]) -> bytes:
-    """Writes masks as the bytes of a safetensors file, eight weights a byte; see `unpack_masks`."""
+def pack_masks(masks: Mapping[str, Bool[Tensor, "_ _"]], note: str = "") -> bytes:
+    """Writes masks as the bytes of a safetensors file, eight weights a byte.
+
+    Equal masks and notes give equal bytes. `unpack_masks` and `packed_note` read them.
+    """
     packed = {name: torch.from_numpy(np.packbits(mask.numpy())) for name, mask in masks.items()}
     shapes = {name: list(mask.shape) for name, mask in masks.items()}
     # One entry, because safetensors writes several in no fixed order.
-    content: bytes = save(packed, metadata={"shapes": json.dumps(shapes, sort_keys=True)})
+    header = json.dumps({"shapes": shapes, "note": note}, sort_keys=True)
+    content: bytes = save(packed, metadata={"ressa": header})
     return content
 
 
 def unpack_masks(content: bytes) -> dict[str, Bool[Tensor, "_ _"]]:
-    """Reads what `pack_masks` wrote."""
-    header_length = int.from_bytes(content[:8], "little")
-    header = json.loads(content[8 : 8 + header_length])
-    shapes = json.loads(header["__metadata__"]["shapes"])
-    masks = {}
+    """Reads the masks that `pack_masks` wrote."""
+    shapes, masks = _header(content)["shapes"], {}
     for name, bits in load(content).items():
         rows, columns = shapes[name]
         mask = np.unpackbits(bits.numpy(), count=rows * columns).astype(bool)
         masks[name] = torch.from_numpy(mask.reshape(rows, columns))
     return masks
+
+
+def packed_note(content: bytes) -> str:
+    """Reads the note that `pack_masks` wrote beside the masks."""
+    return str(_header(content)["note"])
+
+
+def _header(content: bytes) -> dict[str, Any]:
+    # safetensors reads metadata from files only; its first eight bytes are the header's length.
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    written: dict[str, Any] = json.loads(header["__metadata__"]["ressa"])
+    return written
 
 
 def mask_hash(masks: Mapping[str, Bool[Tensor, "_ _"]]) -> str:

@@ -195,7 +195,7 @@ class _Observer:
 def weighted_square_sum(
     rows: Float[Tensor, "token in"], weights: Num[Tensor, " token"]
 ) -> Float64[Tensor, " in"]:
-    """Sums the squares of the rows, each as often as its weight says; rows of weight 0 may be NaN."""
+    """Sums the squares of the rows, each as often as its weight says; at weight 0 even NaN."""
     counted = weights > 0
     squares = rows[counted].float().square() * weights[counted, None]
     return squares.sum(dim=0, dtype=torch.float64)

@@ -1,8 +1,9 @@
 """The walk over a tower: for each layer a saliency, then a keep mask of exactly the asked size."""
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Literal
 
 import numpy as np
@@ -11,7 +12,7 @@ from jaxtyping import Bool
 from torch import Tensor, nn
 
 from ressa.errors import PruneError
-from ressa.prune.masks import Removal, keep_mask
+from ressa.prune.masks import Removal, keep_mask, pack_masks, packed_note, unpack_masks
 from ressa.prune.method import PruneMethod
 from ressa.prune.statistics import InputNorms
 from ressa.sparsity import LayerShape, Target, check_pattern, zeros_per_matrix, zeros_per_row
@@ -44,6 +45,20 @@ class PrunedTower:
 
     masks: Masks
     layers: tuple[LayerReport, ...]
+
+    def to_bytes(self) -> bytes:
+        """Writes the masks as the bytes of a safetensors file, with the reports in its header."""
+        reports = [asdict(report) for report in self.layers]
+        return pack_masks(self.masks, note=json.dumps(reports, sort_keys=True))
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> "PrunedTower":
+        """Reads what `to_bytes` wrote."""
+        reports = [LayerReport(**report) for report in json.loads(packed_note(content))]
+        masks = unpack_masks(content)
+        return cls(
+            masks={report.name: masks[report.name] for report in reports}, layers=tuple(reports)
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ressa.errors import PruneError
-from ressa.prune.masks import keep_mask, mask_hash, pack_masks, unpack_masks
+from ressa.prune.masks import keep_mask, mask_hash, pack_masks, packed_note, unpack_masks
 from ressa.sparsity import Pattern
 
 
@@ -121,6 +121,12 @@ def test_packed_masks_come_back(masks):
     restored = unpack_masks(pack_masks(masks))
     assert restored.keys() == masks.keys()
     assert all(restored[name].equal(masks[name]) for name in masks)
+
+
+def test_a_note_stays_with_packed_masks(masks):
+    packed = pack_masks(masks, note="Why? Because: « ü ».")
+    assert packed_note(packed) == "Why? Because: « ü »."
+    assert unpack_masks(packed).keys() == masks.keys()
 
 
 def test_packed_masks_take_a_bit_for_a_weight():

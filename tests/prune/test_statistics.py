@@ -18,7 +18,7 @@ def vlm(request) -> VLM:
 
 
 def inputs_one_by_one(vlm: VLM) -> dict[str, np.ndarray]:
-    """Every layer's input rows when each question, with its image, goes through alone: no padding."""
+    """Every layer's input rows when each question goes through alone, so without padding."""
     rows: dict[str, list[np.ndarray]] = {layer.name: [] for layer in vlm.towers.inventory.layers}
 
     def listen(name: str):

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ressa.catalog import METHODS
 from ressa.errors import InfeasibleAllocation, PruneError
-from ressa.prune import InputNorms, PruneMethod, apply_masks, count_zeros, prune_tower
+from ressa.prune import InputNorms, PrunedTower, PruneMethod, apply_masks, count_zeros, prune_tower
 from ressa.prune.magnitude import Magnitude
 from ressa.prune.random import Random
 from ressa.prune.wanda import Wanda
@@ -62,6 +63,22 @@ def test_reports_of_a_pattern_name_it(tower):
     for report in prune_tower(tower, LAYERS, Magnitude(), target=target).layers:
         assert (report.group, report.pattern) == ("pattern", "1:4")
         assert report.requested_zeros == report.zeros == report.rows * report.columns * 3 // 4
+
+
+@pytest.mark.parametrize("target", ["0.29", "2:4"])
+def test_a_pruned_tower_comes_back_from_bytes(tower, target):
+    pruned = prune_tower(tower, LAYERS, Magnitude(), target=Target.parse(target))
+    restored = PrunedTower.from_bytes(pruned.to_bytes())
+    assert restored.layers == pruned.layers
+    assert same(restored.masks, pruned.masks)
+    assert restored.to_bytes() == pruned.to_bytes()
+
+
+def test_every_method_of_the_catalog_answers_to_its_name():
+    for name in METHODS:
+        method = METHODS[name]()
+        assert isinstance(method, PruneMethod)
+        assert method.name == name
 
 
 def test_a_pattern_that_does_not_divide_a_layer_is_refused(tower):
