@@ -68,7 +68,7 @@ def pieces(part: Sequence[int], how_many: int) -> list[list[int]]:
 
 def select(encoded: Batch, rows: Sequence[int]) -> Batch:
     """Picks questions out of an encoded set, and once each the images that they look at."""
-    index = torch.tensor(rows)
+    index = torch.tensor(rows, device=encoded.image_index.device)
     images, image_index = torch.unique(encoded.image_index[index], return_inverse=True)
 
     def picked(name: str, values: Tensor) -> Tensor:

@@ -71,6 +71,7 @@ def train(
         RepairError: the loss or its gradient is not finite (failure "numeric"), or a batch has too
             few images for the workers.
     """
+    assert teacher is not None or not repair.distillation.weight, "no teacher to learn from"
     ensure_process_group()
     vlm.model.eval()  # no dropout: it is the pruned model that is repaired, not a thinner one
     micro_batches = _micro_batches(vlm, examples, task, teacher, repair, seed)
@@ -207,7 +208,7 @@ def _take_step(engine: Any, micro_batches: list[MicroBatch]) -> tuple[list[float
         parts.append(reported)
         engine.backward(loss, scale_wrt_gas=False)
         if engine.zero_optimization_stage() == 0:  # ZeRO measures it by itself
-            norm = get_total_norm([p.grad for p in engine.module.parameters()])
+            norm = get_total_norm([p.grad for p in engine.module.parameters() if p.grad is not None])
         engine.step()  # moves the weights after the last micro-batch only
     sums = _over_workers(torch.stack(parts).sum(dim=0))
     return sums.tolist(), float(engine.get_global_grad_norm() if norm is None else norm)

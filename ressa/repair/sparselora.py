@@ -65,7 +65,7 @@ class _MaskedUpdateLinear(torch.autograd.Function):
             masked = _masked(weight, keep_mask, lora_a, lora_b, ctx.scale)
             grad_x = (grad_rows @ masked).view(x.shape)
         grad_weight = grad_rows.t() @ x.reshape(-1, weight.shape[1])  # [out in]
-        grad_weight.mul_(keep_mask)
+        grad_weight = grad_weight.mul_(keep_mask).to(lora_a.dtype)
         grad_a = (lora_b.t() @ grad_weight).mul_(ctx.scale)
         grad_b = (grad_weight @ lora_a.t()).mul_(ctx.scale)
         return grad_x, None, None, grad_a, grad_b, None, None
@@ -78,7 +78,8 @@ def _masked(
     lora_b: Float[Tensor, "out rank"],
     scale: float,
 ) -> Float[Tensor, "out in"]:
-    return torch.addmm(weight, lora_b, lora_a, alpha=scale).mul_(keep_mask)
+    dtype = weight.dtype
+    return torch.addmm(weight, lora_b.to(dtype), lora_a.to(dtype), alpha=scale).mul_(keep_mask)
 
 
 def sparselora_linear(
@@ -123,7 +124,10 @@ class SparseLoRALinear(nn.Linear):
         scale: float,
         generator: torch.Generator,
     ) -> "SparseLoRALinear":
-        """Turns `linear` into a SparseLoRA layer: A kaiming-uniform(a = √5), B zero."""
+        """Turns `linear` into a SparseLoRA layer: A kaiming-uniform(a = √5), B zero.
+
+        A and B are fp32 or better, so that small steps count under half-precision weights too.
+        """
         weight = linear.weight.requires_grad_(False)
         if linear.bias is not None:
             linear.bias.requires_grad_(False)
@@ -133,8 +137,9 @@ class SparseLoRALinear(nn.Linear):
         linear.__class__ = cls
         layer = cast(SparseLoRALinear, linear)
         layer.scale = scale
-        layer.lora_a = nn.Parameter(lora_a.to(weight))
-        layer.lora_b = nn.Parameter(weight.new_zeros(weight.shape[0], rank))
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        layer.lora_a = nn.Parameter(lora_a.to(weight.device, dtype))
+        layer.lora_b = nn.Parameter(torch.zeros(weight.shape[0], rank).to(weight.device, dtype))
         if keep_mask is not None:
             keep_mask = keep_mask.to(weight.device)
         layer.register_buffer("keep_mask", keep_mask, persistent=False)
@@ -142,7 +147,8 @@ class SparseLoRALinear(nn.Linear):
 
     def forward(self, x: Float[Tensor, "*token in"]) -> Float[Tensor, "*token out"]:
         if self.keep_mask is None:
-            update = functional.linear(functional.linear(x, self.lora_a), self.lora_b)
+            lora_a, lora_b = self.lora_a.to(x.dtype), self.lora_b.to(x.dtype)
+            update = functional.linear(functional.linear(x, lora_a), lora_b)
             return functional.linear(x, self.weight, self.bias).add(update, alpha=self.scale)
         return sparselora_linear(
             x, self.weight, self.keep_mask, self.lora_a, self.lora_b, self.bias, self.scale
@@ -155,10 +161,8 @@ class SparseLoRALinear(nn.Linear):
         Every pruned weight is then +0, bit for bit; a half-precision weight may round to zero as
         well, so zeros can exceed the mask's but never miss one.
         """
-        wide = torch.promote_types(self.weight.dtype, torch.float32)
-        merged = self.weight.to(wide).addmm(
-            self.lora_b.to(wide), self.lora_a.to(wide), alpha=self.scale
-        )
+        weight = self.weight.to(self.lora_a.dtype)
+        merged = torch.addmm(weight, self.lora_b, self.lora_a, alpha=self.scale)
         if self.keep_mask is not None:
             merged.masked_fill_(~self.keep_mask, 0)  # a product with the mask would leave -0.0
         self.weight.copy_(merged)

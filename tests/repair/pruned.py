@@ -1,0 +1,104 @@
+"""Pruned pocket models of random weights, questions for them, and workers that repair them."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, distributed
+
+from ressa.data.easy_vqa import EasyVQA
+from ressa.models.pocket.build import build_blip2, build_llava
+from ressa.models.pocket.recipe import vocabulary
+from ressa.models.towers import find_towers
+from ressa.models.vlm import VLM
+from ressa.records import Example
+from ressa.repair import attach, merge, teacher_logits, train
+from ressa.spec import Distillation, Rank, Repair
+
+BUILD = {"blip2": build_blip2, "llava": build_llava}
+ANSWERS = ("yes", "no", "red circle", "no blue yes", "triangle")
+
+task = cache(EasyVQA)
+
+
+def dense_vlm(kind: str = "blip2") -> VLM:
+    """A model of random weights, the same at every call."""
+    torch.manual_seed(0)
+    model, processor = BUILD[kind](_words())
+    return VLM(name=kind, model=model.eval(), processor=processor, towers=find_towers(model))
+
+
+@cache
+def _words() -> list[str]:
+    return vocabulary(task())
+
+
+def questions(how_many: int = 40) -> tuple[Example, ...]:
+    """Questions about a few images, with answers of one to three words."""
+    drawn = task().examples("train", how_many, seed=0)
+    return tuple(
+        dataclasses.replace(example, answer=ANSWERS[index % len(ANSWERS)])
+        for index, example in enumerate(drawn)
+    )
+
+
+def prune(vlm: VLM, sparsity: float = 0.5) -> dict[str, Tensor]:
+    """Prunes every prunable layer by magnitude and returns the keep masks."""
+    masks = {}
+    for layer in vlm.towers.inventory.layers:
+        weight = vlm.model.get_submodule(layer.name).weight
+        smallest = weight.detach().abs().flatten().argsort()[: int(sparsity * weight.numel())]
+        keep = torch.ones(weight.numel(), dtype=torch.bool)
+        keep[smallest] = False
+        masks[layer.name] = keep.view_as(weight)
+        weight.data.masked_fill_(~masks[layer.name], 0)
+    return masks
+
+
+def repair_plan(**changes: Any) -> Repair:
+    """A short repair with everything in it: warm-up, cosine, clipping, distillation."""
+    plan = Repair(
+        rank=Rank(vision=4, language=4, connector=2),
+        steps=4,
+        batch_size=14,
+        learning_rate=0.01,
+        schedule="cosine",
+        warmup_steps=1,
+        clip=1.0,
+        distillation=Distillation(weight=0.3, temperature=2.0),
+    )
+    return plan.model_copy(update=changes)
+
+
+def state(model: torch.nn.Module) -> dict[str, Tensor]:
+    """A copy of all weights."""
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def repaired(plan: Repair, kind: str = "blip2") -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
+    """Prunes and repairs a fresh model; returns the curve and the merged weights."""
+    vlm = dense_vlm(kind)
+    teacher = teacher_logits(vlm, questions(), task())
+    adapters = attach(vlm.model, prune(vlm), vlm.towers, plan, seed=0)
+    curve = [asdict(s) for s in train(vlm, adapters, questions(), task(), teacher, plan, seed=0)]
+    merge(adapters)
+    return curve, state(vlm.model)
+
+
+def repair_as_worker(rank: int, workers: int, folder: str, plans: Sequence[Repair]) -> None:
+    """Joins a group of workers, repairs by each plan in turn, and writes what came out."""
+    torch.set_num_threads(1)
+    rendezvous = distributed.FileStore(f"{folder}/rendezvous", workers)
+    distributed.init_process_group("gloo", store=rendezvous, rank=rank, world_size=workers)
+    teacher = teacher_logits(dense_vlm(), questions(), task())
+    Path(folder, f"teacher-{rank}").write_bytes(teacher.to_bytes())
+    for number, plan in enumerate(plans):
+        curve, weights = repaired(plan)
+        Path(folder, f"curve-{number}-{rank}").write_text(json.dumps(curve))
+        torch.save(weights, Path(folder, f"weights-{number}-{rank}"))
+    distributed.destroy_process_group()

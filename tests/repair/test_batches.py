@@ -1,0 +1,85 @@
+"""Which questions a step sees: fixed by the seed, whole images together, shared out evenly."""
+
+from itertools import islice
+
+import pytest
+import torch
+from pruned import dense_vlm, questions, task
+
+from ressa.records import Example
+from ressa.repair.batches import QUESTIONS_PER_IMAGE, global_batches, pieces, select, share
+
+
+def asked(*counts: int) -> list[Example]:
+    """As many questions about each image as `counts` says."""
+    return [
+        Example(id=f"{image}/{q}", image_id=str(image), question="?", answer="yes", kind="any")
+        for image, count in enumerate(counts)
+        for q in range(count)
+    ]
+
+
+def test_every_batch_is_full_and_keeps_the_questions_of_an_image_together() -> None:
+    examples = asked(9, 3, 5, 1, 12, 4)
+    for batch in islice(global_batches(examples, 10, seed=0), 50):
+        assert sum(map(len, batch)) == 10
+        for group in batch:
+            assert len({examples[index].image_id for index in group}) == 1
+            assert len(set(group)) == len(group) <= QUESTIONS_PER_IMAGE
+
+
+def test_one_pass_shows_every_image_once() -> None:
+    examples = asked(4, 4, 4, 4, 4, 4)
+    batches = list(islice(global_batches(examples, 8, seed=0), 3))
+    shown = [examples[group[0]].image_id for batch in batches for group in batch]
+    assert sorted(shown) == list("012345")
+
+
+def test_the_order_follows_from_the_seed() -> None:
+    examples = asked(*[6] * 20)
+
+    def first(seed: int) -> list[list[list[int]]]:
+        return list(islice(global_batches(examples, 16, seed), 5))
+
+    assert first(1) == first(1)
+    assert first(1) != first(2)
+
+
+def test_passes_differ_in_order_and_in_questions() -> None:
+    examples = asked(*[9] * 8)
+    one, two = islice(global_batches(examples, 32, seed=0), 2)
+    assert one != two
+    assert {i for group in one for i in group} != {i for group in two for i in group}
+
+
+def test_a_batch_may_be_larger_than_the_data() -> None:
+    (batch,) = islice(global_batches(asked(2, 3), 12, seed=0), 1)
+    assert sum(map(len, batch)) == 12
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 5])
+def test_workers_share_a_batch_out_in_order_by_whole_images(workers: int) -> None:
+    batch = next(global_batches(asked(*[9, 3, 5, 7] * 10), 64, seed=0))
+    shares = [share(batch, rank, workers) for rank in range(workers)]
+    assert [i for part in shares for i in part] == [i for group in batch for i in group]
+    sizes = [len(part) for part in shares]
+    assert max(sizes) - min(sizes) <= 2 * QUESTIONS_PER_IMAGE
+    for group in batch:
+        assert sum(group[0] in part for part in shares) == 1
+        assert any(set(group) <= set(part) for part in shares)
+
+
+def test_pieces_are_nearly_equal_and_complete() -> None:
+    assert pieces(range(7), 3) == [[0, 1], [2, 3], [4, 5, 6]]
+
+
+def test_selected_rows_are_what_encoding_them_would_give() -> None:
+    vlm, examples = dense_vlm(), questions(20)
+    rows = [17, 3, 4, 3, 11]
+    selected = select(vlm.encode(examples, task().image, answers=True), rows)
+    encoded = vlm.encode([examples[row] for row in rows], task().image, answers=True)
+    assert len(selected.inputs["pixel_values"]) == len(encoded.inputs["pixel_values"])
+    with torch.no_grad():
+        got, wanted = vlm.answer_logits(selected), vlm.answer_logits(encoded)
+    torch.testing.assert_close(got[0], wanted[0], rtol=1e-4, atol=1e-4)
+    assert torch.equal(got[1], wanted[1])
