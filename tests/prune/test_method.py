@@ -1,0 +1,47 @@
+import pytest
+import torch
+
+from ressa.prune import PruneMethod
+from ressa.testing import PruneMethodContract
+
+
+class Energy(PruneMethod):
+    """What the README shows: a method of another package."""
+
+    name = "energy"
+    needs_statistics = True
+
+    def saliency(self, weight, input_norm, generator):
+        return (weight.float() * input_norm).square()
+
+
+class TestAMethodOfAFewLinesKeepsTheContract(PruneMethodContract):
+    method = Energy
+
+
+class Destructive(PruneMethod):
+    name = "destructive"
+
+    def saliency(self, weight, input_norm, generator):
+        return weight.abs_()
+
+
+class Unseeded(PruneMethod):
+    name = "unseeded"
+
+    def saliency(self, weight, input_norm, generator):
+        return torch.rand(weight.shape)
+
+
+def contract_of(tested: type[PruneMethod]) -> PruneMethodContract:
+    return type("Contract", (PruneMethodContract,), {"method": tested})()
+
+
+def test_the_contract_catches_a_method_that_changes_the_weights():
+    with pytest.raises(AssertionError):
+        contract_of(Destructive).test_choosing_masks_leaves_the_weights_and_statistics_alone()
+
+
+def test_the_contract_catches_a_method_with_randomness_of_its_own():
+    with pytest.raises(AssertionError):
+        contract_of(Unseeded).test_the_same_seed_gives_the_same_masks("0.5")
