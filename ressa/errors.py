@@ -28,9 +28,17 @@ class RessaError(Exception):
 
 
 class SpecError(RessaError):
-    """The sweep file, or a `--set`, asks for something that cannot be; nothing has run."""
+    """The sweep file, or a `--set`, asks for something that cannot be; nothing has run.
+
+    Attributes:
+        faults: all that is wrong with a sweep file, each as one line of text; may be empty.
+    """
 
     exit_code = 2
+
+    def __init__(self, message: str, faults: Iterable[str] = ()) -> None:
+        super().__init__(message)
+        self.faults = tuple(faults)
 
 
 class UnknownNameError(SpecError):

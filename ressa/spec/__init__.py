@@ -1,0 +1,55 @@
+"""Sweep files: YAML → validated, immutable spec; every fault with its line, all at once."""
+
+from ressa.spec.check import Problem, check_inventory
+from ressa.spec.points import Effective, Point, TowerTarget, apply_point, baseline, grid_points
+from ressa.spec.resolve import (
+    LoadedSpec,
+    load_spec,
+    spec_from_mapping,
+    spec_from_yaml,
+)
+from ressa.spec.schema import (
+    Calibration,
+    DataRef,
+    Distillation,
+    ModelRef,
+    Objective,
+    Prune,
+    Rank,
+    Repair,
+    Resources,
+    Search,
+    SweepSpec,
+    TowerPrune,
+)
+from ressa.spec.space import Choices, Dimension, Range
+
+__all__ = [
+    "Calibration",
+    "Choices",
+    "DataRef",
+    "Dimension",
+    "Distillation",
+    "Effective",
+    "LoadedSpec",
+    "ModelRef",
+    "Objective",
+    "Point",
+    "Problem",
+    "Prune",
+    "Range",
+    "Rank",
+    "Repair",
+    "Resources",
+    "Search",
+    "SweepSpec",
+    "TowerPrune",
+    "TowerTarget",
+    "apply_point",
+    "baseline",
+    "check_inventory",
+    "grid_points",
+    "load_spec",
+    "spec_from_mapping",
+    "spec_from_yaml",
+]

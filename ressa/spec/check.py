@@ -1,0 +1,372 @@
+"""Faults that need more than one field to see: names, splits, budgets, widths of layers.
+
+Each check yields what it finds; `resolve.py` says where it stands in the file.
+"""
+
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from decimal import Decimal
+from fractions import Fraction
+from pathlib import Path as FilePath
+from typing import Any
+
+from pydantic import ValidationError
+
+from ressa.catalog import METHODS, MODELS, TASKS
+from ressa.errors import InfeasibleAllocation, SpecError, UnknownNameError, did_you_mean
+from ressa.registry import Registry
+from ressa.sparsity import Inventory, Target, Tower, check_pattern, exact_fraction, out_of_range
+from ressa.spec.faults import explain
+from ressa.spec.points import allocate, override
+from ressa.spec.schema import DataRef, SweepSpec, is_integer, sweepable_fields
+from ressa.spec.space import BUDGET, SPARSITIES, Choices, Range, Scalar, scalar_text
+from ressa.spec.yaml import Path
+
+METRICS = ("exact_match", "balanced_accuracy", "malformed")
+SPLITS = ("train", "calibration", "validation", "test")
+_MOST_VALUES = 10_000  # of one axis, and points of a grid
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """What is wrong with which field."""
+
+    path: Path
+    message: str
+
+
+def check_spec(spec: SweepSpec, incomplete: Iterable[str] = ()) -> Iterator[Problem]:
+    """Yields every fault that shows without the model's layers.
+
+    Args:
+        spec: a spec whose single fields are valid.
+        incomplete: sections from which invalid values were taken out: what spans them is not
+            judged.
+    """
+    out = set(incomplete)
+    for check, sections in _CHECKS:
+        if not out.intersection(sections):
+            yield from check(spec)
+
+
+def _check_model(spec: SweepSpec) -> Iterator[Problem]:
+    ref = spec.model
+    folder = FilePath(ref.id).expanduser()
+    is_hub = _HUB_ID.fullmatch(ref.id) is not None
+    if ref.revision is not None and (ref.catalog or folder.exists() or not is_hub):
+        yield Problem(("model", "revision"), "only hub models have revisions. Leave it out.")
+    if ref.catalog is not None:
+        return
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            message = (
+                f"the folder {ref.id!r} holds no config.json. Name what save_pretrained wrote."
+            )
+            yield Problem(("model", "id"), message)
+        return
+    if ref.id.startswith((".", "/", "~")) or folder.exists():
+        yield Problem(("model", "id"), f"no folder {ref.id!r}.")
+    elif not is_hub:
+        unknown = UnknownNameError("model", ref.id, MODELS)
+        message = f"{unknown} A folder or a hub id such as org/name will do too."
+        yield Problem(("model", "id"), message)
+
+
+def _check_prune(spec: SweepSpec) -> Iterator[Problem]:
+    yield from _check_name(METHODS, spec.prune.method, ("prune", "method"))
+    for tower in ("vision", "language"):
+        method = getattr(spec.prune, tower).method
+        if method is not None:
+            yield from _check_name(METHODS, method, ("prune", tower, "method"))
+    yield from _check_name(TASKS, spec.prune.calibration.task, ("prune", "calibration", "task"))
+
+
+def _check_repair_data(spec: SweepSpec) -> Iterator[Problem]:
+    data = spec.repair.data
+    yield from _check_name(TASKS, data.task, ("repair", "data", "task"))
+    if data.split != "train":
+        message = f"repair learns from split 'train' alone, got {data.split!r}."
+        yield Problem(("repair", "data", "split"), f"{message}{_reserved(data)}")
+
+
+def _check_repair(spec: SweepSpec) -> Iterator[Problem]:
+    repair, workers = spec.repair, spec.resources.workers
+    if repair.warmup_steps > repair.steps:
+        message = f"the warm-up is part of steps ({repair.steps}), got {repair.warmup_steps}."
+        yield Problem(("repair", "warmup_steps"), message)
+    if repair.batch_size % workers:
+        message = f"{repair.batch_size} questions do not share out over {workers} workers."
+        yield Problem(("repair", "batch_size"), f"{message} Use a multiple of {workers}.")
+    elif repair.micro_batch and (repair.batch_size // workers) % repair.micro_batch:
+        message = (
+            f"must divide batch_size / workers = {repair.batch_size // workers}, "
+            f"got {repair.micro_batch}."
+        )
+        yield Problem(("repair", "micro_batch"), message)
+
+
+def _reserved(data: DataRef) -> str:
+    if data.split not in SPLITS:
+        return did_you_mean(data.split, SPLITS)
+    return " Splits share no image, so that what is trained on is never scored."
+
+
+def _check_evaluate(spec: SweepSpec) -> Iterator[Problem]:
+    for index, data in enumerate(spec.evaluate):
+        yield from _check_name(TASKS, data.task, ("evaluate", index, "task"))
+        if data.split != "validation":
+            message = f"a sweep is scored on split 'validation' alone, got {data.split!r}."
+            hint = _reserved(data)
+            if data.split == "test":
+                hint = " The test split is kept for what the search never sees."
+            yield Problem(("evaluate", index, "split"), f"{message}{hint}")
+        if data.task in [other.task for other in spec.evaluate[:index]]:
+            yield Problem(
+                ("evaluate", index, "task"), f"{data.task!r} is scored already. Once each."
+            )
+
+
+def _check_objective(spec: SweepSpec) -> Iterator[Problem]:
+    objective, tasks = spec.objective, [data.task for data in spec.evaluate]
+    names = [f"{task}.{metric}" for task in tasks for metric in METRICS]
+    if objective.maximize in names:
+        return
+    hint = did_you_mean(objective.maximize, names)
+    if objective.task in TASKS and objective.task not in tasks:
+        hint = f" Task {objective.task!r} is not evaluated: add it to evaluate."
+    message = f"task.metric, one of {', '.join(names)}, got {objective.maximize!r}.{hint}"
+    yield Problem(("objective", "maximize"), message)
+
+
+def _check_name(registry: Registry[Any], name: str, path: Path) -> Iterator[Problem]:
+    if name not in registry:
+        yield Problem(path, str(UnknownNameError(registry.kind, name, registry)))
+
+
+def _check_towers(spec: SweepSpec) -> Iterator[Problem]:
+    given = [name for name in SPARSITIES if name in spec.space]
+    if spec.budget is None:
+        for name in SPARSITIES:
+            if name not in given:
+                message = (
+                    "missing. Give it (0 keeps the tower dense), or a budget to solve it from."
+                )
+                yield Problem(("space", name), message)
+    elif len(given) == 2:
+        message = (
+            "a budget and both sparsities are one too many. Leave out vision_sparsity or "
+            "language_sparsity, which is then solved, or the budget."
+        )
+        yield Problem((BUDGET,), message)
+    elif not given:
+        message = "a budget needs vision_sparsity or language_sparsity in the space."
+        yield Problem((BUDGET,), message)
+
+
+def _check_budget(spec: SweepSpec) -> Iterator[Problem]:
+    texts = [scalar_text(share) for share in spec.budget or ()]
+    for index, text in enumerate(texts):
+        if text in texts[:index]:
+            yield Problem((BUDGET, index), f"{text} is listed already. Once each.")
+
+
+def _check_space(spec: SweepSpec) -> Iterator[Problem]:
+    base = set(_check_fields(spec))
+    fields = sweepable_fields()
+    for name, entry in spec.space.items():
+        path = ("space", name)
+        if name not in fields and name not in SPARSITIES:
+            yield Problem(path, _unknown_field(name, [*SPARSITIES, *fields]))
+            continue
+        if isinstance(entry, Range) and name not in SPARSITIES:
+            if fields[name] is not float and not is_integer(name):
+                yield Problem(path, "its values are no numbers. List them: {choices: […]}.")
+                continue
+            if is_integer(name) and entry.log:
+                yield Problem(path, "log: true is for fields that are no integers.")
+        for inner, value in _values(entry):
+            if name in SPARSITIES:
+                yield from _check_sparsity((*path, *inner), value, entry)
+            elif inner != ("step",):
+                yield from _check_field(spec, name, (*path, *inner), value, base)
+            elif is_integer(name) and value != int(value):
+                yield Problem((*path, "step"), f"an integer, as the field is, got {value}.")
+        yield from _check_size(spec, name, entry)
+
+
+def _values(entry: Choices | Range) -> Iterator[tuple[Path, Scalar]]:
+    if isinstance(entry, Choices):
+        for index, choice in enumerate(entry.choices):
+            yield ("choices", index), choice
+        return
+    yield ("low",), entry.low
+    yield ("high",), entry.high
+    if entry.step is not None:
+        yield ("step",), entry.step
+
+
+def _unknown_field(name: str, known: list[str]) -> str:
+    hint = did_you_mean(name, known)
+    ends = [other for other in known if other.endswith((f".{name}", f"_{name}"))]
+    if not hint and ends:
+        hint = f" Did you mean {ends[0]!r}?"
+    return (
+        f"no field that can be swept.{hint} Known: vision_sparsity, language_sparsity, and any "
+        "single value of prune or repair, such as prune.method or repair.steps."
+    )
+
+
+def _check_sparsity(path: Path, value: Scalar, entry: Choices | Range) -> Iterator[Problem]:
+    try:
+        if isinstance(entry, Choices):
+            Target.parse(value)
+        elif not 0 <= exact_fraction(str(value)) <= 1:
+            yield Problem(path, out_of_range(Fraction(Decimal(value))))
+    except SpecError as error:
+        yield Problem(path, str(error))
+
+
+def _check_field(
+    spec: SweepSpec, name: str, path: Path, value: Scalar, base: set[Problem]
+) -> Iterator[Problem]:
+    """Judges one value of a dotted field as if the section itself had it."""
+    if is_integer(name) and isinstance(value, Decimal) and value == int(value):
+        value = int(value)  # ends of a range are decimals throughout
+    try:
+        prune, repair = override(spec, {name: value})
+    except ValidationError as error:
+        for detail in error.errors():
+            yield Problem(path, explain(detail))
+        return
+    variant = spec.model_copy(update={"prune": prune, "repair": repair})
+    for problem in _check_fields(variant):
+        if problem not in base:
+            field = ".".join(map(str, problem.path))
+            about = "" if field == name else f"{field}: "
+            yield Problem(path, f"{about}{problem.message}")
+
+
+def _check_fields(spec: SweepSpec) -> Iterator[Problem]:
+    yield from _check_prune(spec)
+    yield from _check_repair_data(spec)
+    yield from _check_repair(spec)
+
+
+def _check_size(spec: SweepSpec, name: str, entry: Choices | Range) -> Iterator[Problem]:
+    axis = next(axis for axis in spec.dimensions if axis.name == name)
+    if axis.size is not None and axis.size > _MOST_VALUES:
+        message = f"{axis.size} values; at most {_MOST_VALUES}. Take a larger step."
+        yield Problem(("space", name), message)
+
+
+def _check_search(spec: SweepSpec) -> Iterator[Problem]:
+    search = spec.search
+    if search.parallel > search.window:
+        message = (
+            f"at most search.window ({search.window}) trials run at once, got {search.parallel}."
+        )
+        yield Problem(("search", "parallel"), message)
+    if search.sampler != "grid":
+        return
+    endless = [axis.name for axis in spec.dimensions if axis.size is None]
+    if endless:
+        message = f"grid needs a step or choices for {', '.join(endless)}. Or take sampler tpe."
+        yield Problem(("search", "sampler"), message)
+        return
+    points = math.prod(axis.size or 1 for axis in spec.dimensions)
+    if points > _MOST_VALUES:
+        message = (
+            f"the grid has {points} points; at most {_MOST_VALUES}. Take larger steps, or tpe."
+        )
+        yield Problem(("search", "sampler"), message)
+
+
+def _check_baselines(spec: SweepSpec) -> Iterator[Problem]:
+    if len(set(spec.baselines)) != len(spec.baselines):
+        yield Problem(("baselines",), f"each baseline once, got {', '.join(spec.baselines)}.")
+    if spec.repair.method == "none" and "dense_repaired" in spec.baselines:
+        message = "dense_repaired needs a repair, and repair.method is none. Leave it out."
+        yield Problem(("baselines",), message)
+
+
+_Check = Callable[[SweepSpec], Iterator[Problem]]
+_CHECKS: tuple[tuple[_Check, tuple[str, ...]], ...] = (
+    (_check_model, ("model",)),
+    (_check_prune, ()),
+    (_check_repair_data, ()),
+    (_check_repair, ("repair", "resources")),
+    (_check_evaluate, ("evaluate",)),
+    (_check_objective, ("evaluate", "objective")),
+    (_check_towers, ("space", BUDGET)),
+    (_check_budget, ()),
+    (_check_space, ()),
+    (_check_search, ("space", "search", BUDGET)),
+    (_check_baselines, ("baselines", "repair")),
+)
+
+
+def check_inventory(spec: SweepSpec, inventory: Inventory) -> Iterator[Problem]:
+    """Yields every fault that shows in the model's layers: ragged patterns, budgets out of reach.
+
+    Args:
+        spec: a spec that `check_spec` finds nothing in.
+        inventory: the layers of its model.
+    """
+    found = False
+    for tower in ("vision", "language"):
+        name = f"{tower}_sparsity"
+        entry = spec.space.get(name)
+        for inner, value in _values(entry) if isinstance(entry, Choices) else ():
+            pattern = Target.parse(value).pattern
+            if pattern is None:
+                continue
+            try:
+                check_pattern(inventory.tower(tower), pattern)
+            except InfeasibleAllocation as error:
+                found = True
+                yield Problem(("space", name, *inner), str(error))
+    if not found and spec.budget is not None:
+        reasons = [_out_of_reach(spec, inventory, scalar_text(share)) for share in spec.budget]
+        if all(reasons):
+            yield Problem((BUDGET,), f"no point of the space meets it: {reasons[0]}")
+
+
+def unreachable_budgets(spec: SweepSpec, inventory: Inventory) -> list[str]:
+    """Returns a warning for each budget that no point of the space meets."""
+    found = []
+    for share in spec.budget or ():
+        reason = _out_of_reach(spec, inventory, scalar_text(share))
+        if reason:
+            found.append(f"budget {scalar_text(share)}: no point of the space meets it: {reason}")
+    return found
+
+
+def _out_of_reach(spec: SweepSpec, inventory: Inventory, budget: str) -> str | None:
+    """Says why no point of the space meets a budget; None if one does."""
+    name = next(name for name in SPARSITIES if name in spec.space)
+    axis = next(axis for axis in spec.dimensions if axis.name == name)
+    reason = ""
+    for value in axis.values or (scalar_text(axis.low), scalar_text(axis.high)):
+        try:
+            allocate(spec, inventory, {name: value, BUDGET: budget})
+        except InfeasibleAllocation as error:
+            reason = str(error)
+        else:
+            return None
+    if axis.size is None and _is_between(spec, inventory, budget, (axis.low, axis.high)):
+        return None
+    return reason
+
+
+def _is_between(
+    spec: SweepSpec, inventory: Inventory, budget: str, ends: tuple[Decimal, Decimal]
+) -> bool:
+    """Whether values between two ends, both infeasible, meet a budget."""
+    solved: Tower = spec.solved_tower or "language"
+    given: Tower = "vision" if solved == "language" else "language"
+    zeros = exact_fraction(budget) * inventory.prunable()
+    left = [zeros - Fraction(end) * inventory.prunable(given) for end in ends]
+    return left[0] > inventory.prunable(solved) and left[1] < 0

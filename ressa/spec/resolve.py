@@ -1,0 +1,321 @@
+"""From a sweep file to a resolved spec: read, `--set`, defaults, checks; every fault at once."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path as FilePath
+from typing import Any
+
+from pydantic import ValidationError
+
+from ressa.catalog import MODELS
+from ressa.errors import SpecError, did_you_mean
+from ressa.sparsity import Inventory
+from ressa.spec.check import Problem, check_inventory, check_spec, unreachable_budgets
+from ressa.spec.faults import explain, path_of, slugify
+from ressa.spec.points import grid_points
+from ressa.spec.schema import SweepSpec, is_integer
+from ressa.spec.space import SPARSITIES
+from ressa.spec.yaml import MAX_BYTES, Fault, Node, Path, parse
+
+_ENTRY_KEYS = ("low", "high", "step", "log", "choices")
+_PLACEHOLDERS: Mapping[str, Any] = {
+    "ressa": 1,
+    "name": "sweep",
+    "model": "pocket-blip2",
+    "space": {"vision_sparsity": 0, "language_sparsity": 0},
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedSpec:
+    """A resolved sweep and what its reader should know about it."""
+
+    spec: SweepSpec
+    warnings: tuple[str, ...]
+    source: str
+    """The sweep file, as messages name it."""
+    inventory: Inventory | None
+    """The model's layers, if the catalog knows them."""
+    tree: Node = field(repr=False)
+
+    def refuse(self, problems: Iterable[Problem]) -> None:
+        """Raises a SpecError that says where in the file each problem stands, if there is one."""
+        raise_faults([located(self.tree, problem) for problem in problems])
+
+
+def load_spec(path: str | FilePath, sets: Sequence[str] = ()) -> LoadedSpec:
+    """Reads, completes and checks a sweep file.
+
+    Args:
+        path: the YAML file.
+        sets: changes such as "prune.method=magnitude", each value read as YAML.
+
+    Raises:
+        SpecError: with every fault of the file, each with its line; `faults` lists them.
+    """
+    source = str(path)
+    tree, faults = parse(_read(FilePath(path)), source)
+    if tree is None and not faults:
+        faults.append(Fault(source, "", f"the file is empty. {_LEAST}"))
+    if tree is not None and not isinstance(tree.value, dict):
+        faults.append(Fault(source, "", f"not a mapping of keys to values. {_LEAST}"))
+        tree = None
+    if tree is None:
+        raise_faults(faults)
+        raise AssertionError("a file without a tree has a fault")
+    for text in sets:
+        faults += _set(tree, text)
+    return _resolve(tree, source, faults, stem=FilePath(path).stem)
+
+
+def spec_from_mapping(content: Mapping[str, Any], name: str = "sweep") -> LoadedSpec:
+    """Completes and checks a sweep given as nested Python values, as `load_spec` does a file."""
+    tree = _tree(dict(content), "spec")
+    return _resolve(tree, "spec", [], stem=name)
+
+
+def spec_from_yaml(text: str) -> SweepSpec:
+    """Reads a resolved spec that `SweepSpec.to_yaml` wrote; fills in nothing."""
+    tree, faults = parse(text, "spec.yaml")
+    raise_faults(faults)
+    content = tree.plain() if tree is not None else None
+    try:
+        return SweepSpec.model_validate(content)
+    except ValidationError as error:
+        details = error.errors()
+        messages = [f"spec.yaml: {'.'.join(map(str, d['loc']))}: {explain(d)}" for d in details]
+        raise SpecError("\n".join(messages), messages) from error
+
+
+_LEAST = "A sweep has at least the keys ressa: 1, model and space."
+
+
+def raise_faults(faults: Iterable[Fault]) -> None:
+    """Raises one SpecError with all faults, if there are any."""
+    lines = list(dict.fromkeys(map(str, sorted(faults, key=lambda fault: fault.line))))
+    if lines:
+        raise SpecError("\n".join(lines), lines)
+
+
+def located(tree: Node, problem: Problem) -> Fault:
+    """Turns a problem into a fault: says where in the file its field stands."""
+    where, path = tree.locate(problem.path)
+    return Fault(where, path, problem.message)
+
+
+def _read(path: FilePath) -> str:
+    if not path.is_file():
+        near = did_you_mean(path.name, _siblings(path))
+        reason = "is a folder; name a sweep file" if path.is_dir() else f"no such file.{near}"
+        raise SpecError(f"{path}: {reason}", [f"{path}: {reason}"])
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+        if len(content) <= MAX_BYTES:
+            return content.decode("utf-8-sig")
+        reason = f"larger than {MAX_BYTES >> 20} MiB: no sweep file."
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        reason = f"line {line} is not UTF-8 text. Save the file as UTF-8."
+    except OSError as error:
+        reason = f"cannot be read: {error.strerror}."
+    raise SpecError(f"{path}: {reason}", [f"{path}: {reason}"])
+
+
+def _siblings(path: FilePath) -> list[str]:
+    try:
+        return [other.name for other in path.parent.iterdir() if other.suffix in (".yaml", ".yml")]
+    except OSError:
+        return []
+
+
+def _set(tree: Node, text: str) -> list[Fault]:
+    """Applies one `--set key=value` to the tree; returns what is wrong with it."""
+    place = f"--set {text}" if len(text) <= 60 else f"--set {text[:60]}…"
+    key, equals, value_text = text.partition("=")
+    if not equals or not all(key.split(".")):
+        return [Fault(place, "", "write it as key=value, such as prune.method=magnitude.")]
+    value, faults = parse(value_text, place, by_line=False)
+    if faults:
+        return faults
+    *parents, last = _split(key)
+    node = tree
+    for parent in parents:
+        inner = node.child(_as_index(node, parent))
+        if inner is None and isinstance(node.value, dict):
+            inner = node.value[parent] = Node(place, {})
+        if inner is None or not isinstance(inner.value, dict | list):
+            return [Fault(place, key, f"{parent} is not a mapping in the file; set it as a whole.")]
+        node = inner
+    value = value or Node(place, None)
+    if isinstance(node.value, dict):
+        node.value[last] = value
+    elif node.child(_as_index(node, last)) is not None:
+        node.value[int(last)] = value
+    else:
+        return [Fault(place, key, f"the list has {len(node.value)} entries, counted from 0.")]
+    return []
+
+
+def _split(key: str) -> list[str]:
+    """Splits a dotted key; the names in a space have dots themselves."""
+    parts = key.split(".")
+    if parts[0] != "space" or len(parts) < 3:
+        return parts
+    if parts[1] in SPARSITIES:
+        return parts
+    end = -1 if len(parts) > 3 and parts[-1] in _ENTRY_KEYS else len(parts)
+    return ["space", ".".join(parts[1:end]), *parts[end:]]
+
+
+def _as_index(node: Node, key: str) -> str | int:
+    return int(key) if isinstance(node.value, list) and key.isdecimal() else key
+
+
+def _tree(value: Any, where: str) -> Node:
+    if isinstance(value, Mapping):
+        return Node(where, {str(key): _tree(item, where) for key, item in value.items()})
+    if isinstance(value, list | tuple):
+        return Node(where, [_tree(item, where) for item in value])
+    return Node(where, value)
+
+
+def _resolve(tree: Node, source: str, faults: list[Fault], stem: str) -> LoadedSpec:
+    content = tree.plain()
+    asked_trials = "trials" in _mapping(content.get("search"))
+    complete(content, stem)
+    spec, problems, dropped = _validate(content)
+    problems += check_spec(spec, dropped)
+    inventory = None
+    if spec.model.catalog is not None and not problems:
+        inventory = spec.model.catalog.inventory()
+        problems += check_inventory(spec, inventory)
+    raise_faults([*faults, *(located(tree, problem) for problem in problems)])
+    if spec.search.sampler == "grid" and not asked_trials:
+        spec = _with_grid_trials(spec, inventory)
+    warnings = (*_warnings(spec), *(unreachable_budgets(spec, inventory) if inventory else ()))
+    return LoadedSpec(spec=spec, warnings=warnings, source=source, inventory=inventory, tree=tree)
+
+
+def _with_grid_trials(spec: SweepSpec, inventory: Inventory | None) -> SweepSpec:
+    if inventory is not None:
+        trials = len(grid_points(spec, inventory)[0])
+    else:  # an upper bound; the layers of the model are not known yet
+        trials = math.prod(axis.size or 1 for axis in spec.dimensions)
+    return spec.model_copy(update={"search": spec.search.model_copy(update={"trials": trials})})
+
+
+def _validate(content: dict[str, Any]) -> tuple[SweepSpec, list[Problem], set[str]]:
+    """Validates field by field; what is wrong is taken out, so that the rest can be judged too.
+
+    Returns:
+        A valid spec, the problems of single fields, and the sections that lost something.
+    """
+    problems: list[Problem] = []
+    dropped: set[str] = set()
+    while True:
+        try:
+            return SweepSpec.model_validate(content), problems, dropped
+        except ValidationError as error:
+            details = error.errors()
+        for detail in details:
+            if not dropped.intersection(map(str, detail["loc"][:1])) or detail["type"] != "missing":
+                problems.append(Problem(path_of(detail), explain(detail)))
+        for detail in details:
+            dropped.add(_take_out(content, path_of(detail)))
+
+
+def _take_out(content: dict[str, Any], path: Path) -> str:
+    """Removes an invalid value, or the innermost mapping that lacks one; returns its section."""
+    section = str(path[0])
+    chain: list[tuple[dict[str, Any], str]] = []
+    value: Any = content
+    for key in path:
+        if not isinstance(value, dict) or key not in value:
+            break
+        chain.append((value, str(key)))
+        value = value[key]
+    if chain:
+        parent, key = chain[-1]
+        parent.pop(key)
+    if section in _PLACEHOLDERS and section not in content:
+        content[section] = _PLACEHOLDERS[section]
+    return section
+
+
+def complete(content: dict[str, Any], stem: str) -> None:
+    """Fills in, in place, the defaults that follow from other fields; minds no wrong types."""
+    content.setdefault("name", slugify(stem) or "sweep")
+    repair = _section(content, "repair")
+    model = content.get("model")
+    name = model.get("id") if isinstance(model, dict) else model
+    if isinstance(name, str) and name in MODELS:
+        defaults = dict(MODELS[name].repair_defaults)
+        steps = repair.get("steps")
+        if type(steps) is int:
+            # A shorter repair warms up for as large a share of its steps.
+            defaults["warmup_steps"] = defaults["warmup_steps"] * steps // defaults["steps"]
+        _merge(repair, defaults)
+    _merge(repair, {"data": {"split": "train", "samples": 6000}})
+    _merge(repair, {"train": _trained(content)})
+    for data in content["evaluate"] if isinstance(content.get("evaluate"), list) else ():
+        _merge(_mapping(data), {"split": "validation", "samples": 2000})
+    if repair.get("method") == "none":
+        content.setdefault("baselines", ["dense"])
+    search = _section(content, "search")
+    search.setdefault("sampler", "grid" if _is_discrete(_mapping(content.get("space"))) else "tpe")
+    parallel = search.get("parallel", 1)
+    search.setdefault("window", 2 * parallel if type(parallel) is int and parallel > 0 else 2)
+
+
+def _trained(content: dict[str, Any]) -> list[str]:
+    """The connector and the towers that lose weights in some trial."""
+    space = _mapping(content.get("space"))
+    towers = [part for part in ("vision", "language") if space.get(f"{part}_sparsity") != 0]
+    return [part for part in ("vision", "connector", "language") if part in (*towers, "connector")]
+
+
+def _is_discrete(space: dict[str, Any]) -> bool:
+    return all(
+        not isinstance(entry, dict) or "choices" in entry or "step" in entry or is_integer(name)
+        for name, entry in space.items()
+    )
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _section(content: dict[str, Any], name: str) -> dict[str, Any]:
+    """Returns a section to fill in: made if it is missing, a stand-in if it is no mapping."""
+    return _mapping(content.setdefault(name, {}))
+
+
+def _merge(target: dict[str, Any], defaults: Mapping[str, Any]) -> None:
+    for key, value in defaults.items():
+        if isinstance(value, Mapping):
+            _merge(_section(target, key), value)
+        else:
+            target.setdefault(key, value)
+
+
+def _warnings(spec: SweepSpec) -> list[str]:
+    found = []
+    free = [axis for axis in spec.dimensions if axis.name in SPARSITIES and axis.size != 1]
+    if spec.budget is None and free:
+        found.append(
+            f"objective: {spec.objective.maximize} alone over free sparsities has a trivial "
+            "answer: the least sparse point, (0, 0) if the space holds it. "
+            "Give a budget to compare splits of equal size."
+        )
+    if spec.objective.metric == "malformed":
+        found.append("objective: malformed is a share of broken answers; it is maximized here.")
+    sizes = [axis.size for axis in spec.dimensions]
+    points = math.prod(size or 0 for size in sizes)
+    if None not in sizes and spec.search.trials > points:
+        found.append(
+            f"search: {spec.search.trials} trials asked for, the space has {points} points; "
+            "the sweep ends when each has run."
+        )
+    return found

@@ -1,0 +1,378 @@
+"""The fields of a sweep file: their types, ranges and defaults, and one line on each.
+
+Every model is strict, frozen and refuses keys that it does not know. What needs more than one
+field, a name from the catalog or the model's layers to be judged is in `check.py`.
+"""
+
+import hashlib
+import json
+from decimal import Decimal
+from fractions import Fraction
+from functools import cached_property
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, field_validator
+
+from ressa.catalog import MODELS, CatalogModel
+from ressa.sparsity import Tower, out_of_range
+from ressa.spec.space import (
+    BUDGET,
+    Choices,
+    Dimension,
+    ExactNumber,
+    SpaceEntry,
+    SpecModel,
+    as_tuple,
+    exact_decimal,
+    scalar_text,
+)
+from ressa.spec.yaml import write
+
+Part = Literal["vision", "connector", "language"]
+
+
+def _as_float(value: Any) -> Any:
+    # YAML's numbers arrive as exact decimals.
+    return float(value) if isinstance(value, Decimal) else value
+
+
+def _as_budget(value: Any) -> Any:
+    is_single = isinstance(value, int | float | Decimal | str)
+    return (value,) if is_single else as_tuple(value)
+
+
+def _as_model(value: Any) -> Any:
+    return {"id": value} if isinstance(value, str) else value
+
+
+def _as_share(value: Any) -> Decimal:
+    share = exact_decimal(value)
+    if not 0 <= share <= 1:
+        raise ValueError(out_of_range(Fraction(share)))
+    return share
+
+
+Number = Annotated[float, BeforeValidator(_as_float)]
+Share = Annotated[ExactNumber, BeforeValidator(_as_share)]
+Samples = Annotated[int, Field(ge=1)] | None
+
+
+class ModelRef(SpecModel):
+    """The model that is pruned."""
+
+    id: str = Field(
+        min_length=1,
+        description="A catalog name, a folder written by save_pretrained, or a hub id org/name.",
+    )
+    revision: str | None = Field(
+        default=None,
+        description="Commit, tag or branch of a hub model; none takes the newest.",
+    )
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        default="float32",
+        description="Type in which the weights are loaded and repaired.",
+    )
+    trust_remote_code: bool = Field(
+        default=False, description="Let a hub model run the Python code that it brings."
+    )
+
+    @property
+    def catalog(self) -> CatalogModel | None:
+        """The model's entry in the catalog, if `id` is a name in it."""
+        if self.id not in MODELS:
+            return None
+        return MODELS[self.id]
+
+
+class DataRef(SpecModel):
+    """Examples of a task, drawn by seed."""
+
+    task: str = Field(default="easy-vqa", description="A task of the catalog or of a plug-in.")
+    split: str = Field(description="Which of the task's disjoint splits they come from.")
+    samples: Samples = Field(default=None, description="Number of questions, ≥ 1; null takes all.")
+    seed: int = Field(default=0, ge=0, description="Seed of the draw.")
+
+
+class Calibration(SpecModel):
+    """Examples, always of the calibration split, on which a method takes its statistics."""
+
+    task: str = Field(default="easy-vqa", description="A task of the catalog or of a plug-in.")
+    samples: int = Field(default=128, ge=1, description="Number of questions, ≥ 1.")
+    seed: int = Field(default=0, ge=0, description="Seed of the draw.")
+    activations: Literal["dense"] = Field(
+        default="dense", description="dense: all statistics come from the dense model."
+    )
+
+    @property
+    def split(self) -> str:
+        """The split that calibration examples come from."""
+        return "calibration"
+
+
+class TowerPrune(SpecModel):
+    """What one tower does differently; what is null follows `prune`."""
+
+    method: str | None = Field(default=None, description="Pruning method of this tower alone.")
+    group: Literal["row", "matrix"] | None = Field(
+        default=None, description="Where weights of this tower compete."
+    )
+
+
+class Prune(SpecModel):
+    """How weights are chosen."""
+
+    method: str = Field(
+        default="wanda",
+        description="random, magnitude, wanda, or the name of a plug-in.",
+    )
+    group: Literal["row", "matrix"] = Field(
+        default="row",
+        description="Where weights compete: within a row or within a matrix.",
+    )
+    calibration: Calibration = Field(default=Calibration(), description="Calibration examples.")
+    vision: TowerPrune = Field(default=TowerPrune(), description="For the vision tower alone.")
+    language: TowerPrune = Field(default=TowerPrune(), description="For the language tower alone.")
+
+    def method_of(self, tower: Tower) -> str:
+        """Returns the method that prunes one tower."""
+        return getattr(self, tower).method or self.method
+
+    def group_of(self, tower: Tower) -> str:
+        """Returns where the weights of one tower compete."""
+        return getattr(self, tower).group or self.group
+
+
+class Rank(SpecModel):
+    """Rank of the low-rank updates of each part, ≥ 1."""
+
+    vision: int = Field(default=4, ge=1, description="Rank in the vision tower.")
+    language: int = Field(default=8, ge=1, description="Rank in the language tower.")
+    connector: int = Field(default=2, ge=1, description="Rank in the connector.")
+
+
+class Distillation(SpecModel):
+    """Loss = (1 − weight) · task loss + weight · KL(dense teacher ‖ student)."""
+
+    weight: Number = Field(default=0.1, ge=0, le=1, description="Share of the loss, in [0, 1].")
+    temperature: Number = Field(default=1.0, gt=0, description="Softens both models' answers, > 0.")
+
+
+class Repair(SpecModel):
+    """How a pruned model is trained back. The defaults are the paper's code's."""
+
+    method: Literal["sparselora", "none"] = Field(
+        default="sparselora",
+        description="sparselora, or none to score the pruned model alone.",
+    )
+    data: DataRef = Field(
+        default=DataRef(split="train", samples=6000),
+        description="Examples to train on.",
+    )
+    train: Annotated[tuple[Part, ...], BeforeValidator(as_tuple)] = Field(
+        default=("vision", "connector", "language"),
+        min_length=1,
+        description="Parts that are trained; what is not listed stays bit-identical.",
+    )
+    rank: Rank = Field(default=Rank(), description="Rank of the updates in each part.")
+    alpha: Number = Field(
+        default=16.0, gt=0, description="Updates are scaled by alpha / rank, > 0."
+    )
+    steps: int = Field(default=390, ge=1, description="Optimiser steps, ≥ 1.")
+    batch_size: int = Field(
+        default=64,
+        ge=1,
+        description="Questions a step, over all workers together, ≥ 1.",
+    )
+    micro_batch: int | None = Field(
+        default=None,
+        ge=1,
+        description="Questions a worker holds at once, ≥ 1; null takes batch_size / workers.",
+    )
+    learning_rate: Number = Field(default=1e-4, gt=0, description="Peak learning rate, > 0.")
+    schedule: Literal["constant", "cosine"] = Field(
+        default="constant", description="Learning rate after the warm-up."
+    )
+    warmup_steps: int = Field(default=0, ge=0, description="Steps of linear warm-up, ≤ steps.")
+    clip: Number = Field(default=0.0, ge=0, description="Clips the gradient's norm; 0 does not.")
+    distillation: Distillation = Field(
+        default=Distillation(), description="The dense model as a teacher."
+    )
+    zero_stage: Literal[0, 1, 2] = Field(
+        default=1,
+        description="DeepSpeed ZeRO stage: what workers share out instead of copying.",
+    )
+
+    @field_validator("train")
+    @classmethod
+    def _lists_each_part_once(cls, train: tuple[Part, ...]) -> tuple[Part, ...]:
+        if len(set(train)) != len(train):
+            raise ValueError(f"each part once, got {', '.join(train)}.")
+        return train
+
+
+class Search(SpecModel):
+    """How points of the space are proposed."""
+
+    sampler: Literal["grid", "random", "tpe"] = Field(
+        default="tpe",
+        description="grid visits every point; tpe learns. Default: grid if the space is discrete.",
+    )
+    trials: int = Field(
+        default=20,
+        ge=1,
+        description="Points to run. Default: a grid's feasible points, else 20.",
+    )
+    parallel: int = Field(default=1, ge=1, description="Trials that run at once, ≤ window.")
+    window: int = Field(
+        default=2,
+        ge=1,
+        description="Proposal n sees results up to trial n − window. Default: 2 · parallel.",
+    )
+    seed: int = Field(default=0, ge=0, description="Seed of the proposals.")
+
+
+class Objective(SpecModel):
+    """What the search looks for."""
+
+    maximize: str = Field(
+        default="easy-vqa.balanced_accuracy",
+        description="task.metric of an evaluation.",
+    )
+
+    @property
+    def task(self) -> str:
+        """The task whose metric is meant."""
+        return self.maximize.rpartition(".")[0]
+
+    @property
+    def metric(self) -> str:
+        """The metric, without its task."""
+        return self.maximize.rpartition(".")[2]
+
+
+class Resources(SpecModel):
+    """What one trial takes."""
+
+    workers: int = Field(default=1, ge=1, description="Processes of a trial, ≥ 1.")
+    gpus_per_worker: Number = Field(default=0.0, ge=0, description="GPUs of a worker; 0 on a CPU.")
+    cpus_per_worker: int = Field(default=1, ge=1, description="CPU cores of a worker, ≥ 1.")
+
+
+class SweepSpec(SpecModel):
+    """One sweep: one question, one file."""
+
+    ressa: Literal[1] = Field(description="Version of the file format.")
+    name: str = Field(
+        max_length=64,
+        pattern=r"^[a-z0-9][a-z0-9_-]*$",
+        description="Name of the sweep in the store: a-z, 0-9, - and _. Default: the file's name.",
+    )
+    model: Annotated[ModelRef, BeforeValidator(_as_model)] = Field(
+        description="The model: a name alone, or a mapping."
+    )
+    prune: Prune = Field(default=Prune(), description="How weights are chosen.")
+    space: dict[str, SpaceEntry] = Field(
+        description="What varies: vision_sparsity, language_sparsity, and any field of prune "
+        "or repair under its dotted name. A range, choices, or a constant."
+    )
+    budget: Annotated[tuple[Share, ...] | None, BeforeValidator(_as_budget)] = Field(
+        default=None,
+        min_length=1,
+        description="Sparsity over both towers, in [0, 1]: one number or a list. The tower that "
+        "the space leaves out is solved to meet it to the weight.",
+    )
+    search: Search = Field(default=Search(), description="How points are proposed.")
+    repair: Repair = Field(default=Repair(), description="How a pruned model is trained back.")
+    evaluate: Annotated[tuple[DataRef, ...], BeforeValidator(as_tuple)] = Field(
+        default=(DataRef(split="validation", samples=2000),),
+        min_length=1,
+        description="What the models are scored on; the search sees validation examples alone.",
+    )
+    objective: Objective = Field(default=Objective(), description="What the search looks for.")
+    baselines: Annotated[
+        tuple[Literal["dense", "dense_repaired"], ...], BeforeValidator(as_tuple)
+    ] = Field(
+        default=("dense", "dense_repaired"),
+        description="Unpruned models that are scored too, as they are and repaired alike.",
+    )
+    resources: Resources = Field(default=Resources(), description="What one trial takes.")
+    store: str = Field(
+        default="results",
+        min_length=1,
+        description="Where results go: a folder, or a URL.",
+    )
+
+    @cached_property
+    def dimensions(self) -> tuple[Dimension, ...]:
+        """The axes of the search in fixed order: the budget if there is one, then the space."""
+        axes = [Dimension.of(name, e, integer=is_integer(name)) for name, e in self.space.items()]
+        if self.budget is not None:
+            axes.insert(0, Dimension.of(BUDGET, Choices(choices=self.budget), integer=False))
+        return tuple(axes)
+
+    @property
+    def solved_tower(self) -> Tower | None:
+        """The tower whose sparsity the budget decides; None without a budget."""
+        if self.budget is None:
+            return None
+        return "language" if "vision_sparsity" in self.space else "vision"
+
+    def to_yaml(self) -> str:
+        """Writes the spec so that `spec_from_yaml` reads back an equal one."""
+        return write(_listed(self.model_dump()))
+
+    @property
+    def identity(self) -> str:
+        """Hash of the fields that can change results; what may grow or move is left out.
+
+        The window is left out because a stored sweep keeps the one it began with.
+        """
+        content = self.model_dump(
+            exclude={
+                "name": True,
+                "store": True,
+                "search": {"trials", "parallel", "window"},
+                "resources": {"gpus_per_worker", "cpus_per_worker"},
+            }
+        )
+        text = json.dumps(_canonical(content), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _listed(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _listed(item) for key, item in value.items()}
+    return [_listed(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _canonical(value: Any) -> Any:
+    """Makes equal numbers equal text, so that 0.50 and 0.5 are one sweep."""
+    if isinstance(value, dict):
+        return {key: _canonical(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_canonical(item) for item in value]
+    if isinstance(value, float):
+        return scalar_text(exact_decimal(value))
+    return scalar_text(value) if isinstance(value, int | Decimal) else value
+
+
+def sweepable_fields() -> dict[str, Any]:
+    """Maps the dotted names of all single-valued fields of prune and repair to their types."""
+    found: dict[str, Any] = {}
+
+    def collect(model: type[SpecModel], prefix: str) -> None:
+        for name, field in model.model_fields.items():
+            kind = field.annotation
+            if isinstance(kind, type) and issubclass(kind, SpecModel):
+                collect(kind, f"{prefix}.{name}")
+            elif name != "train":  # a list: not a value that an axis can hold
+                found[f"{prefix}.{name}"] = kind
+
+    collect(Prune, "prune")
+    collect(Repair, "repair")
+    return found
+
+
+def is_integer(name: str) -> bool:
+    """Whether a dimension's field holds integers."""
+    return sweepable_fields().get(name) in (int, int | None, Samples)
