@@ -118,9 +118,7 @@ class _Observer:
         self._batch: Batch | None = None
         # One vector for all layers, each with one place more for its count of tokens.
         widths = [layer.columns + 1 for layer in layers]
-        self._places = dict(
-            zip((layer.name for layer in layers), _spans(widths), strict=True),
-        )
+        self._places = dict(zip((layer.name for layer in layers), _spans(widths), strict=True))
         self._width = sum(widths)
         self._sums = self.empty()
 
@@ -130,16 +128,14 @@ class _Observer:
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Listens to the layers; on leaving, no hook is left on the model."""
-        names = {module: name for name, module in self._vlm.model.named_modules()}
+        encoder = self._encoder
+        inside = set() if encoder is None else set(encoder.modules())
         with ExitStack() as hooks:
-            inside = "" if self._encoder is None else f"{names[self._encoder]}."
-            if self._encoder is not None:
-                hook = self._encoder.register_forward_hook(self._remember_encoded)
-                hooks.callback(hook.remove)
+            if encoder is not None:
+                hooks.callback(encoder.register_forward_hook(self._remember_encoded).remove)
             for layer in self._layers:
-                in_encoder = bool(inside) and layer.name.startswith(inside)
                 module = self._vlm.model.get_submodule(layer.name)
-                listen = partial(self._add, layer, in_encoder)
+                listen = partial(self._add, layer, module in inside)
                 hooks.callback(module.register_forward_pre_hook(listen).remove)
             yield
 
@@ -154,8 +150,8 @@ class _Observer:
         """Cuts the sums of all chunks into layers, and checks them."""
         square_sums, tokens = {}, {}
         for name, place in self._places.items():
-            *_, count = total[place]
-            square_sums[name], tokens[name] = total[place][:-1].clone(), int(count)
+            square_sums[name] = total[place][:-1].clone()
+            tokens[name] = int(total[place][-1])
             if not tokens[name]:
                 raise CalibrationError(f"{name} saw no calibration token.", "data")
             if not square_sums[name].isfinite().all():
