@@ -1,0 +1,31 @@
+"""The store: what happened, as immutable Parquet files, and the only truth about it.
+
+Two kinds of thing lie in it: `sweeps/<name>/` holds a sweep's spec and rows, `stages/` holds work
+that trials share. This package is the only home of pyarrow, obstore and duckdb; pyarrow, duckdb and
+pandas are imported when rows are first read or written.
+"""
+
+from ressa.store.lease import Holder, Lease, acquire, holder
+from ressa.store.query import query
+from ressa.store.schema import SCHEMA_VERSION, TABLES, Column, Table
+from ressa.store.stages import StageStore, stage_key
+from ressa.store.status import SweepStatus
+from ressa.store.store import Store, SweepStore, open_store
+
+__all__ = [
+    "SCHEMA_VERSION",
+    "TABLES",
+    "Column",
+    "Holder",
+    "Lease",
+    "StageStore",
+    "Store",
+    "SweepStatus",
+    "SweepStore",
+    "Table",
+    "acquire",
+    "holder",
+    "open_store",
+    "query",
+    "stage_key",
+]

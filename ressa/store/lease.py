@@ -1,0 +1,207 @@
+"""Which driver works on a sweep: `lease/<epoch>.json`, taken by exclusive creation.
+
+A file system cannot stop a driver that lost its lease from writing, so a lease protects work, not
+rows: rows carry the epoch, and readers keep the newest. Whether a holder lives is known at once on
+the machine it runs on; from elsewhere, its counter is watched on the watcher's own clock, so that
+clocks need not agree.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from ressa.errors import ConflictError, StoreError
+from ressa.store.store import SweepStore
+
+log = logging.getLogger(__name__)
+
+BEAT_SECONDS = 5.0
+PATIENCE_SECONDS = 30.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Holder:
+    """The newest driver of a sweep; `unknown` is one on another machine, seen without waiting."""
+
+    epoch: int
+    host: str
+    pid: int
+    since: datetime
+    state: Literal["live", "dead", "released", "unknown"]
+
+
+class Lease:
+    """The right to drive a sweep, kept alive by a thread until `release`. Made by `acquire`."""
+
+    def __init__(self, sweep: SweepStore, epoch: int, beat_seconds: float) -> None:
+        self.epoch = epoch
+        self._sweep, self._beat_seconds = sweep, beat_seconds
+        self._stop = threading.Event()
+        self._lost = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="ressa-lease", daemon=True)
+        self._thread.start()
+
+    @property
+    def lost(self) -> bool:
+        """Whether another driver took the sweep over, seen within two beats."""
+        return self._lost.is_set()
+
+    def release(self) -> None:
+        """Gives the sweep up; the next driver need not wait. Again is fine."""
+        if self._stop.is_set():
+            return
+        self._stop.set()
+        self._thread.join()
+        self._write({"released": True})
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def _beat(self) -> None:
+        count = 0
+        while not self._stop.wait(self._beat_seconds):
+            count += 1
+            try:
+                self._write({"beats": count})
+                if _epochs(self._sweep)[-1:] != [self.epoch]:
+                    self._lost.set()
+            except StoreError as error:  # a moment's network trouble must not end a sweep
+                log.warning("lease of %s: %s", self._sweep.name, error)
+
+    def _write(self, beat: dict[str, Any]) -> None:
+        path = f"{self._sweep.prefix}/lease/{self.epoch:06d}.beat"
+        self._sweep.store.objects.put(path, json.dumps(beat).encode())
+
+
+def acquire(
+    sweep: SweepStore,
+    *,
+    beat_seconds: float = BEAT_SECONDS,
+    patience_seconds: float = PATIENCE_SECONDS,
+    waiting: Callable[[Holder], None] | None = None,
+) -> Lease:
+    """Takes a sweep's lease, from a dead holder if need be.
+
+    Args:
+        sweep: the sweep to drive.
+        beat_seconds: how often the lease says that its holder lives.
+        patience_seconds: how long a counter on another machine must stand still.
+        waiting: called once if it has to be watched, to tell the user.
+
+    Raises:
+        ConflictError: a live driver holds it.
+    """
+    current = holder(sweep)
+    if current is not None and current.state == "unknown":
+        if waiting is not None:
+            waiting(current)
+        if _counts_on(sweep, current.epoch, patience_seconds):
+            raise _conflict(sweep, current)
+    elif current is not None and current.state == "live":
+        raise _conflict(sweep, current)
+    epoch = 1 if current is None else current.epoch + 1
+    claim = {
+        "host": socket.gethostname(),
+        "machine": _machine(),
+        "pid": os.getpid(),
+        "process_started": _process_started(os.getpid()),
+        "since": datetime.now(UTC).isoformat(),
+    }
+    path = f"{sweep.prefix}/lease/{epoch:06d}.json"
+    if not sweep.store.objects.put_new(path, json.dumps(claim).encode()):
+        winner = holder(sweep)
+        assert winner is not None
+        raise _conflict(sweep, winner)
+    return Lease(sweep, epoch, beat_seconds)
+
+
+def holder(sweep: SweepStore) -> Holder | None:
+    """Returns the newest driver of a sweep, without waiting; None if there was none yet."""
+    epochs = _epochs(sweep)
+    if not epochs:
+        return None
+    epoch = epochs[-1]
+    claim = _read(sweep, f"{epoch:06d}.json")
+    beat = _read(sweep, f"{epoch:06d}.beat")
+    pid = int(claim.get("pid", 0))
+    state: Literal["live", "dead", "released", "unknown"] = "unknown"
+    if beat.get("released"):
+        state = "released"
+    elif claim.get("machine") == _machine():
+        alive = _process_started(pid) == claim.get("process_started")
+        state = "live" if alive else "dead"
+    since = datetime.now(UTC)
+    with contextlib.suppress(KeyError, ValueError):
+        since = datetime.fromisoformat(claim["since"])
+    return Holder(epoch=epoch, host=str(claim.get("host", "?")), pid=pid, since=since, state=state)
+
+
+def _epochs(sweep: SweepStore) -> list[int]:
+    names = sweep.store.objects.names(f"{sweep.prefix}/lease")
+    stems = [name.removesuffix(".json") for name in names if name.endswith(".json")]
+    return sorted(int(stem) for stem in stems if stem.isdecimal())
+
+
+def _read(sweep: SweepStore, name: str) -> dict[str, Any]:
+    content = sweep.store.objects.get(f"{sweep.prefix}/lease/{name}")
+    try:
+        return dict(json.loads(content or b"{}"))
+    except (ValueError, TypeError):
+        return {}  # says nothing about its holder: watched like one on another machine
+
+
+def _counts_on(sweep: SweepStore, epoch: int, patience_seconds: float) -> bool:
+    """Returns whether a holder's counter moves before patience ends, by our clock."""
+    first = _read(sweep, f"{epoch:06d}.beat")
+    deadline = time.monotonic() + patience_seconds
+    while time.monotonic() < deadline:
+        time.sleep(min(1.0, patience_seconds / 10))
+        now = _read(sweep, f"{epoch:06d}.beat")
+        if now != first:
+            return not now.get("released")
+    return False
+
+
+def _conflict(sweep: SweepStore, current: Holder) -> ConflictError:
+    return ConflictError(
+        f"sweep {sweep.name!r} is being worked on by process {current.pid} on {current.host}, "
+        f"since {current.since:%Y-%m-%d %H:%M} UTC. `ressa status {sweep.name}` shows how far it "
+        "is; stop it there first, or wait."
+    )
+
+
+def _machine() -> str:
+    """Returns what tells this boot of this machine, and this space of process ids, from others."""
+    parts = [socket.gethostname()]
+    with contextlib.suppress(OSError):
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
+        parts.append(os.readlink("/proc/self/ns/pid"))
+    return " ".join(parts)
+
+
+def _process_started(pid: int) -> str | None:
+    """Returns when a process of this machine began, which tells it from a later one of its id."""
+    try:
+        # The name in parentheses may hold spaces; state is the first field after it.
+        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+        return None if fields[0] in "ZX" else fields[19]
+    except (OSError, IndexError):
+        if Path("/proc/self/stat").exists():
+            return None
+    listed = subprocess.run(
+        ["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, check=False
+    )
+    return listed.stdout.strip() or None

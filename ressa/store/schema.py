@@ -1,0 +1,277 @@
+"""What the tables hold: each column's type, meaning and unit, in one place.
+
+Types are named here and turned into pyarrow's when rows are written, so that the tables can be
+looked up without importing pyarrow. Adding a column keeps the version; changing what one means
+raises it.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    import pyarrow
+
+SCHEMA_VERSION = 1
+
+Kind = Literal["text", "integer", "float", "boolean", "time", "texts", "json"]
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column; `json` is text that holds a JSON value, `time` is UTC."""
+
+    name: str
+    kind: Kind
+    meaning: str
+    unit: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    """One table: `key` names the columns that tell two rows of one attempt apart."""
+
+    name: str
+    meaning: str
+    key: tuple[str, ...]
+    own_columns: tuple[Column, ...]
+    of_attempts: bool = True
+    """Rows belong to an attempt of a trial, and count once that attempt's `trials` row exists."""
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        """The identity columns, then the table's own."""
+        return IDENTITY + self.own_columns
+
+
+IDENTITY = (
+    Column("sweep", "text", "name of the sweep"),
+    Column("trial", "text", "'dense', 'dense-repaired', 't000', …; null for the sweep as a whole"),
+    Column("attempt", "integer", "which try of the trial, from 0"),
+    Column("epoch", "integer", "the writing driver's lease; a later driver has a larger one"),
+    Column("committed", "time", "when the row was written"),
+)
+
+_WHICH_SCORE = (
+    Column("task", "text", "name of the task"),
+    Column("split", "text", "split of the task's examples"),
+    Column("state", "text", "the model scored: dense, pruned or repaired"),
+    Column("image", "text", "real, or blank: the mean-colour image in place of each"),
+)
+
+
+def _both_towers(kind: Kind, suffix: str, meaning: str, unit: str = "") -> tuple[Column, Column]:
+    return (
+        Column(f"vision_{suffix}", kind, f"vision tower: {meaning}", unit),
+        Column(f"language_{suffix}", kind, f"language tower: {meaning}", unit),
+    )
+
+
+_SPARSITY = (
+    *_both_towers("text", "target", "what was asked, exact: '0.5', '2:4', '98304/196608'"),
+    *_both_towers("float", "sparsity", "what was asked, as a number", "fraction"),
+    Column("budget", "float", "sparsity asked over all prunable weights, if any", "fraction"),
+    *_both_towers("integer", "zeros_requested", "zeros that its target amounts to", "weights"),
+    *_both_towers("integer", "zeros", "zeros counted in its prunable weights", "weights"),
+    *_both_towers("integer", "prunable", "prunable weights", "weights"),
+    Column("sparsity", "float", "zeros counted over all prunable weights", "fraction"),
+    Column("whole_zeros", "integer", "zeros counted over all parameters", "weights"),
+    Column("whole_parameters", "integer", "parameters of the whole model", "weights"),
+    Column("whole_sparsity", "float", "zeros counted over all parameters", "fraction"),
+    Column("zeros_after_merge_ok", "boolean", "every pruned weight was exactly 0 after the merge"),
+    Column("pruned_nonzero", "integer", "pruned weights not exactly 0 after the merge", "weights"),
+    Column("mask_hash", "text", "hash of both towers' keep masks"),
+    *_both_towers("text", "method", "pruning method"),
+    *_both_towers("text", "group", "where weights compete: row or matrix"),
+)
+
+_RESULT = (
+    Column("metric", "text", "the objective, such as easy-vqa.balanced_accuracy"),
+    Column("items", "integer", "questions behind each score", "questions"),
+    Column("score", "float", "the objective's value: repaired, or pruned without repair"),
+    Column("score_pruned", "float", "the objective before repair"),
+    Column("score_repaired", "float", "the objective after repair"),
+    Column("score_pruned_se", "float", "its standard error, clustered by image"),
+    Column("score_repaired_se", "float", "its standard error, clustered by image"),
+    Column("blank_pruned", "float", "the objective on blank images, before repair"),
+    Column("blank_repaired", "float", "the objective on blank images, after repair"),
+    Column("floor_majority", "float", "the objective of the majority answer per question"),
+    Column("floor_dense_blank", "float", "the objective of the dense model on blank images"),
+    Column("merge_gap", "float", "largest |merged − adapter| logit difference on a probe batch"),
+)
+
+_STAGES = ("calibration", "prune", "teacher", "repair", "evaluate", "total")
+
+_CIRCUMSTANCES = (
+    *(Column(f"{s}_seconds", "float", f"wall time of {s}", "seconds") for s in _STAGES),
+    Column("cpu_seconds", "float", "processor time of all workers", "seconds"),
+    Column("workers", "integer", "worker processes of the trial"),
+    Column("micro_batch", "integer", "examples per forward pass of a worker", "questions"),
+    Column("cpu", "text", "type of the processor"),
+    Column("host", "text", "name of the machine"),
+    Column("started", "time", "when the attempt began"),
+    Column("finished", "time", "when the attempt ended"),
+    Column("failure_class", "text", "oom, numeric, data, node, preempted, timeout or code"),
+    Column("failure_stage", "text", "the stage that failed"),
+    Column("error", "text", "the failure in a sentence"),
+    Column("traceback", "text", "where it happened"),
+    Column("point", "json", "the proposed point: field → value"),
+    *(
+        Column(f"{package}_version", "text", f"version of {package}")
+        for package in ("ressa", "python", "torch", "ray", "deepspeed", "transformers", "optuna")
+    ),
+)
+
+TRIALS = Table(
+    name="trials",
+    meaning="one row per finished attempt, written after all its other rows",
+    key=("trial",),
+    own_columns=(
+        Column("role", "text", "baseline or search"),
+        Column("number", "integer", "number of the proposal; null for a baseline"),
+        Column("key", "text", "hash of all that can change the trial's result"),
+        Column("state", "text", "succeeded, stopped, failed, lost, cancelled or reused"),
+        Column("reused_trial", "text", "the trial whose result this one repeats"),
+        Column("model", "text", "the model: a catalog name, a folder or a hub id"),
+        *_SPARSITY,
+        *_RESULT,
+        *_CIRCUMSTANCES,
+    ),
+)
+
+SCORES = Table(
+    name="scores",
+    meaning="every metric of every state of a trial's model",
+    key=("trial", "task", "split", "state", "image", "metric"),
+    own_columns=(
+        *_WHICH_SCORE,
+        Column("metric", "text", "exact_match, balanced_accuracy, malformed, exact_match/<kind>"),
+        Column("value", "float", "the metric's value", "fraction"),
+        Column("standard_error", "float", "clustered by image; null where not estimated"),
+        Column("items", "integer", "questions behind the value", "questions"),
+    ),
+)
+
+CURVES = Table(
+    name="curves",
+    meaning="repair, step by step",
+    key=("trial", "step"),
+    own_columns=(
+        Column("step", "integer", "optimiser step, from 1"),
+        Column("loss", "float", "cross-entropy plus weighted distillation", "nats"),
+        Column("ce", "float", "cross-entropy on the answers", "nats"),
+        Column("kl", "float", "divergence from the dense teacher", "nats"),
+        Column("learning_rate", "float", "learning rate of the step"),
+        Column("gradient_norm", "float", "gradient norm before clipping"),
+        Column("examples_per_second", "float", "questions per second, all workers", "1/second"),
+    ),
+)
+
+LAYERS = Table(
+    name="layers",
+    meaning="each prunable matrix: what it was to lose and what it lost",
+    key=("trial", "name"),
+    own_columns=(
+        Column("name", "text", "qualified name of the module that owns the weight"),
+        Column("tower", "text", "vision or language"),
+        Column("rows", "integer", "output features"),
+        Column("columns", "integer", "input features"),
+        Column("requested_zeros", "integer", "zeros that its share of the target is", "weights"),
+        Column("zeros", "integer", "zeros counted after pruning", "weights"),
+        Column("zeros_after_merge", "integer", "zeros counted after repair and merge", "weights"),
+    ),
+)
+
+ANSWERS = Table(
+    name="answers",
+    meaning="every answer that the objective's scores are made of",
+    key=("trial", "task", "split", "state", "image", "example_id"),
+    own_columns=(
+        *_WHICH_SCORE,
+        Column("example_id", "text", "which question on which image"),
+        Column("image_id", "text", "which image"),
+        Column("answer", "text", "the model's answer"),
+        Column("correct", "boolean", "whether it equals the true answer"),
+    ),
+)
+
+PROPOSALS = Table(
+    name="proposals",
+    meaning="which point the search proposed, and what it knew when it did",
+    key=("trial", "attempt"),
+    of_attempts=False,
+    own_columns=(
+        Column("number", "integer", "number of the proposal, from 0"),
+        Column("key", "text", "hash of all that can change the trial's result"),
+        Column("point", "json", "field → value"),
+        Column("seen", "texts", "trials whose results the proposal is a function of"),
+        Column("sampler", "text", "grid, random or tpe"),
+        Column("system_attrs", "json", "the sampler's own notes"),
+        Column("reason", "text", "why this attempt: null for the first, else what went wrong"),
+    ),
+)
+
+EVENTS = Table(
+    name="events",
+    meaning="what happened to the sweep, and which trials began",
+    key=("trial", "attempt", "epoch", "kind", "detail"),
+    of_attempts=False,
+    own_columns=(
+        Column("kind", "text", "started, resumed, grown, interrupted, finished, trial_started"),
+        Column("detail", "json", "field → value"),
+    ),
+)
+
+DATA = Table(
+    name="data",
+    meaning="which examples each purpose used; purposes are disjoint by image",
+    key=("purpose", "task", "split"),
+    of_attempts=False,
+    own_columns=(
+        Column("purpose", "text", "calibration, repair or evaluate"),
+        Column("task", "text", "name of the task"),
+        Column("split", "text", "split of the task's examples"),
+        Column("samples", "integer", "how many examples", "questions"),
+        Column("seed", "integer", "seed of the draw"),
+        Column("image_ids", "texts", "the distinct images, in order"),
+        Column("example_ids", "texts", "the examples, in order"),
+    ),
+)
+
+TABLES: dict[str, Table] = {
+    table.name: table
+    for table in (TRIALS, SCORES, CURVES, LAYERS, ANSWERS, PROPOSALS, EVENTS, DATA)
+}
+
+
+@cache
+def arrow_schema(name: str) -> "pyarrow.Schema":
+    """Returns a table's pyarrow schema, with meaning and unit of each column in its metadata."""
+    import pyarrow as pa
+
+    kinds: dict[Kind, Any] = {
+        "text": pa.string(),
+        "integer": pa.int64(),
+        "float": pa.float64(),
+        "boolean": pa.bool_(),
+        "time": pa.timestamp("us", tz="UTC"),
+        "texts": pa.list_(pa.string()),
+        "json": pa.string(),
+    }
+    table = TABLES[name]
+    fields = [
+        pa.field(
+            column.name,
+            kinds[column.kind],
+            metadata={"description": column.meaning, "unit": column.unit, "kind": column.kind},
+        )
+        for column in table.columns
+    ]
+    return pa.schema(
+        fields,
+        metadata={
+            "ressa.table": name,
+            "ressa.version": str(SCHEMA_VERSION),
+            "description": table.meaning,
+        },
+    )

@@ -1,0 +1,111 @@
+"""How far a sweep is, derived from its rows and its lease: nothing else is asked."""
+
+import json
+from collections import Counter
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Literal
+
+from ressa.store.lease import Holder, holder
+from ressa.store.store import SweepStore
+
+_LIFE = ("started", "resumed", "grown", "interrupted", "finished")
+_READ = ["trial", "role", "state", "metric", "score", "committed"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SweepStatus:
+    """What `ressa ls` and `ressa status` say of one sweep."""
+
+    name: str
+    state: Literal["new", "running", "unknown", "interrupted", "finished"]
+    """`unknown`: its driver is on another machine and was not watched."""
+    planned: int | None
+    """Trials that the newest driver announced, baselines included: `planned` of its event."""
+    counts: dict[str, int] = field(default_factory=dict)
+    """Trials per state; `queued` and `running` are among them."""
+    queued: tuple[str, ...] = ()
+    running: tuple[str, ...] = ()
+    metric: str | None = None
+    best_trial: str | None = None
+    best_score: float | None = None
+    """Best among search trials that succeeded; baselines are not in the race."""
+    holder: Holder | None = None
+    started: datetime | None = None
+    updated: datetime | None = None
+
+    @property
+    def done(self) -> int:
+        """Trials with a finished attempt, however it ended."""
+        return sum(n for state, n in self.counts.items() if state not in ("queued", "running"))
+
+
+def sweep_status(sweep: SweepStore) -> SweepStatus:
+    """Returns how far a sweep is. A trial runs if the living driver's events say it began."""
+    events = sweep.read("events").sort_by("committed").to_pylist()
+    finished = sweep.read("trials").select(_READ).to_pylist()
+    attempts = sweep.read("trials", all_attempts=True).select(["trial", "attempt"]).to_pylist()
+    proposals = sweep.read("proposals").to_pylist()
+    current = holder(sweep)
+    driven = current is not None and current.state in ("live", "unknown")
+
+    over = {(row["trial"], row["attempt"]) for row in attempts}
+    begun = {
+        (row["trial"], row["attempt"])
+        for row in events
+        if row["kind"] == "trial_started" and current and row["epoch"] == current.epoch
+    }
+    proposed = {(row["trial"], row["attempt"]) for row in proposals}
+    running = sorted({trial for trial, _ in begun - over}) if driven else []
+    queued = sorted({trial for trial, _ in proposed - over} - set(running))
+
+    counts = Counter(row["state"] for row in finished if row["trial"] not in {*running, *queued})
+    counts |= {"queued": len(queued), "running": len(running)}
+    life = [row for row in events if row["kind"] in _LIFE]
+    best = _best(finished)
+    times = [row["committed"] for row in (*events, *finished)]
+    return SweepStatus(
+        name=sweep.name,
+        state=_state(life, current),
+        planned=_planned(life),
+        counts={state: n for state, n in counts.items() if n},
+        queued=tuple(queued),
+        running=tuple(running),
+        metric=best["metric"] if best else None,
+        best_trial=best["trial"] if best else None,
+        best_score=best["score"] if best else None,
+        holder=current,
+        started=life[0]["committed"] if life else None,
+        updated=max(times, default=None),
+    )
+
+
+def _state(
+    life: list[dict[str, Any]], current: Holder | None
+) -> Literal["new", "running", "unknown", "interrupted", "finished"]:
+    if current is not None and current.state == "live":
+        return "running"
+    if life and life[-1]["kind"] == "finished":
+        return "finished"
+    if current is not None and current.state == "unknown":
+        return "unknown"
+    return "interrupted" if life or current is not None else "new"
+
+
+def _planned(life: list[dict[str, Any]]) -> int | None:
+    for event in reversed(life):
+        detail = json.loads(event["detail"] or "{}")
+        if "planned" in detail:
+            return int(detail["planned"])
+    return None
+
+
+def _best(finished: list[dict[str, Any]]) -> dict[str, Any] | None:
+    racing = [
+        row
+        for row in finished
+        if row["role"] == "search"
+        and row["score"] is not None
+        and row["state"] in ("succeeded", "reused")
+    ]
+    return max(racing, key=lambda row: row["score"], default=None)

@@ -1,0 +1,272 @@
+"""A store and its sweeps: open, list, commit rows, read them back."""
+
+import logging
+import os
+import re
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ressa.errors import ConflictError, NotFoundError, SpecError, StoreError, did_you_mean
+from ressa.store import rows as row_files
+from ressa.store.objects import Objects
+from ressa.store.schema import TABLES
+from ressa.store.stages import StageStore
+
+if TYPE_CHECKING:
+    import pandas
+    import pyarrow
+
+    from ressa.store.status import SweepStatus
+
+log = logging.getLogger(__name__)
+
+_SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+def check_name(kind: str, name: str) -> str:
+    """Returns a name that is safe as a folder.
+
+    Raises:
+        SpecError: it is not: a separator, a leading dot, too long, not ASCII.
+    """
+    if not _SAFE_NAME.fullmatch(name):
+        raise SpecError(
+            f"{kind} name {name!r}: up to 100 letters, digits, '.', '_' and '-', "
+            "beginning with a letter or digit."
+        )
+    return name
+
+
+def open_store(location: str | os.PathLike[str], *, create: bool = False) -> "Store":
+    """Opens a store in a folder (relative to the working directory) or at a URL (s3://…).
+
+    Args:
+        location: folder or URL.
+        create: make the folder if it is missing, and check that it can be written to.
+
+    Raises:
+        NotFoundError: no such folder, and `create` is false.
+        StoreError: it is a file, cannot be reached, or cannot be written to.
+    """
+    return Store(Objects(location, create=create))
+
+
+class Store:
+    """Every sweep in one folder or bucket, and the stages they share. Made by `open_store`."""
+
+    def __init__(self, objects: Objects) -> None:
+        self.objects = objects
+        self.stages = StageStore(objects)
+
+    def __repr__(self) -> str:
+        return f"open_store({self.location!r})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return open_store, (self.location,)
+
+    @property
+    def location(self) -> str:
+        """The absolute folder or the URL; `open_store` of it is this store again."""
+        return self.objects.location
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder, or None if the store is not on a file system."""
+        return self.objects.folder
+
+    def sweeps(self) -> list[str]:
+        """Returns the names of the sweeps, sorted."""
+        return [name for name in self.objects.folders("sweeps") if self.has_sweep(name)]
+
+    def has_sweep(self, name: str) -> bool:
+        """Returns whether there is a sweep of that name."""
+        return bool(_SAFE_NAME.fullmatch(name)) and self.objects.exists(f"sweeps/{name}/spec.yaml")
+
+    def sweep(self, name: str) -> "SweepStore":
+        """Opens a sweep.
+
+        Raises:
+            NotFoundError: there is none of that name.
+        """
+        if not self.has_sweep(name):
+            known = self.sweeps()
+            listed = f"Sweeps here: {', '.join(known)}." if known else "It holds no sweep."
+            raise NotFoundError(
+                f"no sweep {name!r} in {self.location}.{did_you_mean(name, known)} {listed}"
+            )
+        return SweepStore(self, name)
+
+    def create_sweep(self, name: str, spec_text: str) -> "SweepStore":
+        """Makes a sweep by storing its resolved spec, which never changes after.
+
+        Raises:
+            ConflictError: there is one of that name.
+        """
+        check_name("sweep", name)
+        if not self.objects.put_new(f"sweeps/{name}/spec.yaml", spec_text.encode()):
+            raise ConflictError(f"there is a sweep {name!r} in {self.location} already.")
+        return SweepStore(self, name)
+
+
+class SweepStore:
+    """One sweep's rows. Made by `Store.sweep` and `Store.create_sweep`.
+
+    Readers may be as many as like, while a driver writes: files are whole when they appear and
+    never change, so each is read once per object.
+    """
+
+    def __init__(self, store: Store, name: str) -> None:
+        self.store, self.name = store, name
+        self.prefix = f"sweeps/{name}"
+        self.skipped: dict[str, str] = {}
+        """Files in the tables' folders that hold no readable rows → why."""
+        self._files: dict[str, pyarrow.Table] = {}
+        self._reading = threading.Lock()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return SweepStore, (self.store, self.name)
+
+    def spec_text(self) -> str:
+        """Returns the resolved spec, as it was stored."""
+        content = self.store.objects.get(f"{self.prefix}/spec.yaml")
+        if content is None:
+            raise StoreError(f"sweep {self.name}: spec.yaml is gone from {self.store.location}.")
+        return content.decode()
+
+    def commit(
+        self,
+        table: str,
+        rows: Sequence[Mapping[str, Any]],
+        *,
+        epoch: int,
+        trial: str | None = None,
+        attempt: int = 0,
+    ) -> bool:
+        """Writes rows as one immutable file: all of them or none.
+
+        An attempt's `trials` row is committed last; the attempt's other rows count from then on.
+
+        Args:
+            table: one of `TABLES`.
+            rows: column → value, without the identity columns; what is left out is null.
+            epoch: of the writer's lease.
+            trial: whose rows; None for the sweep as a whole.
+            attempt: which try of the trial.
+
+        Returns:
+            False if the same rows were committed already, which changes nothing.
+        """
+        if not rows:
+            return False
+        identity = {"sweep": self.name, "trial": trial, "attempt": attempt, "epoch": epoch}
+        content, digest = row_files.encode(table, rows, identity)
+        owner = "sweep" if trial is None else check_name("trial", trial)
+        file = f"{owner}-a{attempt}-e{epoch}-{digest[:12]}.parquet"
+        return self.store.objects.put_new(f"{self.prefix}/{table}/{file}", content)
+
+    def event(
+        self,
+        kind: str,
+        detail: Mapping[str, Any] | None = None,
+        *,
+        epoch: int,
+        trial: str | None = None,
+        attempt: int = 0,
+    ) -> bool:
+        """Commits one event; `committed` is when it happened."""
+        row = {"kind": kind, "detail": dict(detail or {})}
+        return self.commit("events", [row], epoch=epoch, trial=trial, attempt=attempt)
+
+    def read(self, table: str, *, all_attempts: bool = False) -> "pyarrow.Table":
+        """Returns the rows that count, as an Arrow table.
+
+        Args:
+            table: one of `TABLES`.
+            all_attempts: also those of finished attempts that a newer one of their trial replaced.
+        """
+        layout = TABLES[table]
+        found = self._all_rows(table)
+        once_per_attempt = tuple(dict.fromkeys((*layout.key, "trial", "attempt")))
+        if not layout.of_attempts:
+            return row_files.newest(found, layout.key)
+        finished = row_files.newest(self._all_rows("trials"), ("trial", "attempt"))
+        if not all_attempts:
+            finished = row_files.newest(finished, ("trial",))
+        counted = row_files.of_attempts(found, finished)
+        return row_files.newest(counted, once_per_attempt)
+
+    def trials(self) -> "pandas.DataFrame":
+        """Returns the newest finished attempt of each trial: baselines first, then by number."""
+        return self._in_order(self.read("trials"))
+
+    def attempts(self) -> "pandas.DataFrame":
+        """Returns every finished attempt of each trial."""
+        return self._in_order(self.read("trials", all_attempts=True))
+
+    def scores(self) -> "pandas.DataFrame":
+        """Returns every metric of every trial's states."""
+        return row_files.to_pandas(self.read("scores"))
+
+    def curves(self) -> "pandas.DataFrame":
+        """Returns repair, step by step."""
+        return row_files.to_pandas(self.read("curves"))
+
+    def layers(self) -> "pandas.DataFrame":
+        """Returns each prunable matrix of each trial."""
+        return row_files.to_pandas(self.read("layers"))
+
+    def answers(self) -> "pandas.DataFrame":
+        """Returns each trial's answer to each example."""
+        return row_files.to_pandas(self.read("answers"))
+
+    def proposals(self) -> "pandas.DataFrame":
+        """Returns what the search proposed, by number and attempt."""
+        order = [("number", "ascending"), ("trial", "ascending"), ("attempt", "ascending")]
+        return row_files.to_pandas(self.read("proposals").sort_by(order))
+
+    def events(self) -> "pandas.DataFrame":
+        """Returns what happened, oldest first."""
+        return row_files.to_pandas(self.read("events").sort_by("committed"))
+
+    def data(self) -> "pandas.DataFrame":
+        """Returns which examples each purpose used."""
+        return row_files.to_pandas(self.read("data"))
+
+    def status(self) -> "SweepStatus":
+        """Returns how far the sweep is, from its rows and its lease."""
+        from ressa.store.status import sweep_status
+
+        return sweep_status(self)
+
+    @staticmethod
+    def _in_order(trials: "pyarrow.Table") -> "pandas.DataFrame":
+        order = [(column, "ascending") for column in ("role", "number", "trial", "attempt")]
+        return row_files.to_pandas(trials.sort_by(order))
+
+    def _all_rows(self, table: str) -> "pyarrow.Table":
+        """Returns the rows of every readable file of a table; what is skipped is logged once."""
+        with self._reading:
+            found = []
+            for name in self.store.objects.names(f"{self.prefix}/{table}"):
+                path = f"{self.prefix}/{table}/{name}"
+                if path not in self._files and path not in self.skipped:
+                    self._read_file(table, path)
+                if path in self._files:
+                    found.append(self._files[path])
+        return row_files.joined(table, found)
+
+    def _read_file(self, table: str, path: str) -> None:
+        content = self.store.objects.get(path) if path.endswith(".parquet") else b""
+        if content is None:
+            return  # removed since it was listed
+        try:
+            if not path.endswith(".parquet"):
+                raise row_files.NotOurs("not a Parquet file")
+            self._files[path] = row_files.decode(table, content)
+        except row_files.NotOurs as reason:
+            self.skipped[path] = str(reason)
+            log.warning("skipped %s/%s: %s", self.store.location, path, reason)
+        except StoreError as error:
+            raise StoreError(f"{self.store.location}/{path}: {error}") from error

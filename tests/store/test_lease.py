@@ -1,0 +1,135 @@
+"""One live driver per sweep; a dead one is taken over."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ressa.errors import ConflictError
+from ressa.store import SweepStore, acquire, holder, lease
+
+
+@pytest.fixture
+def driver(sweep: SweepStore) -> "Iterator[subprocess.Popen[str]]":
+    """Another process that holds the sweep's lease."""
+    code = f"""
+import time
+from ressa.store import acquire, open_store
+lease = acquire(open_store({sweep.store.location!r}).sweep({sweep.name!r}))
+print(lease.epoch, flush=True)
+time.sleep(600)
+"""
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().strip() == "1"
+        yield process
+        process.kill()
+
+
+def _on_another_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "_machine", lambda: "another machine")
+
+
+def test_epochs_rise_from_one(sweep: SweepStore) -> None:
+    assert holder(sweep) is None
+    for epoch in (1, 2, 3):
+        with acquire(sweep) as taken:
+            assert taken.epoch == epoch
+            current = holder(sweep)
+            assert current is not None
+            assert (current.epoch, current.state, current.pid) == (epoch, "live", os.getpid())
+        current = holder(sweep)
+        assert current is not None
+        assert current.state == "released"
+
+
+def test_a_second_driver_is_refused_and_told_who_holds(
+    sweep: SweepStore, driver: "subprocess.Popen[str]"
+) -> None:
+    with pytest.raises(ConflictError, match=rf"process {driver.pid} on .*, since 20\d\d-"):
+        acquire(sweep)
+
+
+def test_a_killed_driver_on_this_machine_is_taken_over_at_once(
+    sweep: SweepStore, driver: "subprocess.Popen[str]"
+) -> None:
+    os.kill(driver.pid, signal.SIGKILL)
+    time.sleep(0.1)  # dead, and not yet waited for: a zombie still has its process id
+    with acquire(sweep, waiting=lambda _: pytest.fail("nothing to wait for")) as taken:
+        assert taken.epoch == 2
+
+
+def test_a_stopped_driver_on_this_machine_is_alive(
+    sweep: SweepStore, driver: "subprocess.Popen[str]"
+) -> None:
+    os.kill(driver.pid, signal.SIGSTOP)
+    with pytest.raises(ConflictError):
+        acquire(sweep, patience_seconds=0.2)
+
+
+def test_another_process_with_a_reused_id_is_not_the_holder(sweep: SweepStore) -> None:
+    acquire(sweep).release()
+    folder = Path(sweep.store.location, sweep.prefix, "lease")
+    claim = json.loads((folder / "000001.json").read_text()) | {"process_started": "1"}
+    (folder / "000002.json").write_text(json.dumps(claim))
+    current = holder(sweep)
+    assert current is not None
+    assert (current.epoch, current.state) == (2, "dead")
+
+
+def test_a_beating_driver_elsewhere_is_alive(
+    sweep: SweepStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = acquire(sweep, beat_seconds=0.05)
+    _on_another_machine(monkeypatch)
+    current = holder(sweep)
+    assert current is not None
+    assert current.state == "unknown"
+    with pytest.raises(ConflictError):
+        acquire(sweep, patience_seconds=5)
+    taken.release()
+
+
+def test_a_silent_driver_elsewhere_is_taken_over_after_patience(
+    sweep: SweepStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stale = acquire(sweep, beat_seconds=0.3)
+    stale._stop.set()  # as if its machine had gone away
+    stale._thread.join()
+    _on_another_machine(monkeypatch)
+    seen = []
+    with acquire(sweep, patience_seconds=0.5, waiting=seen.append) as taken:
+        assert taken.epoch == 2
+    assert [one.epoch for one in seen] == [1]
+
+
+def test_a_driver_learns_that_it_was_taken_over(
+    sweep: SweepStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stale = acquire(sweep, beat_seconds=0.05)
+    assert not stale.lost
+    Path(sweep.store.location, sweep.prefix, "lease", "000002.json").write_text("{}")
+    deadline = time.monotonic() + 5
+    while not stale.lost and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert stale.lost
+    stale.release()
+
+
+def test_of_two_drivers_that_start_together_one_wins(
+    sweep: SweepStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = lease.holder
+    seen_before_the_other = real(sweep)
+    with acquire(sweep):
+        answers = iter([seen_before_the_other])
+        monkeypatch.setattr(lease, "holder", lambda s: next(answers, None) or real(s))
+        with pytest.raises(ConflictError):
+            acquire(sweep)

@@ -1,0 +1,95 @@
+"""A query reads the store's tables and can do nothing else."""
+
+from pathlib import Path
+
+import pytest
+
+from ressa.errors import SpecError
+from ressa.store import Store, SweepStore, query
+from ressa.store.query import VIEWS
+
+from .conftest import commit_trial
+
+
+def test_a_query_sees_all_sweeps(store: Store, sweep: SweepStore) -> None:
+    commit_trial(sweep, "t000", 0.5)
+    commit_trial(store.create_sweep("other", ""), "t000", 0.75, epoch=4)
+    found = query(store, "SELECT sweep, max(score) AS best FROM trials GROUP BY sweep ORDER BY 2")
+    assert found.to_dict("records") == [
+        {"sweep": "quickstart", "best": 0.5},
+        {"sweep": "other", "best": 0.75},
+    ]
+
+
+def test_a_query_may_join_and_begin_with(store: Store, sweep: SweepStore) -> None:
+    commit_trial(sweep, "t000", 0.5)
+    sql = """
+        WITH gain AS (SELECT trial, max(value) - min(value) AS gain FROM scores GROUP BY trial)
+        SELECT t.trial, g.gain FROM trials t JOIN gain g USING (trial)
+    """
+    assert query(store, sql)["gain"].tolist() == [0.25]
+
+
+def test_sums_of_whole_numbers_are_whole(store: Store, sweep: SweepStore) -> None:
+    commit_trial(sweep, "t002", 0.5)
+    commit_trial(sweep, "t003", 0.5)
+    assert query(store, "SELECT sum(number) AS n FROM trials")["n"].tolist() == [5]
+
+
+def test_every_view_is_there_in_an_empty_store(store: Store) -> None:
+    for view in VIEWS:
+        assert query(store, f"SELECT * FROM {view}").empty
+    assert set(query(store, "SHOW TABLES")["name"]) == set(VIEWS)
+
+
+def test_attempts_shows_what_trials_replaced(store: Store, sweep: SweepStore) -> None:
+    commit_trial(sweep, "t000", 0.5)
+    commit_trial(sweep, "t000", 0.6, attempt=1)
+    assert len(query(store, "FROM trials")) == 1
+    assert len(query(store, "FROM attempts")) == 2
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        "COPY trials TO '{folder}/out.csv'",
+        "ATTACH '{folder}/out.db'",
+        "INSTALL httpfs",
+        "LOAD json",
+        "SET enable_external_access = true",
+        "PRAGMA database_list",
+        "CALL pragma_version()",
+        "EXPORT DATABASE '{folder}/out'",
+        "CREATE TABLE x AS SELECT 1",
+        "INSERT INTO trials SELECT * FROM trials",
+        "SELECT 1; SELECT 2",
+        "SELECT 1; COPY trials TO '{folder}/out.csv'",
+        "",
+        "-- nothing",
+        "SELECT * FROM read_csv('/etc/passwd')",
+        "SELECT * FROM read_text('/etc/passwd')",
+        "SELECT * FROM read_blob('/etc/passwd')",
+        "SELECT * FROM read_parquet('{folder}/results/sweeps/*/*/*.parquet')",
+        "SELECT * FROM sniff_csv('/etc/passwd')",
+        "SELECT * FROM glob('/etc/*')",
+        "SELECT * FROM '/etc/passwd'",
+        "SELECT * FROM 'https://example.org/x.parquet'",
+        "SELECT * FROM query('COPY trials TO ''{folder}/out.csv''')",
+        "SELECT * FROM enable_logging(storage = 'file', storage_path = '{folder}/out')",
+        "SELECT getenv('HOME')",
+        "SELECT * FROM store",
+        "SELECT * FROM attack",
+    ],
+)
+def test_an_attack_is_refused_and_leaves_nothing(
+    store: Store, sweep: SweepStore, tmp_path: Path, attack: str
+) -> None:
+    commit_trial(sweep, "t000", 0.5)
+    with pytest.raises(SpecError, match=r"^query: "):
+        query(store, attack.format(folder=tmp_path))
+    assert {path.name for path in tmp_path.iterdir()} == {"results"}
+
+
+def test_a_typing_error_gets_duckdbs_hint(store: Store) -> None:
+    with pytest.raises(SpecError, match=r"Candidate bindings.*score"):
+        query(store, "SELECT scor FROM trials")

@@ -1,0 +1,53 @@
+"""Stages exist whole or not at all, and the first one counts."""
+
+from pathlib import Path
+
+import pytest
+
+from ressa.store import Store, stage_key
+
+
+def test_a_key_depends_on_every_value_and_not_on_their_order() -> None:
+    assert stage_key(a=1, b=[1, 2]) == stage_key(b=[1, 2], a=1)
+    assert len({stage_key(a=value) for value in (1, 1.0, "1", None, True, [1])}) == 6
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        stage_key(a=float("nan"))
+
+
+def test_a_stage_is_read_as_it_was_written(store: Store) -> None:
+    assert store.stages.get("calibration", "k") is None
+    assert store.stages.put("calibration", "k", {"norms.safetensors": b"\0" * 9}, {"seconds": 2})
+    assert store.stages.get("calibration", "k") == {"norms.safetensors": b"\0" * 9}
+    assert store.stages.meta("calibration", "k") == {"seconds": 2}
+
+
+def test_the_first_commit_of_a_stage_wins(store: Store) -> None:
+    assert store.stages.put("teacher", "k", {"logits": b"first"})
+    assert not store.stages.put("teacher", "k", {"logits": b"second"})
+    assert store.stages.get("teacher", "k") == {"logits": b"first"}
+
+
+def test_a_stage_without_a_manifest_does_not_exist(store: Store) -> None:
+    store.stages.put("teacher", "k", {"logits": b"content"})
+    Path(store.location, "stages/teacher/k/manifest.json").unlink()
+    assert store.stages.get("teacher", "k") is None
+    assert store.stages.put("teacher", "k", {"logits": b"content"})
+
+
+@pytest.mark.parametrize("damage", ["shortened", "changed", "gone", "manifest"])
+def test_a_damaged_stage_is_made_again(store: Store, damage: str) -> None:
+    store.stages.put("mask", "k", {"masks": b"content"})
+    folder = Path(store.location, "stages/mask/k")
+    (file,) = folder.glob("*-masks")
+    match damage:
+        case "shortened":
+            file.write_bytes(b"cont")
+        case "changed":
+            file.write_bytes(b"CONTENT")
+        case "gone":
+            file.unlink()
+        case "manifest":
+            (folder / "manifest.json").write_text('{"files"')
+    assert store.stages.get("mask", "k") is None
+    assert store.stages.put("mask", "k", {"masks": b"content"})
+    assert store.stages.get("mask", "k") == {"masks": b"content"}
