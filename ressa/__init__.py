@@ -6,10 +6,10 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ressa.api import run
     from ressa.errors import RessaError
     from ressa.spec import SweepSpec, load_spec
     from ressa.store import Store, SweepStore, open_store
+    from ressa.sweep.driver import run
 
 __version__ = "0.1.0"
 
@@ -20,7 +20,7 @@ _HOMES = {
     "SweepStore": "ressa.store",
     "load_spec": "ressa.spec",
     "open_store": "ressa.store",
-    "run": "ressa.api",
+    "run": "ressa.sweep.driver",
 }
 
 __all__ = [

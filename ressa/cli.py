@@ -183,9 +183,7 @@ def list_sweeps(store: StoreOption = "results", output: OutputOption = Output.ta
 
 
 @app.command()
-def status(
-    name: Name, store: StoreOption = "results", output: OutputOption = Output.table
-) -> None:
+def status(name: Name, store: StoreOption = "results", output: OutputOption = Output.table) -> None:
     """Says how far a sweep is, who drives it and what failed."""
     from ressa.landscape import failures
 

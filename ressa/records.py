@@ -51,8 +51,12 @@ class TrialSpec:
 
     @property
     def key(self) -> str:
-        """Hash of all that can change the result; equal keys are the same trial."""
-        return content_key("trial", TRIAL_VERSION, self)
+        """Hash of all that can change the result; equal keys are the same trial.
+
+        The model counts by its fingerprint: where its folder lies changes nothing.
+        """
+        rest = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "model"}
+        return content_key("trial", TRIAL_VERSION, self.model.dtype, rest)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,11 +10,11 @@ progress, stopping and time-outs have their place, and returns what it found.
 import json
 import math
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cache
-from typing import Any
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor
@@ -31,6 +31,7 @@ from ressa.prune import (
     mask_hash,
     prune_tower,
 )
+from ressa.prune.walk import Group
 from ressa.records import Example, Outcome, Progress, TrialSpec, content_key
 from ressa.repair import Teacher, attach, merge, teacher_logits, train
 from ressa.sparsity import TOWERS, Tower
@@ -44,7 +45,7 @@ REPORT_EVERY = 5  # repair steps between two reports
 EVALUATION_BATCH = 256  # questions per forward pass; scores depend on it only by rounding
 PROBE = 64  # questions on which the merged model is compared with the adapters
 
-type Steps = Generator[Progress, None, Outcome]
+Steps: TypeAlias = Generator[Progress, None, Outcome]
 
 
 def run(trial: TrialSpec, store: str) -> Steps:
@@ -169,7 +170,7 @@ class _Trial:
                 layers,
                 method,
                 target=wanted.target,
-                group=wanted.group,
+                group=cast(Group, wanted.group),
                 norms=norms,
                 seed=seed,
             ).to_bytes()
@@ -257,7 +258,7 @@ class _Trial:
         task, examples = _examples(ref)
         image = "blank" if blank else "real"
 
-        def answer(part: tuple[Example, ...]) -> list[str]:
+        def answer(part: Sequence[Example]) -> list[str]:
             return predictions(self.vlm, task, part, batch_size=EVALUATION_BATCH, blank=blank)
 
         answers = spread(examples, answer)

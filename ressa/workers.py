@@ -8,12 +8,16 @@ import socket
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 from torch import distributed
 
 from ressa.repair.distributed import rank_and_world_size
 from ressa.store import Store
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 _PATIENCE = timedelta(minutes=10)
 
@@ -46,7 +50,7 @@ def join(rank: int, world_size: int, address: str, port: int) -> None:
     )
 
 
-def agree[T](value: T | None) -> T:
+def agree(value: T | None) -> T:
     """Returns rank 0's value on every worker; what the others give is ignored."""
     _, world_size = rank_and_world_size()
     box = [value]
@@ -55,7 +59,7 @@ def agree[T](value: T | None) -> T:
     return box[0]  # type: ignore[return-value]
 
 
-def spread[T, R](items: Sequence[T], work: Callable[[Sequence[T]], list[R]]) -> list[R]:
+def spread(items: Sequence[T], work: Callable[[Sequence[T]], list[R]]) -> list[R]:
     """Shares items out in runs, one a worker, and returns everyone's results in order."""
     rank, world_size = rank_and_world_size()
     cuts = [len(items) * index // world_size for index in range(world_size + 1)]

@@ -7,7 +7,7 @@ trial finished first, and how often the driver was killed in between, cannot cha
 import itertools
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,9 +18,10 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from ressa.errors import InfeasibleAllocation
 from ressa.records import content_key
-from ressa.spec import Dimension, SweepSpec
+from ressa.spec import Dimension, Point, SweepSpec
 
-type Point = Mapping[str, Any]
+# A study is made for every proposal; its birth is no news.
+optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 _TRIES = 200  # draws before a space is taken to be exhausted
 _LARGEST_GRID = 100_000  # points; a larger space is never exhausted anyway
@@ -96,13 +97,13 @@ class Proposer:
         return next(map(_plain, left), None)
 
     def _ask(self, number: int, attempt: int, trials: Sequence[Seen]) -> Proposal:
-        study = optuna.create_study(
-            direction="maximize", sampler=self._sampler(number, attempt)
-        )
+        study = optuna.create_study(direction="maximize", sampler=self._sampler(number, attempt))
         study.add_trials([self._record(trial) for trial in trials])
         trial = study.ask(self._distributions)
         point = {d.name: _chosen(d, trial.params[d.name]) for d in self._dimensions}
-        return Proposal(point=point, system_attrs=json.dumps(trial.system_attrs, sort_keys=True))
+        return Proposal(
+            point=point, system_attrs=_notes(study)
+        )
 
     def _sampler(self, number: int, attempt: int) -> BaseSampler:
         seed = int(content_key(self._search.seed, number, attempt)[:8], 16)
@@ -123,7 +124,9 @@ class Proposer:
         """Yields the feasible points in the order of the product, each distinct trial once."""
         taken: set[str] = set()
         names = [dimension.name for dimension in self._dimensions]
-        for values in itertools.product(*(dimension.values or () for dimension in self._dimensions)):
+        for values in itertools.product(
+            *(dimension.values or () for dimension in self._dimensions)
+        ):
             point = dict(zip(names, values, strict=True))
             try:
                 key = self._identify(point)
@@ -132,6 +135,11 @@ class Proposer:
             if key not in taken:
                 taken.add(key)
                 yield point
+
+
+def _notes(study: optuna.Study) -> str:
+    """What the sampler noted of its newest trial, as JSON."""
+    return json.dumps(study.get_trials(deepcopy=False)[-1].system_attrs, sort_keys=True)
 
 
 def _plain(point: Point) -> Proposal:

@@ -1,17 +1,22 @@
 """Drives one sweep to its end: the store, the lease, Ray, and what is said when it stops early."""
 
 import contextlib
+import json
 import os
 import signal
 import sys
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ressa.errors import ConflictError, SpecError
-from ressa.spec import SweepSpec, spec_from_yaml
+from ressa.spec import SweepSpec, load_spec, spec_from_yaml
 from ressa.store import Store, SweepStore, acquire, open_store
-from ressa.sweep.local_ray import local_ray
+from ressa.sweep.local_ray import local_ray, prepare
 from ressa.sweep.plan import SweepPlan, make_plan
+
+if TYPE_CHECKING:
+    import pandas
 
 GROWING = ("search.trials", "search.parallel")
 """Fields in which a stored sweep may differ from the file that asks for more of it."""
@@ -19,6 +24,30 @@ GROWING = ("search.trials", "search.parallel")
 
 class Interrupted(KeyboardInterrupt):
     """Ctrl-C or SIGTERM: running trials were ended, and the sweep can go on later."""
+
+
+def run(
+    spec: SweepSpec | str | os.PathLike[str], *, sets: Sequence[str] = ()
+) -> "pandas.DataFrame":
+    """Runs a sweep to its end, with progress on stderr, and returns its trials.
+
+    Args:
+        spec: a resolved spec, or the path of a sweep file.
+        sets: changes to a sweep file's fields, such as "repair.steps=50".
+
+    Returns:
+        One row a trial, baselines first; columns are those of the store's `trials` table.
+
+    Raises:
+        SpecError: the file has faults. Otherwise as `start`.
+    """
+    from rich.console import Console
+
+    from ressa.sweep.board import Board
+
+    resolved = spec if isinstance(spec, SweepSpec) else load_spec(Path(spec), sets).spec
+    with Board(resolved, Console(stderr=True)) as board:
+        return start(resolved, board).trials()
 
 
 def start(spec: SweepSpec, watcher: Any) -> SweepStore:
@@ -72,6 +101,7 @@ def _drive(
     grown: dict[str, Any],
     redo_failed: bool,
 ) -> None:
+    prepare()
     from ressa.sweep.ledger import Ledger
     from ressa.sweep.tuner import run_trials
 
@@ -88,9 +118,10 @@ def _drive(
         ended = "interrupted"
         try:
             resources = plan.spec.resources
-            with _stopped_by_signals(), local_ray(
-                cpus=available_cpus(), threads=resources.cpus_per_worker
-            ) as folder:
+            with (
+                _stopped_by_signals(),
+                local_ray(cpus=available_cpus(), threads=resources.cpus_per_worker) as folder,
+            ):
                 run_trials(plan, store, ledger, lease, watcher, folder=folder)
             ended = "finished"
         finally:
@@ -106,8 +137,6 @@ def stored_spec(sweep: SweepStore) -> SweepSpec:
 
 def current_spec(sweep: SweepStore) -> SweepSpec:
     """Returns a sweep's spec with what it has grown by since."""
-    import json
-
     spec = stored_spec(sweep)
     events = sweep.events()
     for detail in events.loc[events["kind"] == "grown", "detail"]:

@@ -24,7 +24,7 @@ class Worker:
 
         from ressa import workers
 
-        address = ray.util.get_node_ip_address()
+        address: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
         return address, workers.free_port(address)
 
     def join(self, rank: int, world_size: int, address: str, port: int) -> None:
@@ -87,8 +87,8 @@ class Actors:
         from ray.util import get_current_placement_group
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-        remote = ray.remote(Worker)
-        group = get_current_placement_group()
+        remote: Any = ray.remote(Worker)
+        group: Any = get_current_placement_group()
         self._ray = ray
         # Ray drops the empty bundle of the trial's own process, so workers are bundles 0, 1, …
         self._actors = [
@@ -118,7 +118,8 @@ class Actors:
 
     def advance(self) -> Progress | Outcome:
         """Runs every worker to the next report; rank 0's is returned."""
-        return self._all("advance", lambda rank: ())[0]
+        reports: list[Progress | Outcome] = self._all("advance", lambda rank: ())
+        return reports[0]
 
     def close(self) -> None:
         """Ends the workers."""

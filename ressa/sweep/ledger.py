@@ -18,8 +18,6 @@ from ressa.sweep.plan import SweepPlan
 BASELINES = ("dense", "dense-repaired")
 RETRIED = frozenset({"failed", "lost"})
 
-type Next = "Attempt | Literal['wait', 'finished']"
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
@@ -101,7 +99,7 @@ class Ledger:
         """Whether nothing is left to run."""
         return not self.left_over and len(self.results) >= self.planned
 
-    def next(self) -> Next:
+    def next(self) -> Attempt | Literal["wait", "finished"]:
         """Returns the next attempt to start; 'wait' while the window is full, or 'finished'."""
         if self.left_over:
             return self._start(*self.left_over.popleft())
@@ -154,9 +152,7 @@ class Ledger:
             "reason": reason,
         }
         self._commit("proposals", [row], attempt)
-        self._sweep.event(
-            "trial_started", epoch=self._epoch, trial=trial, attempt=attempt.attempt
-        )
+        self._sweep.event("trial_started", epoch=self._epoch, trial=trial, attempt=attempt.attempt)
         return attempt
 
     def finish(self, attempt: Attempt, tables: Mapping[str, list[dict[str, Any]]]) -> None:

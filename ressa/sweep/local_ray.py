@@ -1,6 +1,7 @@
 """A Ray of our own on this machine: loopback only, token-authenticated, gone when we are gone."""
 
 import contextlib
+import logging
 import os
 import secrets
 import shutil
@@ -19,7 +20,6 @@ _ENVIRONMENT = {
     # Ray then binds every server to 127.0.0.1 instead of the machine's address.
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_AUTH_MODE": "token",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -28,6 +28,17 @@ _ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
     "TRANSFORMERS_VERBOSITY": "error",
 }
+
+
+def prepare() -> None:
+    """Sets what Ray reads when it is imported; call it before anything imports Ray."""
+    os.environ.update(_ENVIRONMENT)
+    # Without a mode Ray turns token authentication on, even in a process that imported it before.
+    os.environ.pop("RAY_AUTH_MODE", None)
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    constants = sys.modules.get("ray._private.ray_constants")
+    if constants is not None:  # imported already, by a notebook say: it asks this at every start
+        constants.ENABLE_RAY_CLUSTER = False  # type: ignore[attr-defined]
 
 
 @contextlib.contextmanager
@@ -41,8 +52,7 @@ def local_ray(*, cpus: int, gpus: int | None = None, threads: int = 1) -> Iterat
     """
     folder = Path(tempfile.mkdtemp(prefix="ressa-"))
     session = folder.name
-    os.environ.update(_ENVIRONMENT)
-    os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    prepare()
     os.environ["OMP_NUM_THREADS"] = str(threads)
     os.environ[SESSION_VARIABLE] = session
     reaper = subprocess.Popen(
@@ -53,6 +63,7 @@ def local_ray(*, cpus: int, gpus: int | None = None, threads: int = 1) -> Iterat
     )
     import ray
 
+    logging.getLogger("ray").setLevel(logging.ERROR)
     try:
         try:
             ray.init(

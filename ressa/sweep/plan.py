@@ -5,13 +5,23 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 from ressa.catalog import MODELS, TASKS
 from ressa.errors import SpecError
 from ressa.records import TrialSpec
 from ressa.sparsity import Inventory, Target, Tower, tower_zeros
-from ressa.spec import Effective, SweepSpec, apply_point, baseline, check_inventory
+from ressa.spec import (
+    Calibration,
+    DataRef,
+    Effective,
+    ModelRef,
+    SweepSpec,
+    apply_point,
+    baseline,
+    check_inventory,
+)
 
 
 @dataclass(frozen=True)
@@ -53,7 +63,7 @@ class SweepPlan:
 
     def _trial(self, effective: Effective) -> TrialSpec:
         return TrialSpec(
-            model=self.spec.model,
+            model=_reachable(self.spec.model),
             fingerprint=self.fingerprint,
             vision=effective.vision,
             language=effective.language,
@@ -70,7 +80,11 @@ class SweepPlan:
 
     def budget_of(self, point: Mapping[str, str]) -> Fraction | None:
         """Returns the budget of a point's line, if the sweep has budgets."""
-        return Fraction(point["budget"]) if "budget" in point else (Fraction(self.spec.budget[0]) if self.spec.budget else None)
+        return (
+            Fraction(point["budget"])
+            if "budget" in point
+            else (Fraction(self.spec.budget[0]) if self.spec.budget else None)
+        )
 
     @cached_property
     def data(self) -> list[dict[str, Any]]:
@@ -80,7 +94,7 @@ class SweepPlan:
             SpecError: two purposes share an image, or a split has too few examples.
         """
         spec = self.spec
-        uses = [("calibration", spec.prune.calibration)]
+        uses: list[tuple[str, Calibration | DataRef]] = [("calibration", spec.prune.calibration)]
         if spec.repair.method != "none":
             uses.append(("repair", spec.repair.data))
         uses += [("evaluate", ref) for ref in spec.evaluate]
@@ -95,7 +109,15 @@ class SweepPlan:
         return rows
 
 
-def _data_row(purpose: str, ref: Any) -> dict[str, Any]:
+def _reachable(model: ModelRef) -> ModelRef:
+    """Makes a folder absolute: workers run elsewhere."""
+    folder = Path(model.id).expanduser()
+    if model.id in MODELS or not folder.is_dir():
+        return model
+    return model.model_copy(update={"id": str(folder.absolute())})
+
+
+def _data_row(purpose: str, ref: Calibration | DataRef) -> dict[str, Any]:
     examples = TASKS[ref.task]().examples(ref.split, ref.samples, ref.seed)
     return {
         "purpose": purpose,
@@ -116,13 +138,22 @@ def make_plan(spec: SweepSpec) -> SweepPlan:
     """
     from ressa.models.identity import fingerprint
 
-    if spec.model.id in MODELS:
-        inventory = MODELS[spec.model.id].inventory()
-    else:
-        from ressa.models import load_vlm
-
-        inventory = load_vlm(spec.model).towers.inventory
-        faults = check_inventory(spec, inventory)
-        if faults:
-            raise SpecError("\n".join(faults))
+    inventory = inventory_of(spec.model)
+    problems = list(check_inventory(spec, inventory))
+    if problems:
+        lines = [f"{'.'.join(map(str, problem.path))}: {problem.message}" for problem in problems]
+        raise SpecError("\n".join(lines), lines)
     return SweepPlan(spec, inventory, fingerprint(spec.model))
+
+
+def inventory_of(model: ModelRef) -> Inventory:
+    """Lists a model's layers: from the catalog at once, otherwise by loading it.
+
+    Raises:
+        SpecError: there is no such model.
+    """
+    if model.id in MODELS:
+        return MODELS[model.id].inventory()
+    from ressa.models import load_vlm
+
+    return load_vlm(model).towers.inventory

@@ -17,9 +17,7 @@ Rows = dict[str, list[dict[str, Any]]]
 _PACKAGES = ("ressa", "torch", "ray", "deepspeed", "transformers", "optuna")
 
 
-def succeeded(
-    attempt: Attempt, outcome: Outcome, plan: SweepPlan, *, started: datetime
-) -> Rows:
+def succeeded(attempt: Attempt, outcome: Outcome, plan: SweepPlan, *, started: datetime) -> Rows:
     """Makes every row of an attempt that came to its end."""
     return {
         "scores": outcome.scores,
@@ -57,7 +55,7 @@ def _requested(attempt: Attempt, plan: SweepPlan) -> dict[str, Any]:
         "role": attempt.role,
         "number": attempt.number,
         "key": spec.key,
-        "model": spec.model.id,
+        "model": plan.spec.model.id,
         "budget": _budget(attempt, plan),
         "point": json.dumps(dict(attempt.point)),
         "workers": spec.workers,

@@ -5,11 +5,12 @@ and what happened is what the store holds: no `Tuner.restore`, no Tune retries.
 """
 
 import functools
+import logging
 import os
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ParamSpec, Protocol, TypeVar
 
 from ray import tune
 from ray.tune import Callback, FailureConfig, RunConfig, Stopper, TuneConfig
@@ -21,6 +22,10 @@ from ressa.sweep import rows
 from ressa.sweep.ledger import Attempt, Ledger
 from ressa.sweep.plan import SweepPlan
 from ressa.sweep.trainable import TrialTrainable, placement
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class Watcher(Protocol):
@@ -52,7 +57,12 @@ def run_trials(
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(plan.spec.search.parallel)
     tuner = tune.Tuner(
         tune.with_resources(TrialTrainable, placement(resources)),
-        tune_config=TuneConfig(search_alg=searcher, num_samples=-1, reuse_actors=True),
+        tune_config=TuneConfig(
+            search_alg=searcher,
+            num_samples=-1,
+            reuse_actors=True,
+            trial_dirname_creator=lambda trial: trial.trial_id,
+        ),
         run_config=RunConfig(
             name="tune",
             storage_path=str(folder / "tune"),
@@ -62,6 +72,8 @@ def run_trials(
             callbacks=[searcher.errors],
         ),
     )
+    # What Tune has to say of trials is said by the watcher and kept in rows.
+    logging.getLogger("ray").setLevel(logging.CRITICAL)
     try:
         tuner.fit()
     finally:
@@ -69,7 +81,7 @@ def run_trials(
             raise searcher.fatal
 
 
-def _kept[**P, R](method: Callable[P, R]) -> Callable[P, R | None]:
+def _kept(method: Callable[P, R]) -> Callable[P, R | None]:
     """Keeps an exception for the driver: Tune would log it and go on, or wrap it in its own."""
 
     @functools.wraps(method)
@@ -84,13 +96,13 @@ def _kept[**P, R](method: Callable[P, R]) -> Callable[P, R | None]:
     return call
 
 
-class StoreSearcher(Searcher):  # type: ignore[misc]
+class StoreSearcher(Searcher):
     """Hands the ledger's attempts to Tune and commits what comes back."""
 
     def __init__(
         self, ledger: Ledger, plan: SweepPlan, store: Store, lease: Lease, watcher: Watcher
     ) -> None:
-        super().__init__(metric="score", mode="max")
+        super().__init__()
         self._ledger, self._plan, self._store = ledger, plan, store
         self._lease, self._watcher = lease, watcher
         self._running: dict[str, Attempt] = {}
@@ -102,7 +114,7 @@ class StoreSearcher(Searcher):  # type: ignore[misc]
         self.stopper = _StopWhenFatal(self)
 
     @_kept
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+    def suggest(self, trial_id: str) -> Any:
         """Returns the configuration of the next attempt, None to wait, or that all is done."""
         if self.fatal is not None:
             return str(Searcher.FINISHED)
@@ -142,13 +154,9 @@ class StoreSearcher(Searcher):  # type: ignore[misc]
         if error or not (result or {}).get("done"):
             state, failure = "lost", self._lost(trial_id)
         if isinstance(failure, Failure):
-            tables = rows.unsuccessful(
-                attempt, failure, self._plan, started=started, state=state
-            )
+            tables = rows.unsuccessful(attempt, failure, self._plan, started=started, state=state)
         else:
-            tables = rows.succeeded(
-                attempt, self._outcome(attempt), self._plan, started=started
-            )
+            tables = rows.succeeded(attempt, self._outcome(attempt), self._plan, started=started)
         self._ledger.finish(attempt, tables)
         self._watcher.ended(attempt, tables["trials"][0])
 
@@ -165,6 +173,10 @@ class StoreSearcher(Searcher):  # type: ignore[misc]
         assert files is not None, "a trial stores its outcome before it reports its end"
         return Outcome.from_json(files["content"])
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Is pickled empty: Tune keeps copies of what it is given, and nothing reads them."""
+        return {}
+
     def save(self, checkpoint_path: str) -> None:
         """Saves nothing: the store has it all."""
 
@@ -172,7 +184,7 @@ class StoreSearcher(Searcher):  # type: ignore[misc]
         """Restores nothing."""
 
 
-class _Errors(Callback):  # type: ignore[misc]
+class _Errors(Callback):
     """Remembers what Tune says of a trial whose process died."""
 
     def __init__(self) -> None:
@@ -183,7 +195,7 @@ class _Errors(Callback):  # type: ignore[misc]
         self.seen[trial.trial_id] = str(trial.get_error() or "")
 
 
-class _StopWhenFatal(Stopper):  # type: ignore[misc]
+class _StopWhenFatal(Stopper):
     """Stops every trial once the driver cannot go on, as when the store takes no more rows."""
 
     def __init__(self, searcher: StoreSearcher) -> None:
@@ -196,5 +208,3 @@ class _StopWhenFatal(Stopper):  # type: ignore[misc]
     def stop_all(self) -> bool:
         """Returns whether something ended the sweep."""
         return self._searcher.fatal is not None
-
-

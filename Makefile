@@ -1,0 +1,48 @@
+# Everything a newcomer needs; `make help` lists it. Both set-up steps are skipped when done.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check -q
+
+.PHONY: help quickstart test check format pocket clean
+.DEFAULT_GOAL := help
+
+help: ## Show this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+quickstart: $(VENV)/.run ## Set up, then map a real allocation landscape (minutes, two CPU cores)
+	$(BIN)/ressa run sweeps/quickstart.yaml
+
+test: $(VENV)/.dev ## Set up, then run the tests of the CI tier
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests
+
+check: $(VENV)/.dev ## Format, lint, types, import layers
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy ressa
+	$(BIN)/lint-imports
+
+format: $(VENV)/.dev ## Reformat the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+pocket: $(VENV)/.run ## Train both pocket models again from their seeds (an hour)
+	$(BIN)/python -m ressa.models.pocket
+
+clean: ## Remove the virtual environment and caches; results stay
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] < (3, 13) else "ressa needs Python 3.11 or 3.12: make PYTHON=python3.11 …")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.run: $(VENV)/bin/python pyproject.toml constraints.txt
+	@echo "installing into $(VENV) (about two minutes, 1.8 GB) …"
+	$(PIP) install -c constraints.txt 'torch==2.13.0'
+	$(PIP) install -c constraints.txt -e '.[run]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.run
+	$(PIP) install -c constraints.txt -e '.[run,dev]'
+	@touch $@

@@ -1,0 +1,115 @@
+"""What `ressa plan` and `ressa models` show: worked out without Ray, and without torch where the
+model is in the catalog.
+"""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import pandas
+
+from ressa.catalog import MODELS
+from ressa.sparsity import TOWERS, Inventory
+from ressa.spec import ModelRef, SweepSpec, grid_points
+from ressa.sweep.plan import SweepPlan, inventory_of, make_plan
+
+_MOST_POINTS = 200  # more rows are not read by anyone
+
+
+@dataclass(frozen=True)
+class Preview:
+    """The points a sweep may try, and what is worth saying about it in words."""
+
+    points: pandas.DataFrame
+    words: list[str]
+
+
+def preview(spec: SweepSpec) -> Preview:
+    """Works out what a sweep would run."""
+    plan = make_plan(spec)
+    words = []
+    rows: list[dict[str, Any]] = []
+    if all(dimension.size is not None for dimension in spec.dimensions):
+        feasible, skipped = grid_points(spec, plan.inventory)
+        rows = [_row(plan, point) for point in feasible[:_MOST_POINTS]]
+        distinct = len({plan.key_of(point) for point in feasible})
+        words.append(f"{len(feasible)} points, {distinct} distinct trials in the space")
+        words += [f"skipped {json.dumps(point)}: {reason}" for point, reason in skipped]
+    else:
+        words.append("the space is continuous: the sampler draws from it")
+    search = spec.search
+    count = min(search.trials, len(rows) or search.trials)
+    words += [
+        f"{count} trials by {search.sampler}, {search.parallel} at once, proposal n sees results "
+        f"up to n − {search.window}; baselines: {', '.join(plan.baselines) or 'none'}",
+        *_shared(plan, count),
+        *_data_words(plan),
+    ]
+    return Preview(pandas.DataFrame(rows), words)
+
+
+def _row(plan: SweepPlan, point: dict[str, str]) -> dict[str, Any]:
+    trial = plan.trial(point)
+    zeros = {tower: plan.zeros(tower, trial.tower(tower).target) for tower in TOWERS}
+    lost = sum(zeros.values())
+    return {
+        **point,
+        **{f"{tower}_zeros": zeros[tower] for tower in TOWERS},
+        "language_sparsity": zeros["language"] / max(1, plan.inventory.prunable("language")),
+        "vision_sparsity": zeros["vision"] / max(1, plan.inventory.prunable("vision")),
+        "sparsity": lost / plan.inventory.prunable(),
+        "whole_sparsity": lost / plan.inventory.whole,
+    }
+
+
+def _shared(plan: SweepPlan, count: int) -> list[str]:
+    """What trials will share: done once per store, not once per trial."""
+    spec = plan.spec
+    methods = {spec.prune.method_of(tower) for tower in TOWERS}
+    shared = ["the dense model's scores"]
+    if "wanda" in methods:
+        shared.append(f"calibration on {spec.prune.calibration.samples} questions")
+    if spec.repair.method != "none" and spec.repair.distillation.weight:
+        questions = spec.repair.data.samples
+        shared.append(f"the teacher's answers to {questions or 'all'} repair questions")
+    return [f"shared by all {count} trials: {', '.join(shared)}; equal masks of a tower too"]
+
+
+def _data_words(plan: SweepPlan) -> list[str]:
+    return [
+        f"{row['purpose']}: {row['samples']} questions on {len(row['image_ids'])} images of "
+        f"{row['task']}/{row['split']}, disjoint from the other purposes"
+        for row in plan.data
+    ]
+
+
+def catalog_rows() -> list[dict[str, Any]]:
+    """One row for each model that comes with ressa."""
+    return [
+        {"model": name, **_sizes(MODELS[name].inventory()), "summary": MODELS[name].summary}
+        for name in MODELS
+    ]
+
+
+def _sizes(inventory: Inventory) -> dict[str, int]:
+    prunable = {f"prunable_{tower}": inventory.prunable(tower) for tower in TOWERS}
+    return {"parameters": inventory.whole, **prunable}
+
+
+def model_rows(model: str) -> list[dict[str, Any]]:
+    """One row for each part of a model: parameters, what can be pruned, share of the whole."""
+    inventory = inventory_of(ModelRef(id=model))
+    rows = []
+    for part, parameters in inventory.parameters.items():
+        layers = inventory.tower(part)
+        rows.append(
+            {
+                "part": part,
+                "parameters": parameters,
+                "blocks": len({layer.block for layer in layers}),
+                "layers": len(layers),
+                "prunable": inventory.prunable(part) if layers else 0,
+                "share_of_whole": parameters / inventory.whole,
+            }
+        )
+    return rows
