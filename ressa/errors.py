@@ -51,6 +51,9 @@ class UnknownNameError(SpecError):
             f"Known: {', '.join(self.known)}."
         )
 
+    def __reduce__(self) -> tuple[type, tuple[str, str, list[str]]]:
+        return type(self), (self.kind, self.name, self.known)
+
 
 class InfeasibleAllocation(SpecError):
     """No split of the towers meets the sparsity budget."""

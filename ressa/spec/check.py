@@ -98,8 +98,8 @@ def _check_repair(spec: SweepSpec) -> Iterator[Problem]:
         message = f"the warm-up is part of steps ({repair.steps}), got {repair.warmup_steps}."
         yield Problem(("repair", "warmup_steps"), message)
     if repair.batch_size % workers:
-        message = f"{repair.batch_size} questions do not share out over {workers} workers."
-        yield Problem(("repair", "batch_size"), f"{message} Use a multiple of {workers}.")
+        message = f"must divide repair.batch_size ({repair.batch_size}), got {workers}."
+        yield Problem(("resources", "workers"), message)
     elif repair.micro_batch and (repair.batch_size // workers) % repair.micro_batch:
         message = (
             f"must divide batch_size / workers = {repair.batch_size // workers}, "
@@ -164,13 +164,6 @@ def _check_towers(spec: SweepSpec) -> Iterator[Problem]:
     elif not given:
         message = "a budget needs vision_sparsity or language_sparsity in the space."
         yield Problem((BUDGET,), message)
-
-
-def _check_budget(spec: SweepSpec) -> Iterator[Problem]:
-    texts = [scalar_text(share) for share in spec.budget or ()]
-    for index, text in enumerate(texts):
-        if text in texts[:index]:
-            yield Problem((BUDGET, index), f"{text} is listed already. Once each.")
 
 
 def _check_space(spec: SweepSpec) -> Iterator[Problem]:
@@ -276,12 +269,13 @@ def _check_search(spec: SweepSpec) -> Iterator[Problem]:
         message = f"grid needs a step or choices for {', '.join(endless)}. Or take sampler tpe."
         yield Problem(("search", "sampler"), message)
         return
-    points = math.prod(axis.size or 1 for axis in spec.dimensions)
-    if points > _MOST_VALUES:
+    sizes = [axis.size or 1 for axis in spec.dimensions]
+    if max(sizes) <= _MOST_VALUES < math.prod(sizes):
         message = (
-            f"the grid has {points} points; at most {_MOST_VALUES}. Take larger steps, or tpe."
+            f"a grid of {math.prod(sizes)} points; at most {_MOST_VALUES}. Take larger steps, or "
+            "search.sampler: tpe."
         )
-        yield Problem(("search", "sampler"), message)
+        yield Problem(("space",), message)
 
 
 def _check_baselines(spec: SweepSpec) -> Iterator[Problem]:
@@ -301,7 +295,6 @@ _CHECKS: tuple[tuple[_Check, tuple[str, ...]], ...] = (
     (_check_evaluate, ("evaluate",)),
     (_check_objective, ("evaluate", "objective")),
     (_check_towers, ("space", BUDGET)),
-    (_check_budget, ()),
     (_check_space, ()),
     (_check_search, ("space", "search", BUDGET)),
     (_check_baselines, ("baselines", "repair")),

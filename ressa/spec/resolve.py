@@ -7,6 +7,7 @@ from pathlib import Path as FilePath
 from typing import Any
 
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 from ressa.catalog import MODELS
 from ressa.errors import SpecError, did_you_mean
@@ -218,12 +219,17 @@ def _validate(content: dict[str, Any]) -> tuple[SweepSpec, list[Problem], set[st
         try:
             return SweepSpec.model_validate(content), problems, dropped
         except ValidationError as error:
-            details = error.errors()
+            details = [detail for detail in error.errors() if not _is_echo(detail)]
         for detail in details:
             if not dropped.intersection(map(str, detail["loc"][:1])) or detail["type"] != "missing":
                 problems.append(Problem(path_of(detail), explain(detail)))
         for detail in details:
             dropped.add(_take_out(content, path_of(detail)))
+
+
+def _is_echo(detail: ErrorDetails) -> bool:
+    """Whether pydantic calls a list too short because its entries are invalid, as it says too."""
+    return detail["type"] == "too_short" and len(detail["input"]) > 0
 
 
 def _take_out(content: dict[str, Any], path: Path) -> str:

@@ -302,6 +302,13 @@ class SweepSpec(SpecModel):
         description="Where results go: a folder, or a URL.",
     )
 
+    @field_validator("budget")
+    @classmethod
+    def _lists_each_budget_once(cls, budget: tuple[Decimal, ...] | None) -> Any:
+        if budget is not None and len(set(budget)) != len(budget):
+            raise ValueError(f"each budget once, got {', '.join(map(str, budget))}.")
+        return budget
+
     @cached_property
     def dimensions(self) -> tuple[Dimension, ...]:
         """The axes of the search in fixed order: the budget if there is one, then the space."""

@@ -47,7 +47,7 @@ class Fault:
     def line(self) -> int:
         """The line in the file, 0 if the fault is not in a line."""
         number = self.where.rpartition(":")[2]
-        return int(number) if number.isdecimal() else 0
+        return int(number) if number.isdecimal() and not self.where.startswith("--set") else 0
 
     def __str__(self) -> str:
         return ": ".join(part for part in (self.where, self.path, self.message) if part)
