@@ -73,7 +73,7 @@ class Teacher:
     @cached_property
     def _by_id(self) -> dict[str, Tensor]:
         lengths = self.offsets.diff().tolist()
-        return dict(zip(self.example_ids, self.logits.split(lengths), strict=True))
+        return dict(zip(self.example_ids, torch.split(self.logits, lengths), strict=True))
 
     def of(self, examples: Sequence[Example]) -> Float[Tensor, "token vocab"]:
         """The rows of these examples, in their order."""

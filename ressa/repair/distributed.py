@@ -22,7 +22,7 @@ def ensure_process_group() -> None:
     try:
         distributed.init_process_group(
             "nccl" if torch.cuda.is_available() else "gloo",
-            store=distributed.HashStore(),
+            store=distributed.HashStore(),  # type: ignore[attr-defined]
             rank=0,
             world_size=1,
         )

@@ -5,7 +5,9 @@ import math
 import os
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from itertools import islice
@@ -73,7 +75,8 @@ def train(
     """
     assert teacher is not None or not repair.distillation.weight, "no teacher to learn from"
     ensure_process_group()
-    vlm.model.eval()  # no dropout: it is the pruned model that is repaired, not a thinner one
+    # No dropout: it is the pruned model that is repaired, not a thinner one.
+    vlm.model.train(False)
     micro_batches = _micro_batches(vlm, examples, task, teacher, repair, seed)
     engine, optimizer = _initialize(_Student(vlm, adapters, repair), repair)
     try:
@@ -206,12 +209,18 @@ def _take_step(engine: Any, micro_batches: list[MicroBatch]) -> tuple[list[float
     for batch, dense in micro_batches:
         loss, reported = engine(batch, dense, tokens)
         parts.append(reported)
-        engine.backward(loss, scale_wrt_gas=False)
-        if engine.zero_optimization_stage() == 0:  # ZeRO measures it by itself
-            norm = get_total_norm([p.grad for p in engine.module.parameters() if p.grad is not None])
-        engine.step()  # moves the weights after the last micro-batch only
+        with _quiet():
+            # DeepSpeed takes a mean over micro-batches; these are already shares of a mean.
+            engine.backward(loss * len(micro_batches))
+            if engine.zero_optimization_stage() == 0:  # ZeRO measures it by itself
+                norm = _gradient_norm(engine)
+            engine.step()  # moves the weights after the last micro-batch only
     sums = _over_workers(torch.stack(parts).sum(dim=0))
     return sums.tolist(), float(engine.get_global_grad_norm() if norm is None else norm)
+
+
+def _gradient_norm(engine: Any) -> Tensor:
+    return get_total_norm([p.grad for p in engine.module.parameters() if p.grad is not None])
 
 
 def _over_workers(value: Tensor) -> Tensor:
@@ -222,17 +231,24 @@ def _over_workers(value: Tensor) -> Tensor:
 
 
 def _initialize(student: _Student, repair: "Repair") -> tuple[Any, torch.optim.Optimizer]:
-    """Makes the DeepSpeed engine; its optimiser shares its parameter groups with the one returned."""
-    optimizer = torch.optim.AdamW(
-        student.parameters(), lr=float(repair.learning_rate), weight_decay=0.0
-    )
-    engine, *_ = _deepspeed().initialize(
-        model=student,
-        optimizer=optimizer,
-        config=deepspeed_config(repair, distributed.get_world_size()),
-        dist_init_required=False,
-    )
+    """Makes the DeepSpeed engine, and the optimiser whose learning rate the engine obeys."""
+    optimizer = torch.optim.AdamW(student.parameters(), lr=repair.learning_rate, weight_decay=0.0)
+    with _quiet():
+        engine, *_ = _deepspeed().initialize(
+            model=student,
+            optimizer=optimizer,
+            config=deepspeed_config(repair, distributed.get_world_size()),
+            dist_init_required=False,
+        )
     return engine, optimizer
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Mutes warnings about DeepSpeed's own use of torch, which users can do nothing about."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 @cache

@@ -92,10 +92,8 @@ def sparselora_linear(
     scale: float,
 ) -> Float[Tensor, "*token out"]:
     """Computes x (M ⊙ (W + s·B·A))ᵀ + b; only x, A and B receive gradients."""
-    return cast(
-        Tensor,
-        _MaskedUpdateLinear.apply(x, weight, keep_mask, lora_a, lora_b, bias, scale),
-    )
+    output = _MaskedUpdateLinear.apply(x, weight, keep_mask, lora_a, lora_b, bias, scale)  # type: ignore[no-untyped-call]
+    return cast(Tensor, output)
 
 
 class SparseLoRALinear(nn.Linear):

@@ -21,9 +21,7 @@ def adapted(
     if keep_mask is not None:
         linear.weight.data.masked_fill_(~keep_mask, 0)
     generator = torch.Generator().manual_seed(1)
-    layer = SparseLoRALinear.adopt(
-        linear, keep_mask, rank=RANK, scale=SCALE, generator=generator
-    )
+    layer = SparseLoRALinear.adopt(linear, keep_mask, rank=RANK, scale=SCALE, generator=generator)
     if trained:
         layer.lora_b.data.normal_(generator=generator)
     return layer

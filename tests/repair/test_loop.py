@@ -1,0 +1,225 @@
+"""The repair loop: DeepSpeed follows plain torch, at any ZeRO stage and number of workers."""
+
+import json
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pruned import (
+    dense_vlm,
+    prune,
+    questions,
+    repair_as_worker,
+    repair_plan,
+    repaired,
+    state,
+    task,
+)
+from torch import Tensor
+from torch.nn import functional
+
+from ressa.errors import RepairError
+from ressa.repair import attach, merge, teacher_logits, train
+from ressa.repair.batches import global_batches
+from ressa.repair.loop import deepspeed_config, learning_rate
+from ressa.spec import Distillation, Repair
+
+Curve = list[dict[str, Any]]
+
+
+def plain_repair(plan: Repair, kind: str = "blip2") -> tuple[Curve, dict[str, Tensor]]:
+    """The same repair, written down as torch alone would do it in one process."""
+    vlm = dense_vlm(kind)
+    teacher = teacher_logits(vlm, questions(), task())
+    adapters = attach(vlm.model, prune(vlm), vlm.towers, plan, seed=0)
+    optimizer = torch.optim.AdamW(adapters.parameters(), weight_decay=0.0)
+    batches = islice(global_batches(questions(), plan.batch_size, seed=0), plan.steps)
+    curve = []
+    for step, groups in enumerate(batches):
+        examples = [questions()[index] for group in groups for index in group]
+        logits, targets = vlm.answer_logits(vlm.encode(examples, task().image, answers=True))
+        heat, weight = plan.distillation.temperature, plan.distillation.weight
+        target = (teacher.of(examples) / heat).softmax(-1)
+        kl = (target * (target.log() - (logits / heat).log_softmax(-1))).sum(-1).mean() * heat**2
+        ce = functional.cross_entropy(logits, targets)
+        loss = (1 - weight) * ce + weight * kl
+        optimizer.zero_grad()
+        loss.backward()
+        limit = plan.clip or float("inf")
+        norm = torch.nn.utils.clip_grad_norm_(adapters.parameters(), limit)
+        optimizer.param_groups[0]["lr"] = learning_rate(plan, step)
+        optimizer.step()
+        curve.append({"loss": loss, "ce": ce, "kl": kl, "gradient_norm": norm})
+    merge(adapters)
+    return [{k: v.item() for k, v in point.items()} for point in curve], state(vlm.model)
+
+
+def assert_same_repair(
+    got: tuple[Curve, dict[str, Tensor]],
+    wanted: tuple[Curve, dict[str, Tensor]],
+    kind: str = "blip2",
+) -> None:
+    """Curves agree within 1e-5, relative, and what training did to the weights within 1e-2.
+
+    Adam divides a gradient by its own size, and so makes much of the rounding of tiny ones.
+    """
+    for point, reference in zip(got[0], wanted[0], strict=True):
+        for name, value in reference.items():
+            assert point[name] == pytest.approx(value, rel=1e-5), name
+    vlm = dense_vlm(kind)
+    prune(vlm)
+    for name, start in vlm.model.state_dict().items():
+        change = wanted[1][name] - start
+        assert (got[1][name] - wanted[1][name]).norm() <= 1e-2 * change.norm(), name
+
+
+PLANS = {
+    "zero 0": repair_plan(zero_stage=0),
+    "zero 1": repair_plan(zero_stage=1),
+    "zero 2": repair_plan(zero_stage=2),
+    "zero 0, micro-batches": repair_plan(zero_stage=0, micro_batch=3),
+    "zero 1, micro-batches": repair_plan(zero_stage=1, micro_batch=3),
+    "zero 2, micro-batches": repair_plan(zero_stage=2, micro_batch=3),
+    "no clipping": repair_plan(clip=0.0),
+}
+
+
+@pytest.fixture(scope="module")
+def plain() -> tuple[Curve, dict[str, Tensor]]:
+    return plain_repair(repair_plan())
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_deepspeed_follows_plain_torch(name: str, plain: tuple[Curve, dict[str, Tensor]]) -> None:
+    wanted = plain if PLANS[name].clip else plain_repair(PLANS[name])
+    assert plain[0][0]["gradient_norm"] > 1.0, "or clipping was not tested"
+    assert_same_repair(repaired(PLANS[name]), wanted)
+
+
+def test_deepspeed_follows_plain_torch_on_a_decoder_only_model() -> None:
+    plan = repair_plan(steps=2)
+    assert_same_repair(repaired(plan, "llava"), plain_repair(plan, "llava"), "llava")
+
+
+def test_two_workers_follow_plain_torch_and_print_nothing(
+    tmp_path: Path, plain: tuple[Curve, dict[str, Tensor]], capfd: pytest.CaptureFixture[str]
+) -> None:
+    plans = [PLANS[name] for name in ("zero 0", "zero 1", "zero 2", "zero 2, micro-batches")]
+    torch.multiprocessing.spawn(repair_as_worker, args=(2, str(tmp_path), plans), nprocs=2)
+    assert capfd.readouterr() == ("", "")
+    teachers = {(tmp_path / f"teacher-{rank}").read_bytes() for rank in (0, 1)}
+    assert teachers == {teacher_logits(dense_vlm(), questions(), task()).to_bytes()}
+    for number, _ in enumerate(plans):
+        curves, weights = zip(
+            *(
+                (
+                    json.loads((tmp_path / f"curve-{number}-{rank}").read_text()),
+                    torch.load(tmp_path / f"weights-{number}-{rank}"),
+                )
+                for rank in (0, 1)
+            ),
+            strict=True,
+        )
+        assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+        for name in ("loss", "ce", "kl", "gradient_norm"):
+            assert [p[name] for p in curves[0]] == [p[name] for p in curves[1]]
+        assert_same_repair((curves[0], weights[0]), plain)
+
+
+def test_what_is_not_listed_stays_bit_identical_and_zeros_stay_zero() -> None:
+    plan = repair_plan(train=("language",), steps=2)
+    vlm = dense_vlm()
+    teacher = teacher_logits(vlm, questions(), task())
+    masks = prune(vlm)
+    before, kept = state(vlm.model), {name: mask.clone() for name, mask in masks.items()}
+    adapters = attach(vlm.model, masks, vlm.towers, plan, seed=0)
+    trained = {f"{name}.weight" for name in adapters.layers}
+    list(train(vlm, adapters, questions(), task(), teacher, plan, seed=0))
+    merge(adapters)
+    after = vlm.model.state_dict()
+    for name, weight in before.items():
+        assert torch.equal(after[name], weight) == (name not in trained), name
+    for name, mask in masks.items():
+        assert torch.equal(mask, kept[name])
+        assert not after[f"{name}.weight"][~mask].any()
+
+
+def test_repair_is_the_same_twice() -> None:
+    (one, weights), (two, again) = repaired(repair_plan()), repaired(repair_plan())
+    for point in (*one, *two):
+        del point["examples_per_second"]
+    assert one == two
+    assert all(torch.equal(weights[name], again[name]) for name in weights)
+
+
+@pytest.mark.parametrize("weight", [0.0, 1.0])
+def test_the_weight_of_distillation_goes_from_task_to_teacher(weight: float) -> None:
+    curve, _ = repaired(repair_plan(distillation=Distillation(weight=weight), steps=2))
+    for point in curve:
+        assert point["loss"] == pytest.approx(point["kl"] if weight else point["ce"])
+        assert point["kl"] > 0
+
+
+def test_repair_without_a_teacher_learns_the_task_alone() -> None:
+    plan = repair_plan(distillation=Distillation(weight=0.0), steps=2)
+    vlm = dense_vlm()
+    adapters = attach(vlm.model, prune(vlm), vlm.towers, plan, seed=0)
+    curve = list(train(vlm, adapters, questions(), task(), None, plan, seed=0))
+    with_teacher, _ = repaired(plan)
+    assert [point.kl for point in curve] == [None, None]
+    assert [point.loss for point in curve] == [point["loss"] for point in with_teacher]
+
+
+def test_the_recorded_rate_is_the_schedule(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = repair_plan(steps=4, warmup_steps=1, learning_rate=0.01)
+    used: list[float] = []
+    step = torch.optim.AdamW.step
+
+    def spy(self: torch.optim.AdamW, *args: Any, **kwargs: Any) -> Any:
+        used.append(self.param_groups[0]["lr"])
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", spy)
+    curve, _ = repaired(plan)
+    wanted = [0.005, 0.01, 0.0075, 0.0025]
+    assert used == pytest.approx(wanted)
+    assert [point["learning_rate"] for point in curve] == used
+    constant = repair_plan(schedule="constant", warmup_steps=2, learning_rate=0.3, steps=5)
+    rates = [learning_rate(constant, step) for step in range(5)]
+    assert rates == pytest.approx([0.1, 0.2, 0.3, 0.3, 0.3])
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2])
+def test_divergence_is_a_numeric_failure_that_names_its_step(stage: int) -> None:
+    plan = repair_plan(zero_stage=stage, learning_rate=1e30, warmup_steps=0, clip=0.0)
+    with pytest.raises(RepairError, match=r"diverged at step [2-4] of 4") as raised:
+        repaired(plan)
+    assert raised.value.failure == "numeric"
+
+
+def test_too_many_workers_for_a_batch_is_said_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ressa.repair.loop.rank_and_world_size", lambda: (0, 40))
+    with pytest.raises(RepairError, match="14 questions has only 4 images, too few for 40 workers"):
+        repaired(repair_plan())
+
+
+def test_deepspeed_is_configured_from_the_plan() -> None:
+    plan = repair_plan(batch_size=128, micro_batch=20, zero_stage=2, clip=0.5)
+    assert deepspeed_config(plan, world_size=2) == {
+        "train_micro_batch_size_per_gpu": 16,
+        "gradient_accumulation_steps": 4,
+        "gradient_allreduce_op": "sum",
+        "gradient_clipping": 0.5,
+        "zero_optimization": {"stage": 2},
+        "zero_allow_untested_optimizer": True,
+        "bf16": {"enabled": False},
+        "fp16": {"enabled": False},
+        "steps_per_print": None,
+        "wall_clock_breakdown": False,
+    }
+    whole = deepspeed_config(repair_plan(batch_size=128, clip=0.0), world_size=1)
+    assert whole["train_micro_batch_size_per_gpu"] == 128
+    assert whole["gradient_accumulation_steps"] == 1
+    assert whole["gradient_clipping"] == 0.0
