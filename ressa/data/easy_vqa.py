@@ -1,7 +1,7 @@
 """easy-VQA: 48,248 questions about 5,000 pictures of one coloured shape (MIT, package `easy-vqa`).
 
-Every picture is 64x64 pixels and shows one shape (3 kinds) in one colour (8). The package comes with
-a train and a test set; the test set is ours too, and the train set's pictures are dealt to three
+Every picture is 64x64 pixels and shows one shape (3 kinds) in one colour (8). The package holds a
+train and a test set; the test set is ours too, and the train set's pictures are dealt to three
 splits by their number, so that no picture is in two splits:
 
 =============  ==================================  =======  ==========
@@ -78,7 +78,7 @@ class EasyVQA:
             return image.convert("RGB")
 
     def blank_image(self) -> Image.Image:
-        """Returns a picture of the train split's mean colour: what is left is the question alone."""
+        """Returns a picture of the train split's mean colour, which leaves the question alone."""
         return Image.new("RGB", (64, 64), _MEAN_COLOUR)
 
     @property

@@ -5,8 +5,8 @@ score is summed over its picture before squaring,
 
     se² = G / (G - 1) · Σ_g (Σ_{i in g} ψ_i)²,   G pictures,
 
-with ψ_i = (x_i - mean) / n for exact match, and ψ_i = (x_i - recall_k) / (K n_k) for the mean recall
-over K answers, where example i has answer k. Needs no resampling, and hence no seed.
+with ψ_i = (x_i - mean) / n for exact match, and ψ_i = (x_i - recall_k) / (K n_k) for the mean
+recall over K answers, where example i has answer k. Needs no resampling, and hence no seed.
 """
 
 import math

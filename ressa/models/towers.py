@@ -23,7 +23,7 @@ class Towers:
     connector: tuple[str, ...]
     language: tuple[str, ...]
     projector: str
-    """The connector's last module, which turns a picture into rows that the language model reads."""
+    """The connector's last module: what it puts out for a picture, the language model reads."""
     inventory: Inventory
 
     def of(self, part: str) -> tuple[str, ...]:
@@ -35,8 +35,8 @@ def find_towers(model: PreTrainedModel) -> Towers:
     """Finds the parts of any model that transformers can take apart, without changing it.
 
     Raises:
-        SpecError: if the model has no vision tower, no connector or no transformer blocks, or if its
-            vision tower and its language model share a parameter.
+        SpecError: if the model has no vision tower, no connector or no transformer blocks, or if
+            its vision tower and its language model share a parameter.
     """
     kind = type(model).__name__
     vision, language = _vision_modules(model), _language_modules(model)

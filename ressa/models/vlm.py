@@ -115,8 +115,9 @@ class VLM:
     @torch.no_grad()
     def generate(self, batch: Batch, max_new_tokens: int) -> list[str]:
         """Answers greedily; whatever follows the end of an answer is dropped."""
+        model: Any = self.model
         with self._shared_pictures(batch.image_index):
-            tokens = self.model.generate(
+            tokens = model.generate(
                 **batch.inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1
             )
         if not self.has_encoder:
@@ -142,13 +143,10 @@ class VLM:
                 )
             return _PROMPTS[kind].format(question=question)
         content = [{"type": "image"}, {"type": "text", "text": question}]
-        text = self.processor.apply_chat_template(
-            [{"role": "user", "content": content}],
-            chat_template=template,
-            add_generation_prompt=True,
-            tokenize=False,
+        messages: list[Any] = [{"role": "user", "content": content}]
+        return self.processor.apply_chat_template(
+            messages, chat_template=template, add_generation_prompt=True, tokenize=False
         )
-        return cast(str, text)
 
     @property
     def _tokenizer(self) -> Any:
@@ -174,7 +172,7 @@ class VLM:
         pad = self._tokenizer.pad_token_id
         targets = None if answers is None else [self._answer_ids(answer) for answer in answers]
         if targets is None or self.has_encoder:
-            # A decoder goes on from the last place, so what it generates from is padded on the left.
+            # A decoder goes on from the last place: what it generates from is padded on the left.
             side = "right" if self.has_encoder else "left"
             labels = None if targets is None else pad_sequence(targets, True, NO_LABEL)
             return _padded(prompts, pad, side), labels

@@ -1,1 +1,1 @@
-"""The two embedded models, trained from scratch on easy-VQA; `python -m ressa.models.pocket` repeats it."""
+"""The two embedded models, trained on easy-VQA; `python -m ressa.models.pocket` repeats it."""

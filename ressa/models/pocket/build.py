@@ -1,4 +1,6 @@
-"""The two pocket models before training: genuine transformers classes, at a size that a CPU trains."""
+"""The pocket models before training: genuine transformers classes, small enough for a CPU."""
+
+from typing import Any
 
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import (
@@ -22,7 +24,11 @@ _QUERIES = 4
 # The default of 0.02 is meant for widths of about 1,000; at 64 the first blocks would add next to
 # nothing to their input, and training would start slowly.
 _INITIAL_SPREAD = 0.1
-_PIXELS = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5], "resample": 3}
+_PIXELS: dict[str, Any] = {
+    "image_mean": [0.5, 0.5, 0.5],
+    "image_std": [0.5, 0.5, 0.5],
+    "resample": 3,
+}
 
 # What a user asks becomes the prompt as it is; LLaVA's decoder sees the picture first.
 _BLIP2_TEMPLATE = (
@@ -39,7 +45,7 @@ _LLAVA_TEMPLATE = (
 def build_blip2(words: list[str]) -> tuple[PreTrainedModel, ProcessorMixin]:
     """Builds an untrained BLIP-2: ViT, Q-Former with 4 queries, T5 of 2 + 2 layers."""
     tokenizer = _tokenizer(words, template=_BLIP2_TEMPLATE, decoder_only=False)
-    token = tokenizer.convert_tokens_to_ids
+    token = tokenizer.get_vocab()
     config = Blip2Config(
         vision_config={
             "hidden_size": WIDTH,
@@ -74,12 +80,12 @@ def build_blip2(words: list[str]) -> tuple[PreTrainedModel, ProcessorMixin]:
             "dropout_rate": 0.0,
             "feed_forward_proj": "gated-gelu",
             "tie_word_embeddings": False,
-            "pad_token_id": token("<pad>"),
-            "eos_token_id": token("</s>"),
-            "decoder_start_token_id": token("<pad>"),
+            "pad_token_id": token["<pad>"],
+            "eos_token_id": token["</s>"],
+            "decoder_start_token_id": token["<pad>"],
         },
         num_query_tokens=_QUERIES,
-        image_token_index=token("<image>"),
+        image_token_index=token["<image>"],
     )
     model = Blip2ForConditionalGeneration(config)
     # Transformers starts the queries at zero, where they are alike and would stay so.
@@ -94,7 +100,7 @@ def build_llava(words: list[str]) -> tuple[PreTrainedModel, ProcessorMixin]:
     The decoder sees the class token beside the patches ("full"), all from the last layer.
     """
     tokenizer = _tokenizer(words, template=_LLAVA_TEMPLATE, decoder_only=True)
-    token = tokenizer.convert_tokens_to_ids
+    token = tokenizer.get_vocab()
     config = LlavaConfig(
         vision_config={
             "model_type": "clip_vision_model",
@@ -117,11 +123,11 @@ def build_llava(words: list[str]) -> tuple[PreTrainedModel, ProcessorMixin]:
             "num_key_value_heads": 4,
             "max_position_embeddings": 256,
             "initializer_range": _INITIAL_SPREAD,
-            "pad_token_id": token("<pad>"),
-            "bos_token_id": token("<s>"),
-            "eos_token_id": token("</s>"),
+            "pad_token_id": token["<pad>"],
+            "bos_token_id": token["<s>"],
+            "eos_token_id": token["</s>"],
         },
-        image_token_index=token("<image>"),
+        image_token_index=token["<image>"],
         vision_feature_select_strategy="full",
         vision_feature_layer=-1,
         tie_word_embeddings=False,

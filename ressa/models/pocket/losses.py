@@ -1,33 +1,33 @@
-"""The answer loss of each pocket model, over pictures that are encoded once for all their questions.
+"""The answer loss of each pocket model; a picture is encoded once for all its questions.
 
 Dimensions: image, slot = questions about one picture, query = image tokens that the language model
 sees, time = text tokens.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers.modeling_utils import PreTrainedModel
 from transformers.processing_utils import ProcessorMixin
 
 from ressa.records import Example
 
 AnswerLoss = Callable[
-    [PreTrainedModel, ProcessorMixin, Tensor, Sequence[Sequence[Example]]], tuple[Tensor, Tensor]
+    [Any, ProcessorMixin, Tensor, Sequence[Sequence[Example]]], tuple[Tensor, Tensor]
 ]
 _NO_LABEL = -100
 
 
 def blip2_loss(
-    model: PreTrainedModel,
+    model: Any,
     processor: ProcessorMixin,
     pixels: Float[Tensor, "image 3 64 64"],
     questions: Sequence[Sequence[Example]],
 ) -> tuple[Float[Tensor, ""], Float[Tensor, "image width"]]:
-    """Returns the mean cross-entropy of the answers' tokens, and the vision tower's class tokens."""
+    """Returns the mean cross-entropy of the answer tokens, and the vision tower's class tokens."""
     encoded = model.get_image_features(pixels)
     slots = len(questions[0])
     encoded_per_question = encoded.pooler_output.repeat_interleave(slots, dim=0)
@@ -50,7 +50,7 @@ def blip2_loss(
 
 
 def llava_loss(
-    model: PreTrainedModel,
+    model: Any,
     processor: ProcessorMixin,
     pixels: Float[Tensor, "image 3 64 64"],
     questions: Sequence[Sequence[Example]],
@@ -58,8 +58,8 @@ def llava_loss(
     """Returns the mean cross-entropy of the answers' tokens, and the vision tower's class tokens.
 
     All questions about a picture share its tokens: they follow one another in one sequence, where
-    each sees the picture and itself and counts its positions from the picture's end. That equals one
-    sequence per question at a third of the cost.
+    each sees the picture and itself and counts its positions from the picture's end. That equals
+    one sequence per question at a third of the cost.
     """
     encoded = model.get_image_features(pixels)
     image_tokens = torch.stack(list(encoded.pooler_output))  # [image query hidden]
@@ -87,7 +87,10 @@ def _pack(processor: ProcessorMixin, group: Sequence[Example]) -> tuple[Tensor, 
     tokenizer = processor.tokenizer
     asked = tokenizer([e.question for e in group], add_special_tokens=False)["input_ids"]
     answered = tokenizer([e.answer for e in group], add_special_tokens=False)["input_ids"]
-    ids, slots, positions, labels = [], [], [], []
+    ids: list[int] = []
+    slots: list[int] = []
+    positions: list[int] = []
+    labels: list[int] = []
     for slot, (question, answer) in enumerate(zip(asked, answered, strict=True)):
         text = [*question, *answer]
         ids += text

@@ -5,8 +5,8 @@
 2. The whole model learns to answer, by cross-entropy on the answer's tokens; the head of stage 1
    stays on as an auxiliary loss, because a picture's shape is what takes longest to learn.
 
-It trains on the `train` and `calibration` splits together. The schedule is fixed and the last step is
-what counts: the validation split only served to choose the recipe, and the test split is read once,
+It trains on the `train` and `calibration` splits together. The schedule is fixed and the last step
+counts: the validation split only served to choose the recipe, and the test split is read once,
 after the last step. Each step encodes 64 pictures once and asks several questions about each.
 
 Dimensions: image = pictures of one step; slot = questions asked about one picture.
@@ -154,10 +154,10 @@ def labels_of(questions: Sequence[Example]) -> tuple[int, int]:
 
 def class_token(model: PreTrainedModel, pixels: Tensor) -> Float[Tensor, "image width"]:
     """What the vision tower's class token says, as the connector sees it."""
-    if model.config.model_type == "blip-2":
-        return model.vision_model(pixel_values=pixels).last_hidden_state[:, 0]
-    tower = model.model.vision_tower
-    return tower(pixels, output_hidden_states=True).hidden_states[-1][:, 0]
+    seen = model.get_encoder("image")(pixel_values=pixels, output_hidden_states=True)
+    # LLaVA reads the last block as it is, BLIP-2 after one more layer norm.
+    tokens: Tensor = seen.last_hidden_state if _is_blip2(model) else seen.hidden_states[-1]
+    return tokens[:, 0]
 
 
 def _learn_to_see(
@@ -225,8 +225,11 @@ def _naming_loss(
 
 
 def _vision_parameters(model: PreTrainedModel) -> list[nn.Parameter]:
-    blip2 = model.config.model_type == "blip-2"
-    return list((model.vision_model if blip2 else model.model.vision_tower).parameters())
+    return list(model.get_encoder("image").parameters())
+
+
+def _is_blip2(model: PreTrainedModel) -> bool:
+    return bool(model.config.model_type == "blip-2")
 
 
 def _optimizer(

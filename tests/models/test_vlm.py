@@ -1,0 +1,175 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from ressa.catalog import MODELS
+from ressa.data.easy_vqa import EasyVQA
+from ressa.errors import SpecError
+from ressa.models import NO_LABEL, VLM, load_vlm
+from ressa.sparsity import Inventory
+
+torch.set_num_threads(1)
+POCKET = ["pocket-blip2", "pocket-llava"]
+
+
+@pytest.fixture(scope="module")
+def task() -> EasyVQA:
+    return EasyVQA()
+
+
+@pytest.fixture(scope="module", params=POCKET)
+def vlm(request: pytest.FixtureRequest) -> VLM:
+    return load_vlm(request.param)
+
+
+def test_sharing_pictures_equals_repeating_them(vlm: VLM, task: EasyVQA) -> None:
+    shared = vlm.encode(task.examples("validation", 30), task.image, answers=True)
+    assert len(shared.inputs["pixel_values"]) < len(shared) == 30
+    repeated = replace(
+        shared,
+        inputs={
+            **shared.inputs,
+            "pixel_values": shared.inputs["pixel_values"][shared.image_index],
+        },
+        image_index=torch.arange(30),
+    )
+    with torch.no_grad():
+        one, other = vlm.answer_logits(shared)[0], vlm.answer_logits(repeated)[0]
+    assert torch.allclose(one, other, atol=1e-4)
+
+
+def test_padding_changes_no_logit_beyond_rounding(vlm: VLM, task: EasyVQA) -> None:
+    examples = sorted(task.examples("validation", 40), key=lambda e: len(e.question))
+    chosen = [examples[0], examples[-1]]  # the shortest and the longest question
+    with torch.no_grad():
+        together, _ = vlm.answer_logits(vlm.encode(chosen, task.image, answers=True))
+        alone = [vlm.answer_logits(vlm.encode([e], task.image, answers=True))[0] for e in chosen]
+    assert torch.allclose(together, torch.cat(alone), atol=1e-3)
+
+
+def test_generating_and_scoring_answers_agree(vlm: VLM, task: EasyVQA) -> None:
+    examples = task.examples("validation", 50)
+    generated = vlm.generate(vlm.encode(examples, task.image, answers=False), 3)
+    with torch.no_grad():
+        logits, tokens = vlm.answer_logits(vlm.encode(examples, task.image, answers=True))
+    right = (logits.argmax(dim=1) == tokens).reshape(50, 2).all(dim=1)  # a word and its end
+    given = zip(generated, examples, strict=True)
+    assert [answer == example.answer for answer, example in given] == right.tolist()
+
+
+def test_labels_mark_the_answer_and_its_end_only(vlm: VLM, task: EasyVQA) -> None:
+    examples = task.examples("validation", 9)
+    batch = vlm.encode(examples, task.image, answers=True)
+    assert batch.labels is not None
+    tokenizer = vlm.processor.tokenizer
+    for row, example in zip(batch.labels, examples, strict=True):
+        text = tokenizer.decode(row[row != NO_LABEL])
+        assert text.replace(" ", "") == f"{example.answer}</s>"
+    if not vlm.has_encoder:
+        marked = batch.labels != NO_LABEL
+        assert batch.inputs["input_ids"][marked].equal(batch.labels[marked])
+
+
+def test_logits_carry_gradients_to_both_towers(vlm: VLM, task: EasyVQA) -> None:
+    batch = vlm.encode(task.examples("validation", 4), task.image, answers=True)
+    logits, tokens = vlm.answer_logits(batch)
+    torch.nn.functional.cross_entropy(logits, tokens).backward()
+    for layer in vlm.towers.inventory.layers:
+        gradient = vlm.model.get_submodule(layer.name).weight.grad
+        assert gradient is not None, layer.name
+    vlm.model.zero_grad()
+
+
+def test_a_blank_picture_is_encoded_once_for_all_questions(vlm: VLM, task: EasyVQA) -> None:
+    examples = task.examples("validation", 20)
+    batch = vlm.encode(examples, task.image, answers=False, blank=task.blank_image())
+    assert len(batch.inputs["pixel_values"]) == 1
+    assert batch.image_index.tolist() == [0] * 20
+
+
+def test_no_hook_is_left_behind(vlm: VLM, task: EasyVQA) -> None:
+    vlm.generate(vlm.encode(task.examples("validation", 3), task.image, answers=False), 2)
+    assert not vlm.model.get_submodule(vlm.towers.projector)._forward_hooks
+
+
+def test_a_question_in_plain_text_is_understood(vlm: VLM, task: EasyVQA) -> None:
+    example = next(e for e in task.examples("validation") if e.kind == "color")
+    shouted = replace(example, question=example.question.upper())
+    batch = vlm.encode([shouted], task.image, answers=False)
+    assert vlm.generate(batch, 3) == [example.answer]
+
+
+@pytest.mark.parametrize("name", POCKET)
+def test_each_shipped_model_loads_by_the_auto_classes_alone(name: str, task: EasyVQA) -> None:
+    folder = MODELS[name].folder
+    processor = AutoProcessor.from_pretrained(folder)
+    model = AutoModelForImageTextToText.from_pretrained(folder)
+    assert model.dtype == torch.float32
+    example = next(e for e in task.examples("test") if e.kind == "color")
+    text = f"<image>{example.question}" if name == "pocket-llava" else example.question
+    inputs = processor(images=[task.image(example.image_id)], text=[text], return_tensors="pt")
+    answer = model.generate(**inputs, max_new_tokens=3)
+    decoded = processor.batch_decode(answer, skip_special_tokens=True)[0]
+    assert decoded.split()[-1] == example.answer
+
+
+def test_the_shipped_inventory_is_that_of_the_model(vlm: VLM) -> None:
+    assert MODELS[vlm.name].inventory() == vlm.towers.inventory
+    text = vlm.towers.inventory.to_json()
+    assert Inventory.from_json(text) == vlm.towers.inventory
+
+
+@pytest.mark.parametrize("name", POCKET)
+def test_each_shipped_model_is_a_few_megabytes(name: str) -> None:
+    files = list(MODELS[name].folder.iterdir())
+    assert sum(file.stat().st_size for file in files) < 3e6
+    assert {"model.safetensors", "MODEL_CARD.md", "training.json"} <= {f.name for f in files}
+
+
+def test_a_copied_folder_is_loaded_without_an_inventory(tmp_path: Path, task: EasyVQA) -> None:
+    for file in MODELS["pocket-blip2"].folder.iterdir():
+        if file.name != "inventory.json":
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+    copy, original = load_vlm(str(tmp_path)), load_vlm("pocket-blip2")
+    assert copy.towers == original.towers
+    batch = copy.encode(task.examples("validation", 6), task.image, answers=False)
+    assert copy.generate(batch, 2) == original.generate(batch, 2)
+
+
+def test_without_a_template_the_authors_prompt_is_used(tmp_path: Path) -> None:
+    for file in MODELS["pocket-llava"].folder.iterdir():
+        if file.name != "chat_template.jinja":
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+    assert load_vlm(str(tmp_path)).prompt("why?") == "USER: <image>\nwhy? ASSISTANT:"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("pocket-blipp2", "Did you mean 'pocket-blip2'"),
+        ("./no/such/folder", "there is no such folder"),
+        ("{empty}", "has no config.json"),
+    ],
+)
+def test_a_model_that_is_not_there_is_a_fault_of_the_spec(
+    tmp_path: Path, name: str, message: str
+) -> None:
+    with pytest.raises(SpecError, match=message):
+        load_vlm(name.format(empty=tmp_path))
+
+
+def test_a_folder_with_a_broken_file_says_which_model(tmp_path: Path) -> None:
+    for file in MODELS["pocket-blip2"].folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(SpecError, match="cannot be loaded from"):
+        load_vlm(str(tmp_path))
+
+
+def test_an_unreachable_hub_is_a_fault_with_a_hint(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(SpecError, match=r"the hub, revision newest.*network"):
+        load_vlm("nobody/no-such-model")
