@@ -25,7 +25,7 @@ TOWERS: tuple[Tower, Tower] = ("vision", "language")
 
 _PATTERN = re.compile(r"(\d{1,4}):(\d{1,4})")
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,3})?")
-_QUOTIENT = re.compile(r"(\d{1,18})/(\d{1,18})")
+_QUOTIENT = re.compile(r"-?(\d{1,40})/(\d{1,40})")
 _LONGEST_NUMBER = 40  # characters; Python refuses to read integers of thousands of digits
 _DECIMAL_PLACES = 12  # a longer decimal reads worse than the quotient
 
@@ -161,13 +161,12 @@ def exact_fraction(value: str | int | Decimal | Fraction) -> Fraction:
     if isinstance(value, bool | float):
         raise SpecError(f"a sparsity is text, an integer or an exact decimal, got {value!r}.")
     text = str(value).strip()
-    readable = len(text) <= _LONGEST_NUMBER
-    if (
-        readable
-        and _NUMBER.fullmatch(text)
-        or (_QUOTIENT.fullmatch(text) and int(text.split("/")[1]))
-    ):
-        return Fraction(text)
+    is_number = len(text) <= _LONGEST_NUMBER and _NUMBER.fullmatch(text)
+    if is_number or (_QUOTIENT.fullmatch(text) and int(text.split("/")[1])):
+        value = Fraction(text)
+        # Text stays short: whatever is read here can be written and read again.
+        if max(abs(value.numerator), value.denominator) < 10**_LONGEST_NUMBER:
+            return value
     raise SpecError(
         f"a sparsity is a fraction in [0, 1] such as 0.5 or 1/3, "
         f"or a pattern such as '2:4', got {text[:_LONGEST_NUMBER]!r}."

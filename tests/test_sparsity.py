@@ -144,7 +144,7 @@ def test_a_pattern_that_does_not_divide_names_every_such_layer():
         tower_zeros(layers, Target.parse("2:4"))
 
 
-@given(shares)
+@given(shares | st.fractions(-9, 9, max_denominator=10**39))
 def test_a_fraction_reads_back_as_itself(share):
     assert exact_fraction(format_fraction(share)) == share
 
@@ -178,6 +178,7 @@ def test_a_target_is_written_in_its_shortest_exact_form(written, text):
         (0.5, "exact decimal"),
         (True, "exact decimal"),
         ("9" * 5000, "such as 0.5 or 1/3"),
+        ("1e-99", "such as 0.5 or 1/3"),
         ("nan", "such as 0.5 or 1/3"),
     ],
 )

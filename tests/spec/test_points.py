@@ -1,0 +1,109 @@
+"""A point of the space comes to the values of one trial."""
+
+from decimal import Decimal
+from fractions import Fraction
+
+import pytest
+
+from ressa.errors import InfeasibleAllocation, SpecError
+from ressa.sparsity import Target, round_half_up, tower_zeros
+from ressa.spec import apply_point, baseline, grid_points
+
+SWEEP = """\
+ressa: 1
+model: pocket-blip2
+prune: {language: {method: magnitude, group: matrix}}
+space:
+  vision_sparsity: {choices: [0, 0.5, "2:4"]}
+  prune.method: {choices: [random, wanda]}
+  repair.learning_rate: {choices: [1e-3, 5e-3]}
+budget: [0.5, 0.6]
+resources: {workers: 2}
+"""
+
+
+def point(**changes: str) -> dict[str, str]:
+    values = {"budget": "0.5", "vision_sparsity": "0.5", "prune.method": "wanda"}
+    return values | {"repair.learning_rate": "0.005"} | changes
+
+
+def test_a_point_sets_its_fields_and_a_tower_of_its_own_keeps_them(load, inventory):
+    spec = load(SWEEP).spec
+    found = apply_point(spec, inventory, point(**{"prune.method": "random"}))
+    assert (found.vision.method, found.vision.group) == ("random", "row")
+    assert (found.language.method, found.language.group) == ("magnitude", "matrix")
+    assert found.repair is not None
+    assert (found.repair.learning_rate, found.repair.micro_batch) == (0.005, 64)
+    assert found.calibration == spec.prune.calibration
+
+
+@pytest.mark.parametrize("budget", ["0.5", "0.6"])
+@pytest.mark.parametrize("vision", ["0.5", "2:4", "1/3", "0.123"])
+def test_a_point_meets_its_budget_to_the_weight(load, inventory, budget, vision):
+    found = apply_point(load(SWEEP).spec, inventory, point(budget=budget, vision_sparsity=vision))
+    zeros = sum(
+        tower_zeros(inventory.tower(tower), target.target)
+        for tower, target in (("vision", found.vision), ("language", found.language))
+    )
+    assert zeros == round_half_up(Fraction(budget) * inventory.prunable())
+    assert found.vision.target == Target.parse(vision) == found.allocation.vision
+
+
+def test_a_point_that_cannot_meet_its_budget_is_infeasible(load, inventory):
+    spec = load(SWEEP).spec
+    with pytest.raises(InfeasibleAllocation, match="language sparsity is a fraction"):
+        apply_point(spec, inventory, point(budget="0.6", vision_sparsity="0"))
+
+
+def test_values_may_be_text_or_what_the_text_stands_for(load, inventory):
+    spec = load(SWEEP).spec
+    values = {"budget": Decimal("0.5"), "vision_sparsity": 0.5, "repair.learning_rate": 5e-3}
+    assert apply_point(spec, inventory, point() | values) == apply_point(spec, inventory, point())
+
+
+def test_what_is_no_point_of_the_space_is_refused(load, inventory):
+    spec = load(SWEEP).spec
+    with pytest.raises(SpecError, match=r"Did you mean 'prune.method'\?"):
+        apply_point(spec, inventory, point(**{"prune.metod": "wanda"}))
+    with pytest.raises(SpecError, match="gives no value for budget"):
+        apply_point(spec, inventory, {k: v for k, v in point().items() if k != "budget"})
+    with pytest.raises(SpecError, match="does not suit its field"):
+        apply_point(spec, inventory, point(**{"repair.learning_rate": "fast"}))
+
+
+def test_a_grid_lists_feasible_points_in_fixed_order_and_says_why_it_skips(load, inventory):
+    spec = load(SWEEP).spec
+    points, skipped = grid_points(spec, inventory)
+    assert len(points) + len(skipped) == 2 * 3 * 2 * 2
+    assert spec.search.trials == len(points) == 20
+    assert points[:2] == [
+        point(vision_sparsity="0", **{"prune.method": "random", "repair.learning_rate": "0.001"}),
+        point(vision_sparsity="0", **{"prune.method": "random", "repair.learning_rate": "0.005"}),
+    ]
+    assert [entry["budget"] for entry, _ in skipped] == ["0.6"] * 4
+    assert all("with vision 0 asks for more zeros" in reason for _, reason in skipped)
+    assert list(points[0]) == [axis.name for axis in spec.dimensions]
+
+
+def test_a_continuous_space_has_no_grid(load, inventory, least):
+    spec = load(least.replace("vision_sparsity: 0.5", "vision_sparsity: {low: 0, high: 1}")).spec
+    with pytest.raises(SpecError, match="vision_sparsity is continuous"):
+        grid_points(spec, inventory)
+
+
+def test_vision_is_solved_where_language_is_given(load, inventory):
+    text = "ressa: 1\nmodel: pocket-blip2\nspace: {language_sparsity: 2:4}\nbudget: 0.6\n"
+    spec = load(text).spec
+    found = apply_point(spec, inventory, {"budget": "0.6", "language_sparsity": "2:4"})
+    assert str(found.language.target) == "2:4"
+    zeros = tower_zeros(inventory.tower("vision"), found.vision.target)
+    assert zeros + 98_304 == round_half_up(Fraction("0.6") * 344_064)
+
+
+def test_baselines_lose_nothing_and_repair_by_the_same_recipe(load):
+    spec = load(SWEEP).spec
+    dense, repaired = baseline(spec, "dense"), baseline(spec, "dense_repaired")
+    assert dense.vision.target.is_dense
+    assert dense.language.target.is_dense
+    assert dense.repair is None
+    assert repaired.repair == spec.repair.model_copy(update={"micro_batch": 64})
