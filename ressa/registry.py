@@ -1,4 +1,4 @@
-"""Names → objects, imported on demand: the tables in `catalog.py` and other packages' entry points."""
+"""Names → objects, imported on demand: the tables of `catalog.py` and installed plug-ins."""
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
