@@ -47,11 +47,13 @@ def predictions(
     answers: list[str] = []
     training = vlm.model.training
     vlm.model.eval()
-    for start in range(0, len(asked), batch_size):
-        chunk = asked[start : start + batch_size]
-        batch = vlm.encode(chunk, task.image, answers=False, blank=picture)
-        answers += vlm.generate(batch, new_tokens)
-    vlm.model.train(training)
+    try:
+        for start in range(0, len(asked), batch_size):
+            chunk = asked[start : start + batch_size]
+            batch = vlm.encode(chunk, task.image, answers=False, blank=picture)
+            answers += vlm.generate(batch, new_tokens)
+    finally:
+        vlm.model.train(training)
     answer_of = dict(zip(keys, answers, strict=True))
     return [answer_of[_key(example, blank)] for example in examples]
 

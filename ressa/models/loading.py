@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import logging as transformers_logging
 
 from ressa.catalog import MODELS
 from ressa.errors import SpecError, UnknownNameError
 from ressa.models.towers import find_towers
 from ressa.models.vlm import VLM
+from ressa.sparsity import Inventory
 from ressa.spec import ModelRef
 
 
@@ -27,8 +28,34 @@ def load_vlm(ref: ModelRef | str) -> VLM:
         SpecError: it is not there, cannot be reached, or is no vision-language model.
     """
     ref = ModelRef(id=ref) if isinstance(ref, str) else ref
+    with _reading(ref) as (source, options):
+        processor = AutoProcessor.from_pretrained(source, **options)
+        model = AutoModelForImageTextToText.from_pretrained(
+            source, dtype=getattr(torch, ref.dtype), **options
+        )
+    return VLM(name=ref.id, model=model.eval(), processor=processor, towers=find_towers(model))
+
+
+def load_inventory(ref: ModelRef | str) -> Inventory:
+    """Lists a model's layers from its configuration alone: no weight is read or made.
+
+    Raises:
+        SpecError: as for `load_vlm`.
+    """
+    ref = ModelRef(id=ref) if isinstance(ref, str) else ref
+    with _reading(ref) as (source, options):
+        config = AutoConfig.from_pretrained(source, **options)
+        with torch.device("meta"):
+            model = AutoModelForImageTextToText.from_config(
+                config, trust_remote_code=ref.trust_remote_code
+            )
+    return find_towers(model).inventory
+
+
+@contextmanager
+def _reading(ref: ModelRef) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Says where to read a model from and how, and turns what goes wrong into a SpecError."""
     folder = _folder(ref.id)
-    source = ref.id if folder is None else str(folder)
     options: dict[str, Any] = {"trust_remote_code": ref.trust_remote_code}
     if folder is not None:
         options["local_files_only"] = True  # a folder that lacks a file must not ask the hub
@@ -36,15 +63,11 @@ def load_vlm(ref: ModelRef | str) -> VLM:
         options["revision"] = ref.revision
     try:
         with _no_progress_bars(folder is not None):
-            processor = AutoProcessor.from_pretrained(source, **options)
-            model = AutoModelForImageTextToText.from_pretrained(
-                source, dtype=getattr(torch, ref.dtype), **options
-            )
+            yield ref.id if folder is None else str(folder), options
     # Transformers raises these for a missing file, an unreachable hub, a class that is no
     # vision-language model, and a package that this model needs. The cause is kept.
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise SpecError(_failure(ref, folder, error)) from error
-    return VLM(name=ref.id, model=model.eval(), processor=processor, towers=find_towers(model))
 
 
 def _folder(name: str) -> Path | None:

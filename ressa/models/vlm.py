@@ -101,7 +101,7 @@ class VLM:
         """
         if batch.labels is None:
             raise ValueError("answer_logits needs a batch that was encoded with answers=True")
-        with self._shared_pictures(batch.image_index):
+        with self._shared_pictures(batch):
             if self.has_encoder:
                 logits = self.model(**batch.inputs, labels=batch.labels).logits
                 labels = batch.labels
@@ -116,7 +116,7 @@ class VLM:
     def generate(self, batch: Batch, max_new_tokens: int) -> list[str]:
         """Answers greedily; whatever follows the end of an answer is dropped."""
         model: Any = self.model
-        with self._shared_pictures(batch.image_index):
+        with self._shared_pictures(batch):
             tokens = model.generate(
                 **batch.inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1
             )
@@ -186,15 +186,22 @@ class VLM:
         return cast(Tensor, encoded["pixel_values"]).to(self.model.dtype)
 
     @contextmanager
-    def _shared_pictures(self, image_index: Int[Tensor, " batch"]) -> Iterator[None]:
+    def _shared_pictures(self, batch: Batch) -> Iterator[None]:
         """Hands each question its picture's rows where the connector hands them on.
 
         So vision tower and connector run once a picture, and everything after sees one picture a
         question, as if the pixels had been repeated.
         """
+        pictures = len(batch.inputs["pixel_values"])
 
         def repeat(module: nn.Module, args: object, output: Tensor) -> Tensor:
-            return output.index_select(0, image_index)
+            if output.dim() != 3 or len(output) != pictures:  # [image token hidden]
+                raise SpecError(
+                    f"model {self.name}: its connector makes {tuple(output.shape)} of {pictures} "
+                    "pictures, not a fixed number of tokens for each, as BLIP-2 and LLaVA do. "
+                    "Choose a model of such a type."
+                )
+            return output.index_select(0, batch.image_index)
 
         hook = self.model.get_submodule(self.towers.projector).register_forward_hook(repeat)
         try:

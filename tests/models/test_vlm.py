@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,7 +10,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from ressa.catalog import MODELS
 from ressa.data.easy_vqa import EasyVQA
 from ressa.errors import SpecError
-from ressa.models import NO_LABEL, VLM, load_vlm
+from ressa.models import NO_LABEL, VLM, load_inventory, load_vlm
 from ressa.sparsity import Inventory
 
 torch.set_num_threads(1)
@@ -118,6 +120,7 @@ def test_each_shipped_model_loads_by_the_auto_classes_alone(name: str, task: Eas
 
 def test_the_shipped_inventory_is_that_of_the_model(vlm: VLM) -> None:
     assert MODELS[vlm.name].inventory() == vlm.towers.inventory
+    assert load_inventory(str(MODELS[vlm.name].folder)) == vlm.towers.inventory
     text = vlm.towers.inventory.to_json()
     assert Inventory.from_json(text) == vlm.towers.inventory
 
@@ -173,3 +176,18 @@ def test_an_unreachable_hub_is_a_fault_with_a_hint(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(SpecError, match=r"the hub, revision newest.*network"):
         load_vlm("nobody/no-such-model")
+
+
+def test_a_connector_that_hands_on_something_else_is_refused(task: EasyVQA) -> None:
+    vlm = load_vlm("pocket-llava")
+    projector = vlm.model.get_submodule(vlm.towers.projector)
+    batch = vlm.encode(task.examples("validation", 3), task.image, answers=False)
+    # As models do that lay the tokens of all pictures end to end.
+    projector.register_forward_hook(lambda module, args, output: output.flatten(0, 1))
+    with pytest.raises(SpecError, match="not a fixed number of tokens"):
+        vlm.generate(batch, 2)
+
+
+def test_looking_up_a_fingerprint_needs_no_torch() -> None:
+    code = "import sys, ressa.models.identity; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
