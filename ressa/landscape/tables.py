@@ -1,0 +1,229 @@
+"""What a sweep found, one row a trial, with what each score is to be compared with."""
+
+import json
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ressa.store import SweepStore
+
+if TYPE_CHECKING:
+    import pandas
+
+COLUMNS = {
+    "trial": "name of the trial",
+    "vision": "what was asked of the vision tower: '0.5', '2:4', '98304/196608'",
+    "language": "what was asked of the language tower",
+    "sparsity": "zeros counted over all prunable weights",
+    "whole": "zeros counted over all parameters of the model",
+    "pruned": "objective after pruning, before repair",
+    "repaired": "objective after repair",
+    "standard_error": "of the last of the two, clustered by image",
+    "blank_pruned": "objective on blank images before repair",
+    "blank_repaired": "objective on blank images after repair",
+    "recovery": "(repaired − pruned) / (dense − pruned); null where pruning lost less than two "
+    "standard errors",
+    "recovery_repaired": "the same against the dense model repaired with the same recipe",
+    "state": "how the trial ended",
+    "seconds": "wall time of the trial",
+    "role": "baseline or search",
+    "budget": "sparsity asked over all prunable weights, if any",
+    "vision_sparsity": "zeros counted over the vision tower's prunable weights",
+    "language_sparsity": "zeros counted over the language tower's prunable weights",
+    "score": "value of the objective: repaired, or pruned where there is no repair",
+    "best": "whether it is the best of the search's successful trials",
+    "options": "what else the search chose, as field=value",
+}
+"""Columns of `results_table`, in order: scores and sparsities are fractions."""
+
+_SUCCESSFUL = ("succeeded", "reused")
+_CHOSEN = ("vision_sparsity", "language_sparsity")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class About:
+    """What a results table is about, for headers: the frame's `attrs["about"]`."""
+
+    sweep: str
+    model: str | None
+    metric: str | None
+    items: int | None
+    methods: str | None
+    dense: float | None
+    dense_standard_error: float
+    dense_repaired: float | None
+    floor_majority: float | None
+    floor_dense_blank: float | None
+    vision_prunable: int | None
+    language_prunable: int | None
+    whole_parameters: int | None
+
+
+def results_table(sweep: SweepStore) -> "pandas.DataFrame":
+    """Returns one row per trial with a finished attempt: baselines, then by number.
+
+    Columns are `COLUMNS`; `attrs["about"]` is an `About`.
+    """
+    import pandas as pd
+
+    trials = sweep.trials()
+    about = _about(sweep, trials)
+    frame = pd.DataFrame(
+        {
+            "trial": trials["trial"],
+            "vision": trials["vision_target"],
+            "language": trials["language_target"],
+            "sparsity": trials["sparsity"],
+            "whole": trials["whole_sparsity"],
+            "pruned": trials["score_pruned"],
+            "repaired": trials["score_repaired"],
+            "standard_error": trials["score_repaired_se"].where(
+                trials["score_repaired"].notna(), trials["score_pruned_se"]
+            ),
+            "blank_pruned": trials["blank_pruned"],
+            "blank_repaired": trials["blank_repaired"],
+            "recovery": _recovery(trials, about.dense, about.dense_standard_error),
+            "recovery_repaired": _recovery(
+                trials, about.dense_repaired, about.dense_standard_error
+            ),
+            "state": trials["state"],
+            "seconds": trials["total_seconds"],
+            "role": trials["role"],
+            "budget": trials["budget"],
+            "vision_sparsity": _realised(trials, "vision"),
+            "language_sparsity": _realised(trials, "language"),
+            "score": trials["score"],
+            "best": _is_best(trials),
+            "options": [_options(point) for point in trials["point"]],
+        }
+    )
+    frame.attrs["about"] = about
+    return frame
+
+
+def failures(sweep: SweepStore) -> "pandas.DataFrame":
+    """Returns the trials that did not succeed: where they ended, why, and after how many tries."""
+    trials = sweep.trials()
+    failed = trials[~trials["state"].isin(_SUCCESSFUL)]
+    columns = ["trial", "attempt", "state", "failure_stage", "failure_class", "error"]
+    return failed[columns].reset_index(drop=True)
+
+
+def recovery(repaired: float, pruned: float, dense: float, standard_error: float) -> float:
+    """Returns the share of what pruning lost that repair brought back: 1 is all of it.
+
+    Args:
+        repaired: score after repair.
+        pruned: score after pruning.
+        dense: score to recover to.
+        standard_error: of dense − pruned; a loss below two of it gives NaN, as does no repair.
+    """
+    lost = dense - pruned
+    if not lost > 2 * standard_error:
+        return math.nan
+    return (repaired - pruned) / lost
+
+
+def _recovery(
+    trials: "pandas.DataFrame", dense: float | None, dense_standard_error: float
+) -> list[float]:
+    if dense is None:
+        return [math.nan] * len(trials)
+    return [
+        math.nan
+        if row["role"] == "baseline"
+        else recovery(
+            row["score_repaired"],
+            row["score_pruned"],
+            dense,
+            # As if the two were independent: they answer the same questions, so this is cautious.
+            math.hypot(dense_standard_error, _number(row["score_pruned_se"]) or 0.0),
+        )
+        for row in trials.to_dict("records")
+    ]
+
+
+def _realised(trials: "pandas.DataFrame", tower: str) -> "pandas.Series":
+    counted = trials[f"{tower}_zeros"].astype("Float64") / trials[f"{tower}_prunable"]
+    return counted.astype("float64").where(counted.notna(), trials[f"{tower}_sparsity"])
+
+
+def _is_best(trials: "pandas.DataFrame") -> "pandas.Series":
+    racing = trials["score"].where((trials["role"] == "search") & trials["state"].isin(_SUCCESSFUL))
+    best = racing == racing.max()
+    return best & ~best.duplicated()  # of equals, the first
+
+
+def _options(point: Any) -> str:
+    chosen = json.loads(point) if isinstance(point, str) else {}
+    return " ".join(f"{field}={value}" for field, value in chosen.items() if field not in _CHOSEN)
+
+
+def _about(sweep: SweepStore, trials: "pandas.DataFrame") -> About:
+    def first(column: str) -> Any:
+        known = trials[column].dropna()
+        return known.iloc[0] if len(known) else None
+
+    def whole(column: str) -> int | None:
+        value = first(column)
+        return None if value is None else int(value)
+
+    def score_of(trial: str) -> "pandas.DataFrame":
+        return trials[(trials["trial"] == trial) & trials["state"].isin(_SUCCESSFUL)]
+
+    dense = score_of("dense")
+    value, standard_error = _dense_from_scores(sweep, first("metric"))
+    if len(dense):
+        value, standard_error = dense["score"].iloc[0], dense["score_pruned_se"].iloc[0]
+    repaired = score_of("dense-repaired")
+    return About(
+        sweep=sweep.name,
+        model=first("model"),
+        metric=first("metric"),
+        items=whole("items"),
+        methods=_methods(trials),
+        dense=_number(value),
+        dense_standard_error=_number(standard_error) or 0.0,
+        dense_repaired=_number(repaired["score"].iloc[0]) if len(repaired) else None,
+        floor_majority=_number(first("floor_majority")),
+        floor_dense_blank=_number(first("floor_dense_blank")),
+        vision_prunable=whole("vision_prunable"),
+        language_prunable=whole("language_prunable"),
+        whole_parameters=whole("whole_parameters"),
+    )
+
+
+def _dense_from_scores(sweep: SweepStore, metric: str | None) -> tuple[Any, Any]:
+    """The dense model's score without the baseline trial: every trial scores it as a yardstick."""
+    scores = sweep.scores()
+    named = scores["task"] + "." + scores["metric"]
+    found = scores[(named == metric) & (scores["state"] == "dense") & (scores["image"] == "real")]
+    if metric is None or found.empty:
+        return None, None
+    return found["value"].iloc[0], found["standard_error"].iloc[0]
+
+
+def _methods(trials: "pandas.DataFrame") -> str | None:
+    """How the search pruned, in a few words: 'wanda per row', or 'wanda | magnitude …'."""
+    searched = trials[trials["role"] == "search"]
+    pairs = {
+        tower: sorted(
+            {
+                f"{method} per {group}" if isinstance(group, str) else str(method)
+                for method, group in zip(
+                    searched[f"{tower}_method"], searched[f"{tower}_group"], strict=True
+                )
+                if isinstance(method, str)
+            }
+        )
+        for tower in ("vision", "language")
+    }
+    if not any(pairs.values()):
+        return None
+    if pairs["vision"] == pairs["language"]:
+        return " or ".join(pairs["vision"])
+    return f"vision {' or '.join(pairs['vision'])}, language {' or '.join(pairs['language'])}"
+
+
+def _number(value: Any) -> float | None:
+    return None if value is None or value != value else float(value)
