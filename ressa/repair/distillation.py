@@ -14,7 +14,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import safetensors.torch
 import torch
@@ -31,6 +31,7 @@ CHUNK = 64
 """Examples per teacher pass; fixed, so that logits do not depend on the number of workers."""
 
 
+@runtime_checkable
 class Pictures(Protocol):
     """What repair asks of a task: its pictures."""
 
@@ -67,13 +68,13 @@ class Teacher:
 
     example_ids: tuple[str, ...]
     logits: Float[Tensor, "token vocab"]
-    offsets: Int[Tensor, " example+1"]
-    """Example i's tokens are the rows from `offsets[i]` to `offsets[i + 1]`."""
+    lengths: Int[Tensor, " example"]
+    """How many of the rows are each example's; they lie in the order of `example_ids`."""
 
     @cached_property
     def _by_id(self) -> dict[str, Tensor]:
-        lengths = self.offsets.diff().tolist()
-        return dict(zip(self.example_ids, torch.split(self.logits, lengths), strict=True))
+        rows = torch.split(self.logits, self.lengths.tolist())
+        return dict(zip(self.example_ids, rows, strict=True))
 
     def of(self, examples: Sequence[Example]) -> Float[Tensor, "token vocab"]:
         """The rows of these examples, in their order."""
@@ -83,7 +84,7 @@ class Teacher:
         """Writes the teacher as safetensors: what the teacher stage stores."""
         ids = torch.frombuffer(bytearray(json.dumps(self.example_ids).encode()), dtype=torch.uint8)
         return safetensors.torch.save(
-            {"logits": self.logits, "offsets": self.offsets, "example_ids": ids}
+            {"logits": self.logits, "lengths": self.lengths, "example_ids": ids}
         )
 
     @classmethod
@@ -91,7 +92,7 @@ class Teacher:
         """Reads what `to_bytes` wrote."""
         tensors = safetensors.torch.load(data)
         ids = json.loads(tensors["example_ids"].numpy().tobytes())
-        return cls(tuple(ids), tensors["logits"], tensors["offsets"])
+        return cls(tuple(ids), tensors["logits"], tensors["lengths"])
 
 
 @torch.no_grad()
@@ -109,11 +110,10 @@ def teacher_logits(vlm: VLM, examples: Sequence[Example], task: Pictures) -> Tea
         gathered = [[] for _ in range(world_size)]
         distributed.all_gather_object(gathered, own)
     in_order = [gathered[index % world_size][index // world_size] for index in range(len(chunks))]
-    lengths = torch.cat([lengths for _, lengths in in_order])
     return Teacher(
         example_ids=tuple(example.id for example in examples),
         logits=torch.cat([logits for logits, _ in in_order]),
-        offsets=functional.pad(lengths.cumsum(0), (1, 0)),
+        lengths=torch.cat([lengths for _, lengths in in_order]),
     )
 
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from itertools import islice
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, distributed, nn
@@ -24,9 +24,7 @@ from ressa.repair.batches import global_batches, pieces, select, share
 from ressa.repair.distillation import Pictures, Teacher, cross_entropy, divergence
 from ressa.repair.distributed import ensure_process_group, rank_and_world_size
 from ressa.repair.sparselora import Adapters
-
-if TYPE_CHECKING:
-    from ressa.spec import Repair
+from ressa.spec import Repair
 
 MicroBatch: TypeAlias = tuple[Batch, Tensor | None]
 """Questions, and the teacher's logits for them if there is a teacher."""
@@ -55,7 +53,7 @@ def train(
     examples: Sequence[Example],
     task: Pictures,
     teacher: Teacher | None,
-    repair: "Repair",
+    repair: Repair,
     *,
     seed: int,
 ) -> Iterator[RepairStep]:
@@ -104,7 +102,7 @@ def train(
         engine.destroy()
 
 
-def learning_rate(repair: "Repair", step: int) -> float:
+def learning_rate(repair: Repair, step: int) -> float:
     """The rate that step `step`, counted from 0, is taken with.
 
     It rises linearly and reaches the full rate with step `warmup_steps`; then it stays (constant)
@@ -118,7 +116,7 @@ def learning_rate(repair: "Repair", step: int) -> float:
     return repair.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
 
 
-def deepspeed_config(repair: "Repair", world_size: int) -> dict[str, Any]:
+def deepspeed_config(repair: Repair, world_size: int) -> dict[str, Any]:
     """Derives DeepSpeed's configuration; nobody writes it by hand."""
     questions = math.ceil(repair.batch_size / world_size)  # per worker and step
     return {
@@ -143,7 +141,7 @@ class _Student(nn.Module):
     The frozen weights stay out of its sight, so it neither broadcasts nor moves them.
     """
 
-    def __init__(self, vlm: VLM, adapters: Adapters, repair: "Repair") -> None:
+    def __init__(self, vlm: VLM, adapters: Adapters, repair: Repair) -> None:
         super().__init__()
         self.adapters = nn.ParameterList(adapters.parameters())
         self._answer_logits = vlm.answer_logits
@@ -161,7 +159,7 @@ class _Student(nn.Module):
         return loss, torch.stack([loss, ce, kl]).detach()
 
 
-def _accumulation(repair: "Repair", world_size: int) -> int:
+def _accumulation(repair: Repair, world_size: int) -> int:
     """Micro-batches per worker and step."""
     questions = math.ceil(repair.batch_size / world_size)
     return math.ceil(questions / (repair.micro_batch or questions))
@@ -172,7 +170,7 @@ def _micro_batches(
     examples: Sequence[Example],
     task: Pictures,
     teacher: Teacher | None,
-    repair: "Repair",
+    repair: Repair,
     seed: int,
 ) -> Iterator[list[MicroBatch]]:
     """This worker's micro-batches, step by step."""
@@ -230,7 +228,7 @@ def _over_workers(value: Tensor) -> Tensor:
     return value
 
 
-def _initialize(student: _Student, repair: "Repair") -> tuple[Any, torch.optim.Optimizer]:
+def _initialize(student: _Student, repair: Repair) -> tuple[Any, torch.optim.Optimizer]:
     """Makes the DeepSpeed engine, and the optimiser whose learning rate the engine obeys."""
     optimizer = torch.optim.AdamW(student.parameters(), lr=repair.learning_rate, weight_decay=0.0)
     with _quiet():

@@ -1,9 +1,9 @@
-"""SparseLoRA: a low-rank update behind the keep mask, so that merging it keeps every zero.
+r"""SparseLoRA: a low-rank update behind the keep mask, so that merging it keeps every zero.
 
 As in "Rethinking Pruning for Vision-Language Models" (arXiv:2404.02424); the same masked product
 is PERP's MaskLoRA (arXiv:2312.15230). A layer computes
 
-.. math:: y = x (M \\odot (W + s B A))^T + b ,
+.. math:: y = x (M \odot (W + s B A))^T + b ,
 
 with frozen W (zero wherever M is false), trained A and B, and s = alpha / rank. B starts at zero,
 so training starts from the pruned model exactly.
@@ -16,7 +16,7 @@ import hashlib
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import safetensors.torch
 import torch
@@ -27,9 +27,7 @@ from torch.nn import functional
 from ressa.errors import RepairError
 from ressa.models.towers import Towers
 from ressa.sparsity import TOWERS
-
-if TYPE_CHECKING:
-    from ressa.spec import Repair
+from ressa.spec import Repair
 
 
 class _MaskedUpdateLinear(torch.autograd.Function):
@@ -205,9 +203,9 @@ class Adapters:
 
 def attach(
     model: nn.Module,
-    masks: Mapping[str, Bool[Tensor, "out in"]] | None,
+    masks: Mapping[str, Bool[Tensor, "_ _"]] | None,
     towers: Towers,
-    repair: "Repair",
+    repair: Repair,
     *,
     seed: int,
 ) -> Adapters:
@@ -265,8 +263,8 @@ def _plain_linear(model: nn.Module, name: str) -> nn.Linear:
 
 
 def _pruning_mask(
-    masks: Mapping[str, Bool[Tensor, "out in"]], name: str
-) -> Bool[Tensor, "out in"] | None:
+    masks: Mapping[str, Bool[Tensor, "_ _"]], name: str
+) -> Bool[Tensor, "_ _"] | None:
     if name not in masks:
         raise RepairError(f"{name}: is repaired but has no keep mask; its zeros would be lost")
     return None if bool(masks[name].all()) else masks[name]

@@ -76,7 +76,7 @@ def test_the_teacher_has_the_logits_of_each_example_alone(
 def test_the_teacher_knows_how_many_tokens_each_answer_has() -> None:
     teacher = teacher_logits(dense_vlm(), questions(7), task())
     words = [len(example.answer.split()) for example in questions(7)]
-    assert teacher.offsets.diff().tolist() == [count + 1 for count in words]
+    assert teacher.lengths.tolist() == [count + 1 for count in words]
 
 
 def test_a_teacher_survives_being_stored() -> None:
@@ -84,7 +84,7 @@ def test_a_teacher_survives_being_stored() -> None:
     restored = Teacher.from_bytes(teacher.to_bytes())
     assert restored.example_ids == teacher.example_ids
     assert torch.equal(restored.of(questions(7)), teacher.logits)
-    assert torch.equal(restored.offsets, teacher.offsets)
+    assert torch.equal(restored.lengths, teacher.lengths)
 
 
 def test_repair_leaves_the_teacher_bit_identical() -> None:
