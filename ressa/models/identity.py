@@ -8,6 +8,7 @@ from ressa.spec import ModelRef
 
 _READ_WHOLE = 1 << 30  # bytes; larger files are told apart by size and time, not read through
 _PARTS = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
+_OURS = ("inventory.json", "training.json")  # say something about the model, but are not read by it
 
 
 def fingerprint(ref: ModelRef) -> str:
@@ -19,7 +20,8 @@ def fingerprint(ref: ModelRef) -> str:
     if not folder.is_dir():
         return f"hub:{ref.id}@{ref.revision or 'newest'}"
     digest = hashlib.sha256()
-    for path in sorted(path for pattern in _PARTS for path in folder.glob(pattern)):
+    files = {path for pattern in _PARTS for path in folder.glob(pattern)}
+    for path in sorted(path for path in files if path.name not in _OURS):
         digest.update(path.name.encode())
         stat = path.stat()
         if stat.st_size > _READ_WHOLE:

@@ -30,10 +30,11 @@ def main() -> None:
     task = EasyVQA()
     for name in arguments.model:
         for seed in arguments.seeds:
-            _train_and_save(name, seed, task, arguments.out / name, keep=arguments.seeds[0])
+            train_and_save(name, seed, task, arguments.out / name, keep=arguments.seeds[0])
 
 
-def _train_and_save(name: str, seed: int, task: EasyVQA, folder: Path, *, keep: int) -> None:
+def train_and_save(name: str, seed: int, task: EasyVQA, folder: Path, *, keep: int) -> None:
+    """Trains one seed, scores it, and adds its figures to the folder; saves the seed to keep."""
     model, processor, cpu_seconds = train(name, seed, task)
     vlm = VLM(name=name, model=model, processor=processor, towers=find_towers(model))
     scores = {}
@@ -59,12 +60,12 @@ def _train_and_save(name: str, seed: int, task: EasyVQA, folder: Path, *, keep: 
     )
     runs = {**{r.seed: r for r in read_runs(folder)}, seed: run}
     write_runs(folder, sorted(runs.values(), key=lambda r: r.seed))
-    card = model_card(name, RECIPES[name], read_runs(folder), vlm.towers.inventory, _floor(task))
+    card = model_card(name, RECIPES[name], read_runs(folder), vlm.towers.inventory, floor(task))
     (folder / "MODEL_CARD.md").write_text(card, encoding="utf-8")
 
 
-def _floor(task: EasyVQA) -> dict[str, float]:
-    """Scores the majority answer to each question on the test split: what no picture is worth."""
+def floor(task: EasyVQA) -> dict[str, float]:
+    """Scores, on the test split, each question's most frequent answer in training."""
     examples = task.examples("test")
     return score(examples, [task.majority_answer(e.question) for e in examples], task.answers)
 

@@ -3,7 +3,7 @@ from itertools import groupby
 
 import pytest
 import torch
-from PIL.Image import Image
+from few import FewPictures
 
 from ressa.data.easy_vqa import EasyVQA
 from ressa.models import VLM, load_vlm
@@ -13,24 +13,6 @@ from ressa.records import Example
 
 torch.set_num_threads(1)
 POCKET = ["pocket-blip2", "pocket-llava"]
-
-
-class FewPictures:
-    """easy-VQA with 70 pictures, a little more than one step sees."""
-
-    def __init__(self) -> None:
-        self._task = EasyVQA()
-
-    @property
-    def answers(self) -> tuple[str, ...]:
-        return self._task.answers
-
-    def examples(self, split: str) -> tuple[Example, ...]:
-        first = [list(g) for _, g in groupby(self._task.examples(split), lambda e: e.image_id)]
-        return tuple(example for group in first[:35] for example in group)
-
-    def image(self, image_id: str) -> Image:
-        return self._task.image(image_id)
 
 
 @pytest.mark.parametrize("name", POCKET)
