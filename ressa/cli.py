@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from ressa.errors import MissingExtraError, NotFoundError, RessaError
+from ressa.errors import MissingExtraError, RessaError
 
 if TYPE_CHECKING:
     import pandas
@@ -215,6 +215,12 @@ def _load(file: Path, sets: list[str] | None) -> "SweepSpec":
     loaded = load_spec(file, sets or ())
     for warning in loaded.warnings:
         _words().print(f"[yellow]warning:[/yellow] {_escaped(warning)}", soft_wrap=True)
+    if loaded.inventory is None:
+        from ressa.spec import check_inventory
+        from ressa.sweep.plan import inventory_of
+
+        _words().print(f"reading the layers of {loaded.spec.model.id} …", highlight=False)
+        loaded.refuse(check_inventory(loaded.spec, inventory_of(loaded.spec.model)))
     return loaded.spec
 
 

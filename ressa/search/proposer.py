@@ -101,9 +101,7 @@ class Proposer:
         study.add_trials([self._record(trial) for trial in trials])
         trial = study.ask(self._distributions)
         point = {d.name: _chosen(d, trial.params[d.name]) for d in self._dimensions}
-        return Proposal(
-            point=point, system_attrs=_notes(study)
-        )
+        return Proposal(point=point, system_attrs=_notes(study))
 
     def _sampler(self, number: int, attempt: int) -> BaseSampler:
         seed = int(content_key(self._search.seed, number, attempt)[:8], 16)

@@ -1,9 +1,9 @@
-"""What a sweep will do, worked out before anything runs: trials, baselines and the data they use."""
+"""What a sweep will do, worked out before anything runs: trials, baselines and their data."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -146,6 +146,7 @@ def make_plan(spec: SweepSpec) -> SweepPlan:
     return SweepPlan(spec, inventory, fingerprint(spec.model))
 
 
+@cache
 def inventory_of(model: ModelRef) -> Inventory:
     """Lists a model's layers: from the catalog at once, otherwise by loading it.
 

@@ -14,7 +14,7 @@ from ressa.sweep.gang import Actors, Gang, OwnProcess
 
 
 def placement(resources: Resources) -> PlacementGroupFactory:
-    """Describes what a trial occupies: its own process, or an empty head and one bundle a worker."""
+    """Says what a trial occupies: its own process, or an empty head and one bundle a worker."""
     bundle = {"CPU": float(resources.cpus_per_worker)}
     if resources.gpus_per_worker:
         bundle["GPU"] = float(resources.gpus_per_worker)

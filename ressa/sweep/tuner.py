@@ -23,7 +23,6 @@ from ressa.sweep.ledger import Attempt, Ledger
 from ressa.sweep.plan import SweepPlan
 from ressa.sweep.trainable import TrialTrainable, placement
 
-
 P = ParamSpec("P")
 R = TypeVar("R")
 
