@@ -13,7 +13,7 @@ from rich.style import Style
 from rich.text import Text
 
 from ressa.landscape.render import percent, target
-from ressa.landscape.tables import About
+from ressa.landscape.tables import About, colour_range
 
 if TYPE_CHECKING:
     import pandas
@@ -63,6 +63,7 @@ class Heatmap:
         self._points: list[dict[str, Any]] = searched.to_dict("records")
         self._columns = _levels(self._points, "vision")
         self._rows = _levels(self._points, "language")[::-1]
+        self._range = colour_range(frame)
         self._states = ["pruned", "repaired"] if searched["repaired"].notna().any() else ["pruned"]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
@@ -120,19 +121,12 @@ class Heatmap:
 
     def _share(self, score: float) -> float:
         low, high = self._range
-        return 0.5 if high <= low else (score - low) / (high - low)
-
-    @property
-    def _range(self) -> tuple[float, float]:
-        """The lowest and highest score of the maps: one scale for both, up to the dense model."""
-        scores = [point[state] for point in self._points for state in self._states]
-        known = [score for score in (*scores, self.about.dense) if score is not None]
-        finite = [score for score in known if not math.isnan(score)]
-        return min(finite), max(finite)
+        return (score - low) / (high - low)
 
     def _legend(self) -> Iterator[Text]:
         low, high = self._range
-        scale = Text(f"\n{percent(low)} ")
+        below = any(p[state] < low for p in self._points for state in self._states)
+        scale = Text(f"\n{'≤ ' if below else ''}{percent(low)} ")
         for step in range(24):
             scale.append(" ", style=_on(_colour(step / 23)))
         scale.append(f" {percent(high)} %  {self.about.metric}")

@@ -2,11 +2,11 @@
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ressa.errors import SpecError, StoreError
 from ressa.landscape.render import percent
-from ressa.landscape.tables import About, results_table
+from ressa.landscape.tables import About, colour_range, results_table
 from ressa.store import SweepStore
 
 if TYPE_CHECKING:
@@ -17,8 +17,10 @@ if TYPE_CHECKING:
 _SUFFIXES = (".png", ".svg", ".pdf")
 _COLOURS = "viridis"  # lightness rises evenly: the order survives in grey
 _INK, _FAINT = "#222222", "#8a8a8a"
-_ENOUGH = 6  # points, below which a background would be invented
+_ENOUGH, _ENOUGH_AREA = 6, 0.01  # points and their hull: with less, a background is invented
 _HALO = 2.2
+_ASIDE = 0.032
+_LIMITS = (-0.04, 1.04)
 
 
 def plot(sweep: SweepStore, path: str | Path) -> None:
@@ -31,10 +33,14 @@ def plot(sweep: SweepStore, path: str | Path) -> None:
     path = Path(path)
     if path.suffix.lower() not in _SUFFIXES:
         raise SpecError(f"--out: {path.name!r} ends in none of {', '.join(_SUFFIXES)}.")
+    import matplotlib
+
     figure = draw(results_table(sweep))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=200, metadata=_undated(path))
+        # With dates and random names left out, an unchanged sweep draws an unchanged file.
+        with matplotlib.rc_context({"svg.hashsalt": "ressa"}):
+            figure.savefig(path, dpi=200, metadata=_undated(path))
     except OSError as error:
         raise StoreError(f"cannot write {path}: {error.strerror or error}") from error
 
@@ -47,27 +53,19 @@ def draw(frame: "pandas.DataFrame") -> "Figure":
     about: About = frame.attrs["about"]
     drawn = frame[frame["score"].notna()]
     states = ["pruned", "repaired"] if drawn["repaired"].notna().any() else ["pruned"]
-    scale = _scale(drawn, about, states)
-    # A setting of svg alone, so that a shared page keeps its text as text.
-    with matplotlib.rc_context({"svg.fonttype": "none", "font.size": 9}):
-        figure = Figure(figsize=(1.6 + 4.9 * len(states), 5.7), layout="constrained")
+    scale = colour_range(frame)
+    with matplotlib.rc_context({"font.size": 9}):
+        width = {1: 7.4, 2: 11.6}[len(states)]
+        figure = Figure(figsize=(width, 5.5), layout="constrained")
         panels = figure.subplots(1, len(states), sharex=True, sharey=True, squeeze=False)[0]
         for axes, state in zip(panels, states, strict=True):
             _draw_panel(axes, drawn, about, state, scale)
         panels[0].set_ylabel("language sparsity")
         _draw_scale(figure, panels, about, scale)
         figure.suptitle(_title(about), x=0.01, ha="left", fontsize=12, fontweight="bold")
-        figure.supxlabel(_footnote(about, drawn), x=0.01, ha="left", fontsize=8, color="#555555")
+        footnote = _lines(_footnote(about, drawn), int(17 * width))
+        figure.supxlabel(footnote, x=0.01, ha="left", fontsize=8, color="#555555")
     return figure
-
-
-def _scale(drawn: "pandas.DataFrame", about: About, states: list[str]) -> tuple[float, float]:
-    """The lowest and highest of all that is shown: one scale for both panels and the floors."""
-    shown = [value for state in states for value in drawn[state]]
-    shown += [about.dense, about.floor_majority, about.floor_dense_blank]
-    known = [value for value in shown if value is not None and not math.isnan(value)]
-    low, high = (min(known), max(known)) if known else (0.0, 1.0)
-    return (low, high) if high > low else (low - 0.01, high + 0.01)
 
 
 def _draw_panel(
@@ -78,7 +76,7 @@ def _draw_panel(
     scale: tuple[float, float],
 ) -> None:
     axes.set_title({"pruned": "before repair", "repaired": "after repair"}[state], loc="left")
-    axes.set(xlim=(-0.04, 1.04), ylim=(-0.04, 1.04), aspect="equal", xlabel="vision sparsity")
+    axes.set(xlim=_LIMITS, ylim=_LIMITS, aspect="equal", xlabel="vision sparsity")
     axes.set_xticks([0, 0.2, 0.4, 0.6, 0.8, 1])
     axes.set_yticks([0, 0.2, 0.4, 0.6, 0.8, 1])
     axes.spines[["top", "right"]].set_visible(False)
@@ -98,8 +96,9 @@ def _draw_background(
 ) -> None:
     """Interpolates between unstructured points, inside their hull; patterns are off it."""
     import numpy as np
+    from matplotlib.patches import Polygon
     from scipy.interpolate import RBFInterpolator
-    from scipy.spatial import Delaunay, QhullError
+    from scipy.spatial import ConvexHull, QhullError
 
     free = searched[~_is_pattern(searched)]
     means = free.groupby(["vision_sparsity", "language_sparsity"])[state].mean().reset_index()
@@ -107,17 +106,27 @@ def _draw_background(
     if len(places) < _ENOUGH:
         return
     try:
-        hull = Delaunay(places)
-    except QhullError:  # all on one line: there is no surface
+        hull = ConvexHull(places)
+    except QhullError:
         return
-    ticks = np.linspace(0, 1, 201)
-    x, y = np.meshgrid(ticks, ticks)
-    asked = np.column_stack([x.ravel(), y.ravel()])
+    if hull.volume < _ENOUGH_AREA:  # nearly on one line: there is no surface
+        return
+    ticks = (np.arange(200) + 0.5) / 200
+    asked = np.stack(np.meshgrid(ticks, ticks), axis=-1).reshape(-1, 2)
     surface = RBFInterpolator(places, means[state].to_numpy(float), kernel="linear")(asked)
-    surface[hull.find_simplex(asked, tol=1e-3) < 0] = np.nan
-    levels = np.linspace(*scale, 41)
-    grid = np.clip(surface, *scale).reshape(x.shape)
-    axes.contourf(x, y, grid, levels=levels, cmap=_COLOURS, alpha=0.45, antialiased=True)
+    image = axes.imshow(
+        surface.reshape(200, 200),
+        cmap=_COLOURS,
+        vmin=scale[0],
+        vmax=scale[1],
+        alpha=0.45,
+        extent=(0, 1, 0, 1),
+        origin="lower",
+        interpolation="bilinear",
+        zorder=0,
+    )
+    image.set_clip_path(Polygon(places[hull.vertices], closed=True, transform=axes.transData))
+    axes.set(xlim=_LIMITS, ylim=_LIMITS)
 
 
 def _draw_budgets(axes: "Axes", searched: "pandas.DataFrame", about: About) -> None:
@@ -133,7 +142,7 @@ def _draw_budgets(axes: "Axes", searched: "pandas.DataFrame", about: About) -> N
         ]
         axes.plot(*zip(*ends, strict=True), color=_INK, linewidth=0.8, linestyle=(0, (5, 4)))
         axes.annotate(
-            f"{100 * budget:g} % of both",
+            f"budget {budget:g}",
             ends[1],
             xytext=(-2, 5),
             textcoords="offset points",
@@ -166,14 +175,13 @@ def _draw_point(
 ) -> None:
     from matplotlib.patheffects import withStroke
 
-    pattern = ":" in str(point["vision"]) or ":" in str(point["language"])
-    marker, size = ("s", 42) if pattern else ("o", 46)
-    if point["best"]:
-        marker, size = "*", 230
-    x, y = point["vision_sparsity"], point["language_sparsity"]
+    best = bool(point["best"])
+    marker, size = ("*", 230) if best else ("s", 40) if _names_pattern(point) else ("o", 46)
+    right, up = point.get("aside", (0.0, 0.0))
+    place = point["vision_sparsity"] + right, point["language_sparsity"] + up
     axes.scatter(
-        [x],
-        [y],
+        [place[0]],
+        [place[1]],
         c=[point[state]],
         cmap=_COLOURS,
         vmin=scale[0],
@@ -181,22 +189,35 @@ def _draw_point(
         s=size,
         marker=marker,
         edgecolors=_INK,
-        linewidths=1.3 if point["best"] else 0.7,
-        zorder=4 if point["best"] else 3,
+        linewidths=1.3 if best else 0.7,
+        zorder=4 if best else 3,
         clip_on=False,
     )
+    offset, align = _label_place(point, beside=label is not None)
     axes.annotate(
         label or percent(point[state]),
-        (x, y),
-        xytext=(7, -3) if label else (0, 9 if point["best"] else 6),
+        place,
+        xytext=offset,
         textcoords="offset points",
-        ha="left" if label else "center",
+        ha=align,
         fontsize=7.5,
-        fontweight="bold" if point["best"] else "normal",
+        fontweight="bold" if best else "normal",
         color=_INK,
         path_effects=[withStroke(linewidth=_HALO, foreground="white")],
         zorder=5,
     )
+
+
+def _label_place(
+    point: dict[str, Any], *, beside: bool
+) -> tuple[tuple[float, float], Literal["left", "center", "right"]]:
+    """Where a point's number stands, in typographic points from it: away from its neighbours."""
+    right, up = point.get("aside", (0.0, 0.0))
+    if right:
+        return (-6, -8 if up else -3), "right"
+    if up or beside:
+        return (7, -8 if up else -3), "left"
+    return (0, 9 if point["best"] else 6), "center"
 
 
 def _draw_scale(figure: "Figure", panels: Any, about: About, scale: tuple[float, float]) -> None:
@@ -205,11 +226,14 @@ def _draw_scale(figure: "Figure", panels: Any, about: About, scale: tuple[float,
     from matplotlib.colors import Normalize
 
     bar = figure.colorbar(
-        ScalarMappable(Normalize(*scale), cmap=_COLOURS), ax=list(panels), fraction=0.05, pad=0.015
+        ScalarMappable(Normalize(*scale), cmap=_COLOURS),
+        ax=list(panels),
+        fraction=0.05,
+        pad=0.015,
+        extend="min",
     )
     bar.ax.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f}")
     bar.ax.yaxis.set_ticks_position("left")
-    bar.outline.set_linewidth(0.5)  # type: ignore[operator]
     marks = {
         "dense": about.dense,
         "dense-repaired": about.dense_repaired,
@@ -218,13 +242,13 @@ def _draw_scale(figure: "Figure", panels: Any, about: About, scale: tuple[float,
     }
     known = sorted((value, name) for name, value in marks.items() if value is not None)
     room = 0.045 * (scale[1] - scale[0])
-    heights = _spread([value for value, _ in known], room)
-    for (value, name), height in zip(known, heights, strict=True):
-        bar.ax.axhline(value, color="white", linewidth=2.4)
-        bar.ax.axhline(value, color=_INK, linewidth=1)
+    inside = [min(max(value, scale[0]), scale[1]) for value, _ in known]
+    for (value, name), at, height in zip(known, inside, _spread(inside, room), strict=True):
+        bar.ax.axhline(at, color="white", linewidth=2.4)
+        bar.ax.axhline(at, color=_INK, linewidth=1)
         bar.ax.annotate(
-            f"{name} {percent(value)}",
-            (1, value),
+            f"{name} {percent(value)}{' ↓' if value < scale[0] else ''}",
+            (1, at),
             xytext=(1.9, height),
             textcoords=bar.ax.get_yaxis_transform(),
             va="center",
@@ -247,10 +271,29 @@ def _spread(values: list[float], room: float) -> list[float]:
 
 
 def _visible(searched: "pandas.DataFrame") -> list[dict[str, Any]]:
-    """One point per allocation, the best there: trials that differ elsewhere would overprint."""
-    kinds = ["vision", "language"]
+    """One point per allocation, the best there: trials that differ elsewhere would overprint.
+
+    A pattern that would cover an unstructured point gets an `aside` to stand next to it.
+    """
     best_last = searched.sort_values("score")
-    return best_last.groupby(kinds, as_index=False, dropna=False).tail(1).to_dict("records")
+    last = best_last.groupby(["vision", "language"], dropna=False).tail(1)
+    kept: list[dict[str, Any]] = last.to_dict("records")
+    taken = [_place(point) for point in kept if not _names_pattern(point)]
+    for point in kept:
+        if _names_pattern(point) and any(math.dist(_place(point), p) < _ASIDE for p in taken):
+            point["aside"] = (
+                -_ASIDE if ":" in str(point["vision"]) else 0.0,
+                -_ASIDE if ":" in str(point["language"]) else 0.0,
+            )
+    return kept
+
+
+def _place(point: dict[str, Any]) -> tuple[float, float]:
+    return point["vision_sparsity"], point["language_sparsity"]
+
+
+def _names_pattern(point: dict[str, Any]) -> bool:
+    return ":" in str(point["vision"]) or ":" in str(point["language"])
 
 
 def _is_pattern(frame: "pandas.DataFrame") -> "pandas.Series":
@@ -264,7 +307,7 @@ def _title(about: About) -> str:
     return "  ·  ".join(part for part in parts if part) or about.sweep
 
 
-def _footnote(about: About, drawn: "pandas.DataFrame") -> str:
+def _footnote(about: About, drawn: "pandas.DataFrame") -> list[str]:
     searched = drawn[drawn["role"] == "search"]
     said = []
     if about.items:
@@ -276,13 +319,21 @@ def _footnote(about: About, drawn: "pandas.DataFrame") -> str:
             f"sparsity: share of zeros in {about.vision_prunable:,} vision and "
             f"{about.language_prunable:,} language weights"
         )
-    said.append("dashed: equal size")
+    if searched["budget"].notna().any():
+        said.append("dashed: equal size")
     if _is_pattern(searched).any():
-        said.append("□ an N:M pattern")
-    said.append("★ best")
-    return "  ·  ".join(said)
+        said.append("□ N:M, set aside where it would cover a point")
+    return [*said, "★ best", "shading interpolates"]
+
+
+def _lines(phrases: list[str], width: int) -> str:
+    """Sets phrases one after the other, in lines of at most so many characters."""
+    lines = [phrases[0]]
+    for phrase in phrases[1:]:
+        longer = f"{lines[-1]}  ·  {phrase}"
+        lines = [*lines[:-1], longer] if len(longer) <= width else [*lines, phrase]
+    return "\n".join(lines)
 
 
 def _undated(path: Path) -> dict[str, None]:
-    """Leaves the date out, so that an unchanged sweep draws an unchanged file."""
     return {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(path.suffix.lower(), {})

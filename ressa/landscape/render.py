@@ -102,13 +102,12 @@ def _caption(about: About) -> Text:
     if known:
         lines.append(f"beside them: {', '.join(known)}")
     if about.vision_prunable and about.language_prunable:
-        both = about.vision_prunable + about.language_prunable
         lines.append(
-            f"sparsity: share of zeros; both: of {both:,} prunable weights "
-            f"(vision {about.vision_prunable:,}, language {about.language_prunable:,})"
+            f"sparsity: zeros; both: of {about.vision_prunable:,} prunable weights of vision "
+            f"and {about.language_prunable:,} of language"
         )
     if about.whole_parameters:
-        lines.append(f"whole: zeros of all {about.whole_parameters:,} parameters of the model")
+        lines.append(f"  whole: of all {about.whole_parameters:,} parameters of the model")
     lines.append("blank: the same on blank images, where there is nothing to see")
     lines.append(
         "recovery: (repaired − pruned) / (dense − pruned); d.-r.: dense-repaired for dense;"

@@ -109,6 +109,20 @@ def failures(sweep: SweepStore) -> "pandas.DataFrame":
     return failed[columns].reset_index(drop=True)
 
 
+def colour_range(frame: "pandas.DataFrame") -> tuple[float, float]:
+    """Returns the scores at which a map's colours begin and end, for all its panels.
+
+    Below the lowest floor a model does worse than one that cannot see: colours are not spent there.
+    """
+    about: About = frame.attrs["about"]
+    scores = frame[["pruned", "repaired"]].stack().dropna()
+    tops = [score for score in (scores.max(), about.dense) if score is not None and score == score]
+    floors = [f for f in (about.floor_majority, about.floor_dense_blank) if f is not None]
+    high = max(tops, default=1.0)
+    low = max([scores.min(), *([min(floors)] if floors else [])]) if len(scores) else 0.0
+    return (low, high) if low < high else (high - 0.01, high)
+
+
 def recovery(repaired: float, pruned: float, dense: float, standard_error: float) -> float:
     """Returns the share of what pruning lost that repair brought back: 1 is all of it.
 

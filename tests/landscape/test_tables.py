@@ -1,0 +1,139 @@
+"""A results table says what was asked, what was counted, and what scores stand beside."""
+
+import math
+
+import pytest
+from rich.console import Console
+
+from ressa.landscape import failures, plain_table, render_table, results_table
+from ressa.landscape.tables import COLUMNS, recovery
+from ressa.store import SweepStore
+
+from .conftest import commit
+
+
+def _printed(renderable: object, width: int = 100) -> str:
+    console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(renderable)
+    console.file.close()
+    return console.export_text()
+
+
+def test_columns_are_as_documented(sweep: SweepStore, empty_sweep: SweepStore) -> None:
+    assert list(results_table(sweep)) == list(COLUMNS)
+    assert list(results_table(empty_sweep)) == list(COLUMNS)
+
+
+def test_baselines_come_first(sweep: SweepStore) -> None:
+    frame = results_table(sweep)
+    assert list(frame["trial"][:3]) == ["dense", "dense-repaired", "t000"]
+
+
+def test_a_budget_is_met_by_what_was_counted(sweep: SweepStore) -> None:
+    frame = results_table(sweep)
+    searched = frame[frame["role"] == "search"]
+    assert (searched["sparsity"] - searched["budget"]).abs().max() < 2e-6
+    assert searched["whole"].max() < searched["sparsity"].max()
+
+
+def test_one_trial_is_the_best_and_no_baseline_is(sweep: SweepStore) -> None:
+    best = results_table(sweep).query("best")
+    assert len(best) == 1
+    assert best["role"].item() == "search"
+    assert best["score"].item() == results_table(sweep).query("role == 'search'")["score"].max()
+
+
+def test_recovery_is_the_share_of_the_loss_that_came_back() -> None:
+    assert recovery(0.9, 0.5, 1.0, 0.01) == pytest.approx(0.8)
+    assert recovery(1.0, 0.5, 1.0, 0.01) == 1
+    assert recovery(0.4, 0.5, 1.0, 0.01) == pytest.approx(-0.2)
+
+
+def test_recovery_of_nothing_lost_is_undefined() -> None:
+    assert math.isnan(recovery(0.99, 0.985, 1.0, 0.01))  # a loss within two standard errors
+    assert math.isnan(recovery(1.0, 1.0, 1.0, 0.0))
+    assert math.isnan(recovery(math.nan, 0.5, 1.0, 0.01))
+
+
+def test_recovery_against_dense_repaired_is_smaller(sweep: SweepStore) -> None:
+    searched = results_table(sweep).query("role == 'search' and recovery.notna()")
+    assert (searched["recovery_repaired"] < searched["recovery"]).all()
+
+
+def test_without_the_dense_baseline_recovery_reads_the_yardstick(empty_sweep: SweepStore) -> None:
+    commit(empty_sweep, "t000", "0.7", "0.7")
+    assert results_table(empty_sweep)["recovery"].isna().all()
+    yardstick = {
+        "task": "easy-vqa",
+        "split": "validation",
+        "state": "dense",
+        "image": "real",
+        "metric": "balanced_accuracy",
+        "value": 0.986,
+        "standard_error": 0.004,
+    }
+    empty_sweep.commit("scores", [yardstick], trial="t000", epoch=1)
+    frame = results_table(empty_sweep)
+    assert frame.attrs["about"].dense == 0.986
+    assert 0.9 < frame["recovery"].item() < 1
+
+
+def test_the_table_fits_100_columns_and_cuts_nothing(sweep: SweepStore) -> None:
+    text = _printed(render_table(results_table(sweep)))
+    assert max(map(len, text.splitlines())) <= 100
+    assert "…" not in text
+    for word in ("dense-repaired ", "98304/196608", "before", "recovery", "t017"):
+        assert (word in text) == (word != "98304/196608")  # a solved target is shown as a number
+    assert "0.500" in text
+    assert "2:4" in text
+
+
+def test_the_table_says_of_what_and_against_which_floors(sweep: SweepStore) -> None:
+    text = _printed(render_table(results_table(sweep)))
+    assert "147,456 prunable weights of vision and 196,608 of language" in " ".join(text.split())
+    assert "of all 471,000 parameters" in text
+    assert "majority answer 41.0" in text
+    assert "dense on blank images 38.5" in text
+
+
+def test_what_else_the_search_chose_is_shown(empty_sweep: SweepStore) -> None:
+    for at, method in enumerate(("random", "wanda")):
+        point: dict[str, object] = {"vision_sparsity": "0.6", "prune.method": method}
+        commit(empty_sweep, f"t{at:03d}", "0.6", "0.6", point=point)
+    frame = results_table(empty_sweep)
+    assert list(frame["options"]) == ["prune.method=random", "prune.method=wanda"]
+    text = _printed(render_table(frame))
+    assert "prune.method=wanda" in text
+    assert max(map(len, text.splitlines())) <= 100
+
+
+def test_a_failed_trial_keeps_its_place_and_says_so(sweep: SweepStore) -> None:
+    row = {
+        "role": "search",
+        "number": 18,
+        "state": "failed",
+        "vision_target": "0.9",
+        "vision_sparsity": 0.9,
+        "failure_stage": "repair",
+        "failure_class": "numeric",
+        "error": "loss is NaN at step 3",
+    }
+    sweep.commit("trials", [row], trial="t018", epoch=1)
+    assert "t018 failed" in _printed(render_table(results_table(sweep)))
+    (failed,) = failures(sweep).to_dict("records")
+    assert failed["error"] == "loss is NaN at step 3"
+
+
+def test_an_empty_sweep_has_an_empty_table(empty_sweep: SweepStore) -> None:
+    assert "trial" in _printed(render_table(results_table(empty_sweep)))
+    assert failures(empty_sweep).empty
+
+
+def test_a_plain_table_shows_gaps_times_and_brackets(sweep: SweepStore) -> None:
+    frame = sweep.trials()[["trial", "number", "committed", "error"]]
+    frame.loc[0, "trial"] = "[red]x[/red]"
+    text = _printed(plain_table(frame))
+    assert "[red]x[/red]" in text
+    assert "–" in text
+    assert "UTC" not in text
+    assert "." not in text.splitlines()[-1]
