@@ -55,9 +55,8 @@ def main() -> None:
     """Runs the command; an error becomes one message and its documented exit code."""
     try:
         with _extras_explained():
-            app(standalone_mode=False)
-    except typer.Exit as stop:
-        sys.exit(stop.exit_code)
+            # Without typer's own mode an early exit comes back as its code.
+            sys.exit(app(standalone_mode=False) or 0)
     except typer.Abort:
         sys.exit(130)
     except RessaError as error:
