@@ -5,7 +5,8 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,7 +88,8 @@ def resume(store: Store, name: str, watcher: Any, *, redo_failed: bool = False) 
     sweep = store.sweep(name)
     spec = current_spec(sweep)
     check_fits(spec)
-    _drive(make_plan(spec), store, sweep, watcher, data=[], grown={}, redo_failed=redo_failed)
+    plan = make_plan(spec)
+    _drive(plan, store, sweep, watcher, data=plan.data, grown={}, redo_failed=redo_failed)
     return sweep
 
 
@@ -119,9 +121,10 @@ def _drive(
         try:
             resources = plan.spec.resources
             with (
-                _stopped_by_signals(),
+                _stopped_by_signals() as listen,
                 local_ray(cpus=available_cpus(), threads=resources.cpus_per_worker) as folder,
             ):
+                listen()
                 run_trials(plan, store, ledger, lease, watcher, folder=folder)
             ended = "finished"
         finally:
@@ -158,9 +161,15 @@ def continued(sweep: SweepStore, asked: SweepSpec) -> SweepSpec:
             f"{_differences(stored, asked)}. Give this one another name, or go on with the stored "
             f"one: ressa resume {sweep.name}"
         )
-    if asked.search.parallel > stored.search.window:
+    window = stored.search.window
+    if asked.search.window not in (window, 2 * asked.search.parallel):
         raise SpecError(
-            f"search.parallel: at most {stored.search.window}, got {asked.search.parallel}: the "
+            f"search.window: the sweep began with {window}, got {asked.search.window}; which "
+            "results a proposal sees never changes. Leave the window out, or give a new name."
+        )
+    if asked.search.parallel > window:
+        raise SpecError(
+            f"search.parallel: at most {window}, got {asked.search.parallel}: the "
             "sweep began with that window, and which results a proposal sees never changes."
         )
     return _grow(stored, {field: _value(asked, field) for field in GROWING})
@@ -212,24 +221,31 @@ def check_fits(spec: SweepSpec) -> None:
 
 
 @contextlib.contextmanager
-def _stopped_by_signals() -> Iterator[None]:
-    """Makes SIGINT and SIGTERM end a sweep the same way: cleanly, once."""
+def _stopped_by_signals() -> Iterator[Callable[[], None]]:
+    """Makes SIGINT and SIGTERM end a sweep the same way: cleanly, once.
+
+    Yields what sets the handlers; it is called again once Ray is up, because Ray sets its own.
+    """
+    numbers = (signal.SIGINT, signal.SIGTERM)
 
     def stop(number: int, frame: Any) -> None:
         # A second signal while Ray shuts down must not leave its processes behind.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        for number in numbers:
+            signal.signal(number, signal.SIG_IGN)
         raise Interrupted
 
-    try:
-        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not the main thread: the caller's handlers stay
-        yield
-        return
+    def listen() -> None:
+        if threading.current_thread() is threading.main_thread():
+            for number in numbers:
+                signal.signal(number, stop)
+
+    before = {number: signal.getsignal(number) for number in numbers}
+    listen()
     try:
         # What Ray says belongs to words, not to data.
         with contextlib.redirect_stdout(sys.stderr):
-            yield
+            yield listen
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in before.items():
+                signal.signal(number, handler)

@@ -59,6 +59,7 @@ def _requested(attempt: Attempt, plan: SweepPlan) -> dict[str, Any]:
         "budget": _budget(attempt, plan),
         "point": json.dumps(dict(attempt.point)),
         "workers": spec.workers,
+        "micro_batch": None if spec.repair is None else spec.repair.micro_batch,
     }
     for tower in TOWERS:
         wanted = getattr(spec, tower)

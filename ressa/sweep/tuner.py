@@ -16,6 +16,7 @@ from ray import tune
 from ray.tune import Callback, FailureConfig, RunConfig, Stopper, TuneConfig
 from ray.tune.search import Searcher
 
+from ressa.errors import ConflictError
 from ressa.records import Failure, Outcome, Progress
 from ressa.store import Lease, Store
 from ressa.sweep import rows
@@ -115,6 +116,8 @@ class StoreSearcher(Searcher):
     @_kept
     def suggest(self, trial_id: str) -> Any:
         """Returns the configuration of the next attempt, None to wait, or that all is done."""
+        if self._lease.lost:
+            raise ConflictError("another driver took this sweep over; this one stops.")
         if self.fatal is not None:
             return str(Searcher.FINISHED)
         if len(self._running) >= self._plan.spec.search.parallel:
