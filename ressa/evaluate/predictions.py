@@ -1,7 +1,7 @@
 """Greedy answers of a model to a task's questions."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from PIL.Image import Image
 
@@ -11,6 +11,7 @@ from ressa.records import Example
 _SPARE_TOKENS = 1  # beyond the longest answer and its end: room to be wrong at length
 
 
+@runtime_checkable
 class PictureTask(Protocol):
     """What is asked of a task here: its pictures, and the answers it knows."""
 

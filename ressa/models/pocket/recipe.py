@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -93,8 +93,9 @@ class _Pictures:
     questions: list[list[Example]]
 
 
+@runtime_checkable
 class TrainingTask(Protocol):
-    """What training asks of easy-VQA; a protocol, because models know of no data."""
+    """What training asks of easy-VQA; tests give it fewer pictures."""
 
     @property
     def answers(self) -> Sequence[str]: ...
