@@ -37,7 +37,7 @@ from ressa.repair import Teacher, attach, merge, teacher_logits, train
 from ressa.sparsity import TOWERS, Tower
 from ressa.spec import DataRef
 from ressa.store import open_store
-from ressa.workers import Stages, spread, total
+from ressa.workers import Stages, device, spread, total
 
 STAGE_VERSION = 1
 """Raised when a stage's content would change though its key would not."""
@@ -65,6 +65,7 @@ class _Trial:
     def __init__(self, trial: TrialSpec, stages: Stages) -> None:
         self.spec, self.stages = trial, stages
         self.vlm: VLM = load_vlm(trial.model)
+        self.vlm.model.to(device())  # type: ignore[arg-type]  # transformers wraps it untyped
         self.inventory = self.vlm.towers.inventory
         self.towers: dict[Tower, PrunedTower] = {}
         self.seconds: dict[str, float] = {}

@@ -27,6 +27,17 @@ def set_threads(threads: int) -> None:
     torch.set_num_threads(threads)
 
 
+def use_device(gpus: float) -> None:
+    """Hides this machine's GPUs from a worker that was given none; call it before CUDA starts."""
+    if not gpus:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+def device() -> torch.device:
+    """Returns where this worker computes: on the GPU that Ray shows it, else on the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def free_port(address: str) -> int:
     """Finds a free port on one of this machine's addresses."""
     with closing(socket.socket()) as probe:

@@ -8,13 +8,14 @@ from collections.abc import Iterator
 from typing import Any, Protocol
 
 from ressa.records import Outcome, Progress, TrialSpec
+from ressa.spec import Resources
 
 
 class Worker:
     """One rank of a gang: holds the trial's generator and moves it on."""
 
-    def __init__(self, store: str, threads: int) -> None:
-        self._store, self._threads = store, threads
+    def __init__(self, store: str, resources: Resources) -> None:
+        self._store, self._resources = store, resources
         self._steps: Iterator[Progress] | None = None
         self._outcome: Outcome | None = None
 
@@ -38,7 +39,8 @@ class Worker:
         from ressa import workers
         from ressa.trial import run
 
-        workers.set_threads(self._threads)
+        workers.use_device(self._resources.gpus_per_worker)
+        workers.set_threads(self._resources.cpus_per_worker)
         self._steps = self._follow(run(trial, self._store))
 
     def advance(self) -> Progress | Outcome:
@@ -64,8 +66,8 @@ class Gang(Protocol):
 class OwnProcess:
     """A gang of one, in the trial's own process."""
 
-    def __init__(self, store: str, threads: int) -> None:
-        self._worker = Worker(store, threads)
+    def __init__(self, store: str, resources: Resources) -> None:
+        self._worker = Worker(store, resources)
 
     def begin(self, trial: TrialSpec) -> None:
         """Starts a trial."""
@@ -82,7 +84,7 @@ class OwnProcess:
 class Actors:
     """A gang of actors, one on each bundle of the trial's own placement group."""
 
-    def __init__(self, store: str, *, workers: int, cpus: int, gpus: float) -> None:
+    def __init__(self, store: str, resources: Resources) -> None:
         import ray
         from ray.util import get_current_placement_group
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
@@ -93,17 +95,16 @@ class Actors:
         # Ray drops the empty bundle of the trial's own process, so workers are bundles 0, 1, …
         self._actors = [
             remote.options(
-                num_cpus=cpus,
-                num_gpus=gpus,
+                num_cpus=resources.cpus_per_worker,
+                num_gpus=resources.gpus_per_worker,
                 scheduling_strategy=PlacementGroupSchedulingStrategy(
                     placement_group=group, placement_group_bundle_index=index
                 ),
-                runtime_env={"env_vars": {"OMP_NUM_THREADS": str(cpus)}},
-            ).remote(store, cpus)
-            for index in range(workers)
+            ).remote(store, resources)
+            for index in range(resources.workers)
         ]
         address, port = ray.get(self._actors[0].rendezvous.remote())
-        self._all("join", lambda rank: (rank, workers, address, port))
+        self._all("join", lambda rank: (rank, resources.workers, address, port))
 
     def _all(self, method: str, arguments: Any) -> list[Any]:
         calls = [

@@ -81,14 +81,7 @@ class TrialTrainable(tune.Trainable):
 
 def start_gang(store: str, resources: Resources) -> Gang:
     """Starts the workers of a trial: in this process if it is one, else as actors."""
-    if resources.workers == 1:
-        return OwnProcess(store, resources.cpus_per_worker)
-    return Actors(
-        store,
-        workers=resources.workers,
-        cpus=resources.cpus_per_worker,
-        gpus=resources.gpus_per_worker,
-    )
+    return OwnProcess(store, resources) if resources.workers == 1 else Actors(store, resources)
 
 
 def describe_failure(error: BaseException) -> Failure:
