@@ -107,7 +107,6 @@ class StoreSearcher(Searcher):
         self._lease, self._watcher = lease, watcher
         self._running: dict[str, Attempt] = {}
         self._begun: dict[str, datetime] = {}
-        self._ended: dict[str, Failure] = {}
         self._stages: dict[str, str] = {}
         self.fatal: Exception | None = None
         self.errors = _Errors()
@@ -149,6 +148,8 @@ class StoreSearcher(Searcher):
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
         """Commits the rows of an attempt that ended, however it did."""
+        if self.fatal is not None:
+            return  # Tune ends what still runs; it can go on another day
         attempt = self._running.pop(trial_id)
         started = self._begun.pop(trial_id)
         failure = (result or {}).get("failure")
