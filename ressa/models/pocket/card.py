@@ -130,8 +130,8 @@ def _results(runs: Sequence[Run], floor: dict[str, float]) -> str:
             f"| {cells} |",
             "",
             f"Median of {len(runs)} seeds, test exact match: **{middle:.2%}**. Seed {shipped} is",
-            "shipped because it is the first, whatever the others reach; its validation score settled the",
-            "recipe, which the other seeds then repeated.",
+            "shipped because it is the first, whatever the others reach; its validation score",
+            "settled the recipe, which the other seeds then repeated.",
             "CPU-seconds are process time of one thread on a shared machine",
             f"({runs[0].processor}).",
         ]
