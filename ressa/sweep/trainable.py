@@ -7,7 +7,7 @@ import ray
 from ray import tune
 from ray.tune import PlacementGroupFactory
 
-from ressa.errors import FailureClass, TrialError
+from ressa.errors import FailureClass, RessaError, StoreError, TrialError
 from ressa.records import Failure, Outcome, Progress
 from ressa.spec import Resources
 from ressa.sweep.gang import Actors, Gang, OwnProcess
@@ -94,9 +94,10 @@ def describe_failure(error: BaseException) -> Failure:
         kind = "oom"
     elif isinstance(error, ray.exceptions.RayActorError):
         kind = "node"
+    known = isinstance(cause, RessaError)
     return Failure(
         kind=kind,
-        stage=getattr(cause, "stage", "trial"),
-        message=f"{type(cause).__name__}: {cause}" if kind == "code" else str(cause),
+        stage="store" if isinstance(cause, StoreError) else getattr(cause, "stage", "trial"),
+        message=str(cause) if known else f"{type(cause).__name__}: {cause}",
         traceback="".join(traceback.format_exception(error)),
     )

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any, ParamSpec, Protocol, TypeVar
 
 from ray import tune
-from ray.tune import Callback, FailureConfig, RunConfig, Stopper, TuneConfig
+from ray.tune import FailureConfig, RunConfig, TuneConfig
 from ray.tune.search import Searcher
 
-from ressa.errors import ConflictError
+from ressa.errors import ConflictError, StoreError
 from ressa.records import Failure, Outcome, Progress
 from ressa.store import Lease, Store
 from ressa.sweep import rows
@@ -67,31 +67,34 @@ def run_trials(
             name="tune",
             storage_path=str(folder / "tune"),
             verbose=0,
-            stop=searcher.stopper,
             failure_config=FailureConfig(max_failures=0),
-            callbacks=[searcher.errors],
         ),
     )
     # What Tune has to say of trials is said by the watcher and kept in rows.
     logging.getLogger("ray").setLevel(logging.CRITICAL)
     try:
         tuner.fit()
-    finally:
-        if searcher.fatal is not None:
-            raise searcher.fatal
+    except _GiveUp as end:
+        raise end.error from end.error.__cause__
 
 
-def _kept(method: Callable[P, R]) -> Callable[P, R | None]:
-    """Keeps an exception for the driver: Tune would log it and go on, or wrap it in its own."""
+class _GiveUp(BaseException):
+    """Carries an error out of Tune, which logs or wraps every `Exception` and goes on."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+def _ends_the_sweep(method: Callable[P, R]) -> Callable[P, R]:
+    """Lets a method's error end the sweep: what the driver cannot do no trial can make up for."""
 
     @functools.wraps(method)
-    def call(*args: P.args, **kwargs: P.kwargs) -> R | None:
-        searcher: Any = args[0]
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return method(*args, **kwargs)
         except Exception as error:
-            searcher.fatal = searcher.fatal or error
-            return None
+            raise _GiveUp(error) from error
 
     return call
 
@@ -108,17 +111,12 @@ class StoreSearcher(Searcher):
         self._running: dict[str, Attempt] = {}
         self._begun: dict[str, datetime] = {}
         self._stages: dict[str, str] = {}
-        self.fatal: Exception | None = None
-        self.errors = _Errors()
-        self.stopper = _StopWhenFatal(self)
 
-    @_kept
+    @_ends_the_sweep
     def suggest(self, trial_id: str) -> Any:
         """Returns the configuration of the next attempt, None to wait, or that all is done."""
         if self._lease.lost:
             raise ConflictError("another driver took this sweep over; this one stops.")
-        if self.fatal is not None:
-            return str(Searcher.FINISHED)
         if len(self._running) >= self._plan.spec.search.parallel:
             return None
         attempt = self._ledger.next()
@@ -135,7 +133,7 @@ class StoreSearcher(Searcher):
             "resources": self._plan.spec.resources,
         }
 
-    @_kept
+    @_ends_the_sweep
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Passes a trial's progress on."""
         progress = result.get("progress")
@@ -143,19 +141,19 @@ class StoreSearcher(Searcher):
             self._stages[trial_id] = progress.stage
             self._watcher.moved(self._running[trial_id], progress)
 
-    @_kept
+    @_ends_the_sweep
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
         """Commits the rows of an attempt that ended, however it did."""
-        if self.fatal is not None:
-            return  # Tune ends what still runs; it can go on another day
         attempt = self._running.pop(trial_id)
         started = self._begun.pop(trial_id)
         failure = (result or {}).get("failure")
         state = "failed"
         if error or not (result or {}).get("done"):
             state, failure = "lost", self._lost(trial_id)
+        if isinstance(failure, Failure) and failure.stage == "store":
+            raise StoreError(failure.message)  # the trial is as unfinished as before
         if isinstance(failure, Failure):
             tables = rows.unsuccessful(attempt, failure, self._plan, started=started, state=state)
         else:
@@ -168,7 +166,6 @@ class StoreSearcher(Searcher):
             kind="node",
             stage=self._stages.get(trial_id, "start"),
             message="the trial's process went away; `ressa resume --failed` tries it again",
-            traceback=self.errors.seen.get(trial_id),
         )
 
     def _outcome(self, attempt: Attempt) -> Outcome:
@@ -185,29 +182,3 @@ class StoreSearcher(Searcher):
 
     def restore(self, checkpoint_path: str) -> None:
         """Restores nothing."""
-
-
-class _Errors(Callback):
-    """Remembers what Tune says of a trial whose process died."""
-
-    def __init__(self) -> None:
-        self.seen: dict[str, str] = {}
-
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Keeps the error's text."""
-        self.seen[trial.trial_id] = str(trial.get_error() or "")
-
-
-class _StopWhenFatal(Stopper):
-    """Stops every trial once the driver cannot go on, as when the store takes no more rows."""
-
-    def __init__(self, searcher: StoreSearcher) -> None:
-        self._searcher = searcher
-
-    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        """Stops no single trial."""
-        return False
-
-    def stop_all(self) -> bool:
-        """Returns whether something ended the sweep."""
-        return self._searcher.fatal is not None

@@ -2,7 +2,9 @@
 
 import json
 import os
+import shutil
 import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -198,9 +200,28 @@ def test_a_store_that_takes_no_rows_is_one_message(place: Place) -> None:
     assert "Traceback" not in refused.stderr
 
 
-def test_a_copied_store_says_the_same(undisturbed: Place, tmp_path: Path) -> None:
-    import shutil
+def test_a_full_disk_ends_the_sweep_with_one_message_and_loses_nothing(place: Place) -> None:
+    results_folder = place.folder / "results"
+    results_folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(results_folder)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("this machine lets nobody mount a small file system")
+    try:
+        full = place.ressa("run", "small.yaml")
+        assert full.returncode == 5, full.stderr
+        assert full.stderr.count("No space left on device") == 1
+        assert "Traceback" not in full.stderr
+        committed = place.sweep.trials()
+        assert (committed["state"] == "succeeded").all()
+        subprocess.run(["mount", "-o", "remount,size=50m", str(results_folder)], check=True)
+        resumed = place.ressa("resume", "small")
+        assert resumed.returncode == 0, resumed.stderr
+        assert len(place.sweep.attempts()) == 5
+    finally:
+        subprocess.run(["umount", str(results_folder)], check=True)
 
+
+def test_a_copied_store_says_the_same(undisturbed: Place, tmp_path: Path) -> None:
     shutil.copytree(undisturbed.folder / "results", tmp_path / "elsewhere")
     copy = open_store(tmp_path / "elsewhere").sweep("small")
     assert results(copy) == results(undisturbed.sweep)
