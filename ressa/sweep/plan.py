@@ -148,13 +148,13 @@ def make_plan(spec: SweepSpec) -> SweepPlan:
 
 @cache
 def inventory_of(model: ModelRef) -> Inventory:
-    """Lists a model's layers: from the catalog at once, otherwise by loading it.
+    """Lists a model's layers: from the catalog at once, otherwise from its configuration.
 
     Raises:
         SpecError: there is no such model.
     """
     if model.id in MODELS:
         return MODELS[model.id].inventory()
-    from ressa.models import load_vlm
+    from ressa.models import load_inventory
 
-    return load_vlm(model).towers.inventory
+    return load_inventory(model)
