@@ -1,21 +1,20 @@
 """The `ressa` command: each verb parses, calls and prints. Data go to stdout, words to stderr."""
 
 import json
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
-from ressa.errors import MissingExtraError, RessaError
+from ressa import __version__
+from ressa.errors import MissingExtraError, RessaError, SpecError
+from ressa.terminal import Output, draw, prepare, say, show, width, words, write
 
 if TYPE_CHECKING:
-    import pandas
-
     from ressa.spec import SweepSpec
     from ressa.store import Store, SweepStore
 
@@ -23,78 +22,82 @@ app = typer.Typer(
     help="Split the sparsity of a vision-language model between vision and language, repair it, "
     "and map the landscape.",
     epilog="Exit codes: 0 done · 1 trials failed or a run-time error · 2 bad usage or sweep file · "
-    "3 not found · 4 conflict · 5 store or Ray unreachable · 130 interrupted.",
-    no_args_is_help=True,
+    "3 not found · 4 conflict · 5 store or Ray unreachable, full or not writable · "
+    "130 interrupted. Data go to stdout, words to stderr.",
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
 
 
-class Output(StrEnum):
-    """How rows are written."""
-
-    table = "table"
-    json = "json"
-    csv = "csv"
-
-
-File = Annotated[Path, typer.Argument(help="The sweep file.", show_default=False)]
-Name = Annotated[str, typer.Argument(help="Name of the sweep.", show_default=False)]
+File = Annotated[Path, typer.Argument(metavar="FILE", help="The sweep file.", show_default=False)]
+Name = Annotated[
+    str, typer.Argument(metavar="SWEEP", help="Name of the sweep.", show_default=False)
+]
 Sets = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Changes a field, such as repair.steps=50."),
 ]
 StoreOption = Annotated[
-    str, typer.Option("--store", envvar="RESSA_STORE", help="Where the sweeps are.")
+    str,
+    typer.Option("--store", metavar="PLACE", envvar="RESSA_STORE", help="Where the sweeps are."),
 ]
 OutputOption = Annotated[Output, typer.Option("-o", "--output", help="How rows are written.")]
 
 
 def main() -> None:
     """Runs the command; an error becomes one message and its documented exit code."""
+    prepare()
     try:
         with _extras_explained():
             # Without typer's own mode an early exit comes back as its code.
             sys.exit(app(standalone_mode=False) or 0)
-    except typer.Abort:
+    except (KeyboardInterrupt, typer.Abort):
         sys.exit(130)
     except RessaError as error:
-        _words().print(f"[bold red]error:[/bold red] {_escaped(error)}", soft_wrap=True)
+        faults = error.faults if isinstance(error, SpecError) else ()
+        count = f"{len(faults)} faults\n" if len(faults) > 1 else ""
+        say(f"{count}{error}", "error:", "bold red")
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except BrokenPipeError:
-        # The reader, such as `head`, has what it wanted.
-        sys.stderr.close()
-        sys.exit(0)
     except Exception as error:
         if not hasattr(error, "format_message"):
             raise
-        # click's own usage errors: an unknown option, a missing argument.
+        # typer's own usage errors: an unknown option, a missing argument.
         context = getattr(error, "ctx", None)
-        usage = f"{context.get_usage()}\n" if context else ""
-        _words().print(_escaped(f"{usage}error: {error.format_message()}"), soft_wrap=True)
+        if context is not None:
+            say(context.get_usage())
+        say(error.format_message(), "error:", "bold red")
         sys.exit(2)
+
+
+@app.callback(invoke_without_command=True)
+def ressa(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
+) -> None:
+    if version:
+        write(f"ressa {__version__}\n")
+    elif context.invoked_subcommand is None:
+        write(context.get_help() + "\n")
 
 
 @app.command()
 def validate(file: File, set_: Sets = None) -> None:
-    """Checks a sweep file: every fault at once, with file and line. Nothing is run."""
+    """Checks a sweep file: every fault at once, with its line. Nothing is run."""
     spec = _load(file, set_)
-    _words().print(f"{file}: sweep {spec.name!r} is valid.", highlight=False)
+    say(f"{file}: sweep {spec.name!r} is valid.")
 
 
 @app.command()
 def plan(file: File, set_: Sets = None, output: OutputOption = Output.table) -> None:
-    """Shows what a sweep would run: trials, points that cannot be, shared work, data."""
+    """Shows what a sweep would run. Points that cannot be, shared work and data are said too."""
     from ressa.sweep.preview import preview
 
     found = preview(_load(file, set_))
-    _show(found.points, output)
+    if len(found.points) or output is not Output.table:
+        show(found.points, output)
     if output is Output.table:
-        for line in found.words:
-            _words().print(line, highlight=False, soft_wrap=True)
+        say("\n".join(found.words))
 
 
 @app.command()
@@ -102,12 +105,12 @@ def run(
     file: File,
     set_: Sets = None,
     store: Annotated[
-        str | None, typer.Option("--store", help="Replaces the file's `store`.")
+        str | None, typer.Option("--store", metavar="PLACE", help="Replaces the file's `store`.")
     ] = None,
     output: OutputOption = Output.table,
 ) -> None:
-    """Runs a sweep here, on a Ray of its own; run again, it continues or says it is done."""
-    sets = [*(set_ or []), *([f"store={json.dumps(store)}"] if store else [])]
+    """Runs a sweep here, on a Ray of its own. Run again, it goes on where it was."""
+    sets = [*(set_ or []), *([f"store={json.dumps(store)}"] if store is not None else [])]
     spec = _load(file, sets)
     with _board(spec) as board:
         from ressa.sweep.driver import start
@@ -126,7 +129,7 @@ def resume(
     store: StoreOption = "results",
     output: OutputOption = Output.table,
 ) -> None:
-    """Continues a stored sweep; no finished trial runs again."""
+    """Goes on with a stored sweep; no finished trial runs again."""
     from ressa.sweep.driver import current_spec
     from ressa.sweep.driver import resume as continue_sweep
 
@@ -140,7 +143,7 @@ def resume(
 def results(
     name: Name, store: StoreOption = "results", output: OutputOption = Output.table
 ) -> None:
-    """Shows a sweep's trials: sparsities asked and counted, scores before and after repair."""
+    """Shows a sweep's trials: sparsities, scores, what repair recovered."""
     _results(_open(store).sweep(name), output)
 
 
@@ -150,10 +153,14 @@ def query(
     store: StoreOption = "results",
     output: OutputOption = Output.table,
 ) -> None:
-    """Asks the store in SQL; views: trials scores curves layers answers proposals events data."""
+    """Asks the store in SQL.
+
+    Tables: trials scores curves layers answers proposals events data; `SHOW TABLES` and
+    `DESCRIBE trials` tell more.
+    """
     from ressa.store import query as ask
 
-    _show(ask(_open(store), sql), output)
+    show(ask(_open(store), sql), output)
 
 
 @app.command()
@@ -161,51 +168,68 @@ def landscape(
     name: Name,
     store: StoreOption = "results",
     out: Annotated[
-        Path | None, typer.Option("--out", help="Writes a picture too: .png or .svg.")
+        Path | None,
+        typer.Option("--out", metavar="PICTURE", help="Writes a picture too: .png, .svg or .pdf."),
     ] = None,
 ) -> None:
-    """Draws a sweep's map over vision and language sparsity, here or as a picture."""
+    """Draws a sweep's map over vision and language sparsity."""
     from ressa.landscape import heatmap, plot, results_table
 
     sweep = _open(store).sweep(name)
-    _data().print(heatmap(results_table(sweep)))
     if out is not None:
         plot(sweep, out)
-        _words().print(f"wrote {out}", highlight=False)
+    draw(heatmap(results_table(sweep)))
+    if out is not None:
+        say(f"wrote {out}")
 
 
 @app.command("ls")
 def list_sweeps(store: StoreOption = "results", output: OutputOption = Output.table) -> None:
     """Lists the sweeps of a store."""
+    from ressa.landscape import short_row, sweep_row
+
     opened = _open(store)
-    _show(_frame([_line(opened.sweep(name)) for name in opened.sweeps()]), output)
+    rows = [sweep_row(opened.sweep(name)) for name in opened.sweeps()]
+    if rows or output is not Output.table:
+        show([short_row(row) for row in rows] if output is Output.table else rows, output)
+    else:
+        say(f"no sweep in {opened.location} yet; `ressa run FILE` makes one.")
 
 
 @app.command()
 def status(name: Name, store: StoreOption = "results", output: OutputOption = Output.table) -> None:
     """Says how far a sweep is, who drives it and what failed."""
-    from ressa.landscape import failures
+    from ressa.landscape import failures, sweep_row
 
     sweep = _open(store).sweep(name)
-    _show(_frame([_line(sweep)]), output)
-    failed = failures(sweep)
-    if output is Output.table and len(failed):
-        _show(failed, output)
-        _words().print(f"redo them: ressa resume {name} --failed --store {store}", highlight=False)
+    row, failed = sweep_row(sweep), failures(sweep)
+    if output is not Output.table:
+        show([row], output)
+        return
+    show([{"what": k, "value": v} for k, v in row.items() if v is not None], output, headings=False)
+    if len(failed):
+        show(failed, output)
+        say(f"redo them: {_command('resume', sweep, '--failed')}")
+    if row["state"] == "interrupted":
+        say(f"go on: {_command('resume', sweep)}")
 
 
 @app.command()
 def models(
     model: Annotated[
-        str | None, typer.Argument(help="A model, to see its towers.", show_default=False)
+        str | None,
+        typer.Argument(
+            metavar="[MODEL]",
+            help="A name, a folder or a hub id, to see its towers.",
+            show_default=False,
+        ),
     ] = None,
     output: OutputOption = Output.table,
 ) -> None:
-    """Lists the models that come with ressa, or shows what can be pruned in one."""
+    """Lists the models that come with ressa, or the parts of one."""
     from ressa.sweep.preview import catalog_rows, model_rows
 
-    rows = catalog_rows() if model is None else model_rows(model)
-    _show(_frame(rows), output)
+    show(catalog_rows() if model is None else model_rows(model), output)
 
 
 def _load(file: Path, sets: list[str] | None) -> "SweepSpec":
@@ -213,12 +237,12 @@ def _load(file: Path, sets: list[str] | None) -> "SweepSpec":
 
     loaded = load_spec(file, sets or ())
     for warning in loaded.warnings:
-        _words().print(f"[yellow]warning:[/yellow] {_escaped(warning)}", soft_wrap=True)
+        say(warning, "warning:", "yellow")
     if loaded.inventory is None:
         from ressa.spec import check_inventory
         from ressa.sweep.plan import inventory_of
 
-        _words().print(f"reading the layers of {loaded.spec.model.id} …", highlight=False)
+        say(f"reading the layers of {loaded.spec.model.id} …")
         loaded.refuse(check_inventory(loaded.spec, inventory_of(loaded.spec.model)))
     return loaded.spec
 
@@ -233,7 +257,7 @@ def _open(store: str) -> "Store":
 def _board(spec: "SweepSpec") -> Iterator[Any]:
     from ressa.sweep.board import Board
 
-    with Board(spec, _words()) as board:
+    with Board(spec, words()) as board:
         yield board
 
 
@@ -242,38 +266,34 @@ def _interruptible(name: str, store: str) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        _words().print(
-            "\nstopped; nothing that finished is lost. Go on with:\n"
-            f"  ressa resume {name} --store {store}",
-            highlight=False,
-        )
+        again = shlex.join(["ressa", "resume", name, "--store", store])
+        say(f"\nstopped; nothing that finished is lost. Go on with:\n  {again}")
         raise typer.Exit(130) from None
 
 
 def _report(sweep: "SweepStore", output: Output) -> None:
     """What a run ends with: table, map, picture, where things are and what to do next."""
-    from ressa.landscape import heatmap, plot, results_table
+    from ressa.landscape import failures, heatmap, plot, results_table
 
     _results(sweep, output)
-    trials = sweep.trials()
-    unsuccessful = int((trials["state"] != "succeeded").sum())
-    store = sweep.store.location
-    if output is Output.table and (trials["role"] == "search").any():
-        _data().print(heatmap(results_table(sweep)))
-    said = [f"rows      {store}/sweeps/{sweep.name}/"]
+    unsuccessful = len(failures(sweep))
+    if output is Output.table and (sweep.trials()["role"] == "search").any():
+        draw(heatmap(results_table(sweep)))
+    said = [f"rows       {sweep.store.location}/sweeps/{sweep.name}/"]
     if sweep.store.folder is not None:
         picture = sweep.store.folder / "sweeps" / sweep.name / "landscape.png"
         plot(sweep, picture)
-        said.append(f"picture   {picture}")
+        said.append(f"picture    {picture}")
+    best = "SELECT trial, score FROM trials ORDER BY score DESC"
+    place = ["--store", sweep.store.location]
     said += [
-        f"results   ressa results {sweep.name} --store {store} -o csv",
-        f"landscape ressa landscape {sweep.name} --store {store} --out map.svg",
-        f'query     ressa query "SELECT trial, score FROM trials ORDER BY score DESC" '
-        f"--store {store}",
+        f"results    {_command('results', sweep, '-o', 'csv')}",
+        f"landscape  {_command('landscape', sweep, '--out', 'map.svg')}",
+        f'query      ressa query "{best}" {shlex.join(place)}',
     ]
     if unsuccessful:
-        said.append(f"failed    {unsuccessful}; ressa resume {sweep.name} --failed --store {store}")
-    _words().print("\n".join(said), highlight=False, soft_wrap=True)
+        said.append(f"failed     {unsuccessful}; {_command('resume', sweep, '--failed')}")
+    say("\n".join(said))
     if unsuccessful:
         raise typer.Exit(1)
 
@@ -283,58 +303,14 @@ def _results(sweep: "SweepStore", output: Output) -> None:
 
     frame = results_table(sweep)
     if output is Output.table:
-        _data().print(render_table(frame))
+        draw(render_table(frame, width()))
     else:
-        _show(frame, output)
+        show(frame, output)
 
 
-def _line(sweep: "SweepStore") -> dict[str, Any]:
-    """One sweep as a row."""
-    state = sweep.status()
-    return {
-        "sweep": state.name,
-        "state": state.state,
-        "done": state.done,
-        "planned": state.planned,
-        "running": ", ".join(state.running),
-        "failed": state.counts.get("failed", 0) + state.counts.get("lost", 0),
-        "metric": state.metric,
-        "best": state.best_score,
-        "best_trial": state.best_trial,
-        "updated": state.updated,
-    }
-
-
-def _frame(rows: list[dict[str, Any]]) -> "pandas.DataFrame":
-    import pandas
-
-    return pandas.DataFrame(rows)
-
-
-def _show(frame: "pandas.DataFrame", output: Output) -> None:
-    """Writes rows to stdout."""
-    if output is Output.json:
-        print(frame.to_json(orient="records", date_format="iso", indent=1))
-    elif output is Output.csv:
-        print(frame.to_csv(index=False), end="")
-    else:
-        from ressa.landscape import plain_table
-
-        _data().print(plain_table(frame))
-
-
-def _data() -> Console:
-    return Console()
-
-
-def _words() -> Console:
-    return Console(stderr=True)
-
-
-def _escaped(message: object) -> str:
-    from rich.markup import escape
-
-    return escape(str(message))
+def _command(verb: str, sweep: "SweepStore", *options: str) -> str:
+    """A command line to go on with, which works from any folder."""
+    return shlex.join(["ressa", verb, sweep.name, *options, "--store", sweep.store.location])
 
 
 @contextmanager

@@ -5,7 +5,18 @@ matplotlib and scipy are imported when a picture is drawn, pandas when a table i
 
 from ressa.landscape.heatmap import heatmap
 from ressa.landscape.picture import plot
-from ressa.landscape.render import plain_table, render_table
-from ressa.landscape.tables import About, failures, results_table
+from ressa.landscape.render import json_rows, plain_table, render_table
+from ressa.landscape.tables import About, failures, results_table, short_row, sweep_row
 
-__all__ = ["About", "failures", "heatmap", "plain_table", "plot", "render_table", "results_table"]
+__all__ = [
+    "About",
+    "failures",
+    "heatmap",
+    "json_rows",
+    "plain_table",
+    "plot",
+    "render_table",
+    "results_table",
+    "short_row",
+    "sweep_row",
+]

@@ -1,6 +1,9 @@
 """Frames as tables in the terminal; a results table says of what its percentages are."""
 
+import json
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rich import box
@@ -15,12 +18,29 @@ if TYPE_CHECKING:
 NOTHING = "–"
 
 
-def render_table(frame: "pandas.DataFrame") -> Table:
-    """Lays a `results_table` out for 100 columns; scores in percent, sparsities as fractions."""
+@dataclass(frozen=True, slots=True)
+class _Column:
+    """One column of a results table: its heading in two lines, and what fills it."""
+
+    heading: str
+    cell: Callable[[dict[str, Any]], str]
+    least: int = 0
+    """Where room is short, the highest goes first; 0 stays."""
+
+
+def render_table(frame: "pandas.DataFrame", width: int = 100) -> Table:
+    """Lays a `results_table` out; scores in percent, sparsities as fractions.
+
+    Args:
+        frame: what `results_table` returned.
+        width: columns of the terminal; what it has no room for is left out, and that is said.
+    """
     about: About = frame.attrs["about"]
+    rows = frame.to_dict("records")
+    shown, left_out = _fitting(rows, width, chosen=bool((frame["options"] != "").any()))
     table = Table(
         title=_title(about),
-        caption=_caption(about),
+        caption=_caption(about, left_out),
         title_justify="left",
         caption_justify="left",
         title_style="bold",
@@ -30,49 +50,62 @@ def render_table(frame: "pandas.DataFrame") -> Table:
         pad_edge=False,
         padding=0,
     )
-    shown = _columns(chosen=bool((frame["options"] != "").any()))
-    for heading, _ in shown:
-        left = heading in (_TRIAL, _ALSO)
+    for column in shown:
+        left = column.heading in (_TRIAL, _ALSO)
         table.add_column(
-            heading,
+            column.heading,
             justify="left" if left else "right",
             vertical="bottom",
-            no_wrap=heading != _ALSO,
+            no_wrap=column.heading != _ALSO,
             overflow="fold",
         )
     roles = [*frame["role"], None]
-    for row, role, next_role in zip(frame.to_dict("records"), roles, roles[1:], strict=False):
+    for row, role, next_role in zip(rows, roles, roles[1:], strict=False):
         style = "bold" if row["best"] else "red" if row["state"] == "failed" else ""
         ends = role == "baseline" and next_role == "search"
-        table.add_row(*(Text(cell(row)) for _, cell in shown), style=style, end_section=ends)
+        table.add_row(*(Text(one.cell(row)) for one in shown), style=style, end_section=ends)
     return table
 
 
 _TRIAL, _ALSO = "\ntrial", "\nalso"
+_ALSO_WIDTH = 24  # it may take more lines
+_COLUMNS = (
+    _Column(_TRIAL, lambda row: _name(row)),
+    _Column("sparsity\nvision", lambda row: target(row["vision"], row["vision_sparsity"])),
+    _Column("\nlanguage", lambda row: target(row["language"], row["language_sparsity"])),
+    _Column("\nboth", lambda row: fraction(row["sparsity"]), least=1),
+    _Column("\nwhole", lambda row: fraction(row["whole"]), least=8),
+    _Column("score\nbefore", lambda row: percent(row["pruned"])),
+    _Column("\nafter", lambda row: percent(row["repaired"])),
+    _Column("\n±", lambda row: percent(row["standard_error"]), least=2),
+    _Column("blank\nbefore", lambda row: percent(row["blank_pruned"]), least=4),
+    _Column("\nafter", lambda row: percent(row["blank_repaired"]), least=5),
+    _Column("recovery\nof dense", lambda row: fraction(row["recovery"], 2), least=3),
+    _Column("\nof d.-r.", lambda row: fraction(row["recovery_repaired"], 2), least=7),
+    _Column("\ns", lambda row: fraction(row["seconds"], 0), least=6),
+)
+_CHOSEN = _Column(_ALSO, lambda row: str(row["options"]))
 
 
-def _columns(*, chosen: bool) -> list[tuple[str, Callable[[dict[str, Any]], str]]]:
-    """Headings with what fills them; what the search chose besides sparsities takes room."""
-    columns: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
-        (_TRIAL, _name),
-        ("sparsity\nvision", lambda row: target(row["vision"], row["vision_sparsity"])),
-        ("\nlanguage", lambda row: target(row["language"], row["language_sparsity"])),
-        ("\nboth", lambda row: fraction(row["sparsity"])),
-        ("\nwhole", lambda row: fraction(row["whole"])),
-        ("score\nbefore", lambda row: percent(row["pruned"])),
-        ("\nafter", lambda row: percent(row["repaired"])),
-        ("\n±", lambda row: percent(row["standard_error"])),
-        ("blank\nbefore", lambda row: percent(row["blank_pruned"])),
-        ("\nafter", lambda row: percent(row["blank_repaired"])),
-        ("recovery\nof dense", lambda row: fraction(row["recovery"], 2)),
-        ("\nof d.-r.", lambda row: fraction(row["recovery_repaired"], 2)),
-        ("\ns", lambda row: NOTHING if _missing(row["seconds"]) else f"{row['seconds']:.0f}"),
-    ]
-    if not chosen:
-        return columns
-    left_out = ("\nwhole", "\nof d.-r.")
-    kept = [column for column in columns if column[0] not in left_out]
-    return [*kept, (_ALSO, lambda row: str(row["options"]))]
+def _fitting(
+    rows: list[dict[str, Any]], width: int, *, chosen: bool
+) -> tuple[list[_Column], list[str]]:
+    """Returns the columns that there is room for, and the names of those left out."""
+    shown = [*_COLUMNS, *([_CHOSEN] if chosen else [])]
+    widths = {
+        column: max(map(len, (*column.heading.split("\n"), *map(column.cell, rows))))
+        for column in shown
+    }
+    if chosen:
+        widths[_CHOSEN] = min(widths[_CHOSEN], _ALSO_WIDTH)
+    left_out = []
+    for column in sorted(_COLUMNS, key=lambda one: -one.least):
+        if not column.least or sum(widths[one] + 1 for one in shown) - 1 <= width:
+            break
+        shown.remove(column)
+        left_out.append(column)
+    named = {4: "blank before", 5: "blank after", 3: "recovery", 6: "seconds"}
+    return shown, [named.get(one.least, one.heading.split("\n")[-1]) for one in left_out]
 
 
 def _name(row: dict[str, Any]) -> str:
@@ -88,7 +121,7 @@ def _title(about: About) -> Text:
     return Text(" · ".join(part for part in parts if part))
 
 
-def _caption(about: About) -> Text:
+def _caption(about: About, left_out: list[str]) -> Text:
     """What the columns are of: which floors a score stands on, which weights a sparsity counts."""
     lines = []
     scores = {
@@ -113,20 +146,49 @@ def _caption(about: About) -> Text:
         "recovery: (repaired − pruned) / (dense − pruned); d.-r.: dense-repaired for dense;"
     )
     lines.append(f"  {NOTHING} where pruning lost less than two standard errors")
+    if left_out:
+        lines.append(f"no room here for {', '.join(left_out)}: -o csv has every column")
     return Text("\n".join(lines))
 
 
-def plain_table(frame: "pandas.DataFrame") -> Table:
+def plain_table(frame: "pandas.DataFrame", *, headings: bool = True) -> Table:
     """Lays any frame out as it is: numbers to the right, times to the second, gaps as –."""
     import pandas as pd
 
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        show_header=headings,
+        show_edge=False,
+        pad_edge=False,
+    )
     for at, name in enumerate(frame.columns):
         numeric = pd.api.types.is_numeric_dtype(frame.dtypes.iloc[at])
         table.add_column(str(name), justify="right" if numeric else "left", overflow="fold")
     for row in frame.itertuples(index=False, name=None):
         table.add_row(*(Text(_plain(value)) for value in row))
     return table
+
+
+def json_rows(frame: "pandas.DataFrame") -> str:
+    """Writes any frame as a JSON list with one object a line; what JSON lacks is null or text."""
+    # Not by pandas: it cuts floats, refuses some frames, and dies of an interval.
+    rows = [json.dumps(_jsonable(row), ensure_ascii=False) for row in frame.to_dict("records")]
+    return "[" + ",\n ".join(rows) + "]"
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _jsonable(item) for key, item in value.items()}
+    if hasattr(value, "tolist"):  # numpy's arrays and numbers
+        value = value.tolist()
+    if isinstance(value, list | tuple):
+        return [_jsonable(item) for item in value]
+    if _missing(value) or (isinstance(value, float) and math.isinf(value)):
+        return None
+    if isinstance(value, str | int | float):
+        return value
+    return value.isoformat() if hasattr(value, "isoformat") else str(value)
 
 
 def _plain(value: Any) -> str:

@@ -37,7 +37,7 @@ COLUMNS = {
 """Columns of `results_table`, in order: scores and sparsities are fractions."""
 
 _SUCCESSFUL = ("succeeded", "reused")
-_CHOSEN = ("vision_sparsity", "language_sparsity")
+_CHOSEN = ("vision_sparsity", "language_sparsity", "budget")  # these have columns
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,6 +107,38 @@ def failures(sweep: SweepStore) -> "pandas.DataFrame":
     failed = trials[~trials["state"].isin(_SUCCESSFUL)]
     columns = ["trial", "attempt", "state", "failure_stage", "failure_class", "error"]
     return failed[columns].reset_index(drop=True)
+
+
+def sweep_row(sweep: SweepStore) -> dict[str, Any]:
+    """Returns how far a sweep is, as a row; what there is none of is None."""
+    state = sweep.status()
+    driver = state.holder if state.state in ("running", "unknown") else None
+    return {
+        "sweep": state.name,
+        "state": state.state,
+        "done": state.done,
+        "planned": state.planned,
+        "failed": state.counts.get("failed", 0) + state.counts.get("lost", 0),
+        "running": ", ".join(state.running) or None,
+        "driver": f"process {driver.pid} on {driver.host}" if driver else None,
+        "metric": state.metric,
+        "best": state.best_score,
+        "best_trial": state.best_trial,
+        "updated": state.updated,
+    }
+
+
+def short_row(row: dict[str, Any]) -> dict[str, Any]:
+    """Shortens a `sweep_row` for a terminal of 80 columns."""
+    planned = "" if row["planned"] is None else f"/{row['planned']}"
+    return {
+        "sweep": row["sweep"],
+        "state": row["state"],
+        "trials": f"{row['done']}{planned}",
+        "failed": row["failed"],
+        "best": None if row["best"] is None else f"{row['best']:.3f} ({row['best_trial']})",
+        "updated": row["updated"],
+    }
 
 
 def colour_range(frame: "pandas.DataFrame") -> tuple[float, float]:

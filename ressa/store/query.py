@@ -5,6 +5,7 @@ setting can be reached from it.
 """
 
 import re
+from itertools import count
 from typing import TYPE_CHECKING
 
 from ressa.errors import SpecError
@@ -51,9 +52,14 @@ def query(store: Store, sql: str) -> "pandas.DataFrame":
             mentioned = re.search(rf"\b{view}\b", sql, re.IGNORECASE) is not None
             connection.register(view, _rows(store, view, store.sweeps() if mentioned else []))
         connection.execute("SET lock_configuration = true")
-        return row_files.to_pandas(_plain_numbers(connection.sql(sql).to_arrow_table()))
+        found = connection.sql(sql).to_arrow_table()
+        return row_files.to_pandas(_plain_numbers(found.rename_columns(_distinct(found))))
     except duckdb.Error as error:
         raise SpecError(f"query: {_in_words(error)}") from error
+    except RuntimeError as error:
+        if "interrupted" in str(error):  # what DuckDB makes of Ctrl-C
+            raise KeyboardInterrupt from error
+        raise
     finally:
         connection.close()
 
@@ -74,6 +80,15 @@ def _rows(store: Store, view: str, sweeps: list[str]) -> "pyarrow.Table":
     table = "trials" if attempts else view
     found = [store.sweep(name).read(table, all_attempts=attempts) for name in sweeps]
     return row_files.joined(table, found)
+
+
+def _distinct(table: "pyarrow.Table") -> list[str]:
+    """Returns the columns' names, later ones of the same name numbered: score, score_1."""
+    names: list[str] = []
+    for name in table.column_names:
+        numbered = (f"{name}_{at}" for at in count(1))
+        names.append(name if name not in names else next(n for n in numbered if n not in names))
+    return names
 
 
 def _plain_numbers(table: "pyarrow.Table") -> "pyarrow.Table":

@@ -2,7 +2,7 @@
 model is in the catalog.
 """
 
-import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ import pandas
 from ressa.catalog import MODELS
 from ressa.sparsity import TOWERS, Inventory
 from ressa.spec import ModelRef, SweepSpec, grid_points
+from ressa.spec.space import SPARSITIES
 from ressa.sweep.plan import SweepPlan, inventory_of, make_plan
 
 _MOST_POINTS = 200  # more rows are not read by anyone
@@ -29,16 +30,19 @@ def preview(spec: SweepSpec) -> Preview:
     plan = make_plan(spec)
     words = []
     rows: list[dict[str, Any]] = []
+    distinct = 0
     if all(dimension.size is not None for dimension in spec.dimensions):
         feasible, skipped = grid_points(spec, plan.inventory)
         rows = [_row(plan, point) for point in feasible[:_MOST_POINTS]]
         distinct = len({plan.key_of(point) for point in feasible})
         words.append(f"{len(feasible)} points, {distinct} distinct trials in the space")
-        words += [f"skipped {json.dumps(point)}: {reason}" for point, reason in skipped]
+        if len(feasible) > len(rows):
+            words.append(f"the first {len(rows)} are shown")
+        words += [f"skipped {_fields(point)}: {reason}" for point, reason in skipped]
     else:
         words.append("the space is continuous: the sampler draws from it")
     search = spec.search
-    count = min(search.trials, len(rows) or search.trials)
+    count = min(search.trials, distinct or search.trials)
     words += [
         f"{count} trials by {search.sampler}, {search.parallel} at once, proposal n sees results "
         f"up to n − {search.window}; baselines: {', '.join(plan.baselines) or 'none'}",
@@ -53,13 +57,16 @@ def _row(plan: SweepPlan, point: dict[str, str]) -> dict[str, Any]:
     zeros = {tower: plan.zeros(tower, trial.tower(tower).target) for tower in TOWERS}
     lost = sum(zeros.values())
     return {
-        **point,
+        **{field: value for field, value in point.items() if field not in SPARSITIES},
+        **{tower: str(trial.tower(tower).target) for tower in TOWERS},
         **{f"{tower}_zeros": zeros[tower] for tower in TOWERS},
-        "language_sparsity": zeros["language"] / max(1, plan.inventory.prunable("language")),
-        "vision_sparsity": zeros["vision"] / max(1, plan.inventory.prunable("vision")),
         "sparsity": lost / plan.inventory.prunable(),
         "whole_sparsity": lost / plan.inventory.whole,
     }
+
+
+def _fields(point: Mapping[str, str]) -> str:
+    return " ".join(f"{field}={value}" for field, value in point.items())
 
 
 def _shared(plan: SweepPlan, count: int) -> list[str]:
@@ -76,10 +83,14 @@ def _shared(plan: SweepPlan, count: int) -> list[str]:
 
 
 def _data_words(plan: SweepPlan) -> list[str]:
+    try:
+        data = plan.data
+    except ModuleNotFoundError as missing:
+        return [f"data were not read: they need {missing.name}, of the packages that run trials"]
     return [
         f"{row['purpose']}: {row['samples']} questions on {len(row['image_ids'])} images of "
         f"{row['task']}/{row['split']}, disjoint from the other purposes"
-        for row in plan.data
+        for row in data
     ]
 
 

@@ -1,0 +1,93 @@
+"""What the command line writes: data to stdout, words to stderr."""
+
+import os
+import sys
+from enum import StrEnum
+from io import TextIOWrapper
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console, RenderableType
+from rich.text import Text
+
+from ressa.errors import RessaError
+
+if TYPE_CHECKING:
+    import pandas
+
+_UNCUT = 1000  # columns of a table that no terminal shows
+
+
+class Output(StrEnum):
+    """How rows are written."""
+
+    table = "table"
+    json = "json"
+    csv = "csv"
+
+
+def prepare() -> None:
+    """Lets a terminal without Unicode show ? where it lacks a character."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
+def show(
+    rows: "pandas.DataFrame | list[dict[str, Any]]", output: Output, *, headings: bool = True
+) -> None:
+    """Writes rows; a table may do without headings."""
+    import pandas
+
+    from ressa.landscape import json_rows, plain_table
+
+    frame = pandas.DataFrame(rows)
+    if output is Output.json:
+        write(json_rows(frame) + "\n")
+    elif output is Output.csv:
+        write(frame.to_csv(index=False))
+    else:
+        draw(plain_table(frame, headings=headings))
+
+
+def draw(shown: RenderableType) -> None:
+    """Writes a table or a map, laid out for where it goes."""
+    console = _data()
+    with console.capture() as captured:
+        console.print(shown)
+    lines = captured.get().split("\n")
+    write("\n".join(lines if console.is_terminal else map(str.rstrip, lines)))
+
+
+def width() -> int:
+    """Returns how many columns a table may have."""
+    return _data().width
+
+
+def write(text: str) -> None:
+    """Writes data at once: a full disk shows here, not when Python ends."""
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # A reader that closed the pipe, such as `head`, has what it wanted.
+        if not isinstance(error, BrokenPipeError):
+            raise RessaError(f"cannot write to stdout: {error.strerror}.") from error
+
+
+def say(text: str, label: str = "", style: str = "") -> None:
+    """Writes words as they are, after a coloured label if there is one."""
+    said = Text.assemble((label, style), " " if label else "", text)
+    words().print(said, soft_wrap=True)
+
+
+def words() -> Console:
+    """Returns where words go."""
+    return Console(stderr=True)
+
+
+def _data() -> Console:
+    console = Console()
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = _UNCUT
+    return console
