@@ -96,8 +96,6 @@ class Stages:
 
     def __init__(self, store: Store) -> None:
         self._store = store.stages
-        self.found: list[str] = []
-        """Stages that needed no work, in order."""
 
     def find(self, stage: str, key: str) -> bytes | None:
         """Returns what a stage left, or None."""
@@ -106,11 +104,9 @@ class Stages:
     def once(self, stage: str, key: str, make: Callable[[], bytes]) -> bytes:
         """Returns what a stage left under its key, or makes it with all workers."""
         content = self.find(stage, key)
-        if content is not None:
-            self.found.append(stage)
-            return content
-        content = make()
-        self.leave(stage, key, content)
+        if content is None:
+            content = make()
+            self.leave(stage, key, content)
         return content
 
     def leave(self, stage: str, key: str, content: bytes) -> None:
