@@ -50,7 +50,7 @@ def local_ray(*, cpus: int, gpus: int | None = None, threads: int = 1) -> Iterat
     Raises:
         ClusterError: Ray did not start.
     """
-    folder = Path(tempfile.mkdtemp(prefix="ressa-"))
+    folder = Path(tempfile.mkdtemp(prefix=f"ressa-{os.getpid()}-"))
     session = folder.name
     prepare()
     os.environ["OMP_NUM_THREADS"] = str(threads)

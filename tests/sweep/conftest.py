@@ -31,6 +31,9 @@ evaluate: [{task: easy-vqa, split: validation, samples: 150}]
 """
 
 
+_drivers: list[int] = []
+
+
 @dataclass(frozen=True)
 class Place:
     """A folder with a sweep file and a store, and the command line to use them."""
@@ -43,7 +46,7 @@ class Place:
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-        return subprocess.Popen(
+        driver = subprocess.Popen(
             [sys.executable, "-c", "from ressa.cli import main; main()", *arguments],
             cwd=self.folder,
             env=environment,
@@ -51,6 +54,8 @@ class Place:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
         )
+        _drivers.append(driver.pid)
+        return driver
 
     def ressa(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
         process = self.start(*arguments)
@@ -80,15 +85,16 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Place:
 
 @pytest.fixture(autouse=True)
 def nothing_is_left() -> Iterator[None]:
-    """No process of any session outlives its sweep."""
-    before = sessions()
+    """No process of a session outlives its sweep, and no folder."""
     yield
-    left = [name for name in sessions() - before if processes_of(name)]
-    assert not left
+    assert not running_sessions()
+    assert not [path for pid in _drivers for path in Path("/tmp").glob(f"ressa-{pid}-*")]
 
 
-def sessions() -> set[str]:
-    return {path.name for path in Path("/tmp").glob("ressa-*")}
+def running_sessions() -> list[str]:
+    """Names of the Ray sessions that drivers of these tests started and that have processes."""
+    names = [path.name for pid in _drivers for path in Path("/tmp").glob(f"ressa-{pid}-*")]
+    return [name for name in names if processes_of(name)]
 
 
 def results(sweep: SweepStore) -> Sequence[dict[str, object]]:

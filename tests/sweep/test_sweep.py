@@ -12,7 +12,7 @@ import pytest
 
 from ressa.store import open_store
 from ressa.sweep.reaper import processes_of
-from tests.sweep.conftest import SMALL, Place, make_place, results, sessions
+from tests.sweep.conftest import SMALL, Place, make_place, results, running_sessions
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
@@ -102,7 +102,7 @@ def test_a_killed_sweep_resumes_to_the_same_rows(undisturbed: Place, place: Plac
     kept = place.sweep.trials()[["trial", "attempt", "epoch"]].astype(str).to_dict("records")
     driver.kill()
     driver.communicate()
-    wait_for(lambda: not any(processes_of(name) for name in sessions()), 30)
+    wait_for(lambda: not running_sessions(), 30)
 
     resumed = place.ressa("resume", "small")
     assert resumed.returncode == 0, resumed.stderr
@@ -159,7 +159,7 @@ def test_a_second_driver_is_refused_while_the_first_lives(place: Place) -> None:
 def test_a_trial_whose_process_dies_is_lost_and_can_be_redone(place: Place) -> None:
     driver = place.start("run", "small.yaml")
     wait_for(lambda: finished(place) >= 2)
-    (session,) = [name for name in sessions() if processes_of(name)]
+    (session,) = running_sessions()
     victims = [pid for pid in processes_of(session) if is_trial(pid)]
     os.kill(victims[0], signal.SIGKILL)
     _, stderr = driver.communicate(timeout=200)
