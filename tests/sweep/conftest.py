@@ -1,71 +1,11 @@
-"""Sweeps run as users run them: `ressa run` in a process of its own, on a real local Ray."""
+"""A sweep file in a folder of its own, and a small sweep that was run to its end once."""
 
-import os
-import subprocess
-import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from ressa.store import SweepStore, open_store
-from ressa.sweep.reaper import processes_of
-
-SMALL = """
-ressa: 1
-name: small
-model: pocket-blip2
-space:
-  vision_sparsity: {choices: [0.5, 0.7, "2:4"]}
-budget: [0.6]
-search: {sampler: tpe, trials: 3, parallel: 2, seed: 0}
-prune:
-  calibration: {samples: 32}
-repair:
-  steps: 6
-  batch_size: 32
-  warmup_steps: 1
-  data: {split: train, samples: 200}
-evaluate: [{task: easy-vqa, split: validation, samples: 150}]
-"""
-
-
-_drivers: list[int] = []
-
-
-@dataclass(frozen=True)
-class Place:
-    """A folder with a sweep file and a store, and the command line to use them."""
-
-    folder: Path
-
-    @property
-    def sweep(self) -> SweepStore:
-        return open_store(self.folder / "results").sweep("small")
-
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-        driver = subprocess.Popen(
-            [sys.executable, "-c", "from ressa.cli import main; main()", *arguments],
-            cwd=self.folder,
-            env=environment,
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
-        _drivers.append(driver.pid)
-        return driver
-
-    def ressa(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
-        process = self.start(*arguments)
-        stdout, stderr = process.communicate(timeout=280)
-        return subprocess.CompletedProcess(arguments, process.returncode, stdout, stderr)
-
-
-def make_place(folder: Path, text: str = SMALL) -> Place:
-    (folder / "small.yaml").write_text(text)
-    return Place(folder)
+from tests.sweep.place import Place, drivers, make_place, running_sessions
 
 
 @pytest.fixture
@@ -88,33 +28,4 @@ def nothing_is_left() -> Iterator[None]:
     """No process of a session outlives its sweep, and no folder."""
     yield
     assert not running_sessions()
-    assert not [path for pid in _drivers for path in Path("/tmp").glob(f"ressa-{pid}-*")]
-
-
-def running_sessions() -> list[str]:
-    """Names of the Ray sessions that drivers of these tests started and that have processes."""
-    names = [path.name for pid in _drivers for path in Path("/tmp").glob(f"ressa-{pid}-*")]
-    return [name for name in names if processes_of(name)]
-
-
-def results(sweep: SweepStore) -> Sequence[dict[str, object]]:
-    """What a sweep found, without what may differ between two runs of it."""
-    columns = [
-        "trial",
-        "role",
-        "state",
-        "key",
-        "point",
-        "vision_target",
-        "language_target",
-        "vision_zeros",
-        "language_zeros",
-        "mask_hash",
-        "score",
-        "score_pruned",
-        "score_repaired",
-        "blank_repaired",
-        "merge_gap",
-    ]
-    rows: Sequence[dict[str, object]] = sweep.trials()[columns].astype(str).to_dict("records")
-    return rows
+    assert not [path for pid in drivers for path in Path("/tmp").glob(f"ressa-{pid}-*")]

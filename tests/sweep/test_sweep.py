@@ -12,7 +12,7 @@ import pytest
 
 from ressa.store import open_store
 from ressa.sweep.reaper import processes_of
-from tests.sweep.conftest import SMALL, Place, make_place, results, running_sessions
+from tests.sweep.place import SMALL, Place, make_place, results, running_sessions
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
