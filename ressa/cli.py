@@ -143,7 +143,7 @@ def resume(
 def results(
     name: Name, store: StoreOption = "results", output: OutputOption = Output.table
 ) -> None:
-    """Shows a sweep's trials: sparsities, scores, what repair recovered."""
+    """Shows a sweep's trials: sparsities and scores."""
     _results(_open(store).sweep(name), output)
 
 

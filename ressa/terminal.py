@@ -2,6 +2,8 @@
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from io import TextIOWrapper
 from typing import TYPE_CHECKING, Any
@@ -52,7 +54,7 @@ def show(
 def draw(shown: RenderableType) -> None:
     """Writes a table or a map, laid out for where it goes."""
     console = _data()
-    with console.capture() as captured:
+    with _explained(), console.capture() as captured:
         console.print(shown)
     lines = captured.get().split("\n")
     write("\n".join(lines if console.is_terminal else map(str.rstrip, lines)))
@@ -65,9 +67,16 @@ def width() -> int:
 
 def write(text: str) -> None:
     """Writes data at once: a full disk shows here, not when Python ends."""
-    try:
+    with _explained():
         sys.stdout.write(text)
         sys.stdout.flush()
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Turns a stdout that takes nothing into one message, or into silence if its reader left."""
+    try:
+        yield
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         # A reader that closed the pipe, such as `head`, has what it wanted.

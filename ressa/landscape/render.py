@@ -188,6 +188,8 @@ def _jsonable(value: Any) -> Any:
         return None
     if isinstance(value, str | int | float):
         return value
+    if isinstance(value, bytes):
+        return value.hex()
     return value.isoformat() if hasattr(value, "isoformat") else str(value)
 
 
@@ -195,7 +197,7 @@ def _plain(value: Any) -> str:
     if _missing(value):
         return NOTHING
     if hasattr(value, "strftime"):
-        return str(value.strftime("%Y-%m-%d %H:%M:%S"))
+        return str(value.strftime("%Y-%m-%d %H:%M:%S %Z")).strip()
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 

@@ -5,6 +5,7 @@ setting can be reached from it.
 """
 
 import re
+from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from typing import TYPE_CHECKING
 
@@ -52,14 +53,10 @@ def query(store: Store, sql: str) -> "pandas.DataFrame":
             mentioned = re.search(rf"\b{view}\b", sql, re.IGNORECASE) is not None
             connection.register(view, _rows(store, view, store.sweeps() if mentioned else []))
         connection.execute("SET lock_configuration = true")
-        found = connection.sql(sql).to_arrow_table()
+        found = _interruptible(connection, sql)
         return row_files.to_pandas(_plain_numbers(found.rename_columns(_distinct(found))))
     except duckdb.Error as error:
         raise SpecError(f"query: {_in_words(error)}") from error
-    except RuntimeError as error:
-        if "interrupted" in str(error):  # what DuckDB makes of Ctrl-C
-            raise KeyboardInterrupt from error
-        raise
     finally:
         connection.close()
 
@@ -73,6 +70,17 @@ def _check_one_select(connection: "duckdb.DuckDBPyConnection", sql: str) -> None
     if statements[0].type != duckdb.StatementType.SELECT:
         kind = statements[0].type.name
         raise SpecError(f"query: exactly one SELECT statement, got {kind}. The store is read only.")
+
+
+def _interruptible(connection: "duckdb.DuckDBPyConnection", sql: str) -> "pyarrow.Table":
+    """Runs a statement in a thread: DuckDB may compute for minutes before it looks for Ctrl-C."""
+    with ThreadPoolExecutor(1) as thread:
+        running = thread.submit(lambda: connection.sql(sql).to_arrow_table())
+        try:
+            return running.result()
+        except KeyboardInterrupt:
+            connection.interrupt()
+            raise
 
 
 def _rows(store: Store, view: str, sweeps: list[str]) -> "pyarrow.Table":
