@@ -101,7 +101,7 @@ class Outcome:
 
 def content_key(*parts: Any) -> str:
     """Hashes plain values, dataclasses and specs into 32 hexadecimal digits."""
-    text = json.dumps(parts, sort_keys=True, separators=(",", ":"), default=_plain)
+    text = json.dumps(parts, sort_keys=True, separators=(",", ":"), allow_nan=False, default=_plain)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 

@@ -36,8 +36,9 @@ from ressa.records import Example, Outcome, Progress, TrialSpec, content_key
 from ressa.repair import Teacher, attach, merge, teacher_logits, train
 from ressa.sparsity import TOWERS, Tower
 from ressa.spec import DataRef
+from ressa.stages import Stages
 from ressa.store import open_store
-from ressa.workers import Stages, device, spread, total
+from ressa.workers import device, spread, total
 
 STAGE_VERSION = 1
 """Raised when a stage's content would change though its key would not."""

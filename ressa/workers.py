@@ -5,6 +5,7 @@ Rank 0 decides and stores; the others follow. With one worker nothing is sent an
 
 import os
 import socket
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from datetime import timedelta
@@ -12,9 +13,6 @@ from typing import TypeVar
 
 import torch
 from torch import distributed
-
-from ressa.repair.distributed import rank_and_world_size
-from ressa.store import Store
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -61,6 +59,38 @@ def join(rank: int, world_size: int, address: str, port: int) -> None:
     )
 
 
+def ensure_process_group() -> None:
+    """Joins a process group of one if there is none, as DeepSpeed wants one to exist.
+
+    A gang of workers makes its group itself, before. Nothing is discovered (no MPI, no host file)
+    and no fixed port is taken: the rendezvous is in memory, and gloo listens on the loopback
+    interface only, on a port that the system picks.
+    """
+    os.environ.setdefault("LOCAL_RANK", "0")
+    if distributed.is_initialized():
+        return
+    interface = os.environ.get("GLOO_SOCKET_IFNAME")
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo0" if sys.platform == "darwin" else "lo"
+    try:
+        distributed.init_process_group(
+            "nccl" if torch.cuda.is_available() else "gloo",
+            store=distributed.HashStore(),  # type: ignore[attr-defined]
+            rank=0,
+            world_size=1,
+        )
+    finally:  # a later group, of several machines, needs their real interface
+        del os.environ["GLOO_SOCKET_IFNAME"]
+        if interface is not None:
+            os.environ["GLOO_SOCKET_IFNAME"] = interface
+
+
+def rank_and_world_size() -> tuple[int, int]:
+    """This worker's number and how many there are; (0, 1) without a process group."""
+    if not distributed.is_initialized():
+        return 0, 1
+    return distributed.get_rank(), distributed.get_world_size()
+
+
 def agree(value: T | None) -> T:
     """Returns rank 0's value on every worker; what the others give is ignored."""
     _, world_size = rank_and_world_size()
@@ -89,33 +119,3 @@ def total(value: float) -> float:
     if world_size > 1:
         distributed.all_gather_object(values, value)
     return sum(values)
-
-
-class Stages:
-    """Work that is done once per store: found there by its key, or done now and left there."""
-
-    def __init__(self, store: Store) -> None:
-        self._store = store.stages
-
-    def find(self, stage: str, key: str) -> bytes | None:
-        """Returns what a stage left, or None."""
-        return agree(self._look(stage, key))
-
-    def once(self, stage: str, key: str, make: Callable[[], bytes]) -> bytes:
-        """Returns what a stage left under its key, or makes it with all workers."""
-        content = self.find(stage, key)
-        if content is None:
-            content = make()
-            self.leave(stage, key, content)
-        return content
-
-    def leave(self, stage: str, key: str, content: bytes) -> None:
-        """Stores what a stage made; if another trial was first, its bytes stay."""
-        if rank_and_world_size()[0] == 0:
-            self._store.put(stage, key, {"content": content})
-
-    def _look(self, stage: str, key: str) -> bytes | None:
-        if rank_and_world_size()[0] != 0:
-            return None
-        files = self._store.get(stage, key)
-        return None if files is None else files["content"]

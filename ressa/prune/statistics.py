@@ -33,6 +33,7 @@ from ressa.errors import CalibrationError
 from ressa.models.vlm import NO_LABEL, VLM, Batch
 from ressa.records import Example
 from ressa.sparsity import LayerShape
+from ressa.workers import rank_and_world_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +94,7 @@ def calibrate(
     """
     layers = vlm.towers.inventory.layers if layers is None else layers
     chunks = [examples[start : start + chunk] for start in range(0, len(examples), chunk)]
-    rank, workers = _place()
+    rank, workers = rank_and_world_size()
     observer = _Observer(vlm, layers)
     total = observer.empty()
     with _evaluating(vlm.model), observer.watching():
@@ -227,13 +228,6 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         model.train(was_training)
-
-
-def _place() -> tuple[int, int]:
-    """Returns this worker's rank, and how many workers there are."""
-    if dist.is_available() and dist.is_initialized():
-        return dist.get_rank(), dist.get_world_size()
-    return 0, 1
 
 
 def _gather(part: Float64[Tensor, " flat"], workers: int) -> list[Float64[Tensor, " flat"]]:

@@ -25,7 +25,7 @@ from torch.nn import functional
 
 from ressa.models.vlm import NO_LABEL, VLM
 from ressa.records import Example
-from ressa.repair.distributed import rank_and_world_size
+from ressa.workers import rank_and_world_size
 
 CHUNK = 64
 """Examples per teacher pass; fixed, so that logits do not depend on the number of workers."""

@@ -22,9 +22,9 @@ from ressa.models.vlm import NO_LABEL, VLM, Batch
 from ressa.records import Example
 from ressa.repair.batches import global_batches, pieces, select, share
 from ressa.repair.distillation import Pictures, Teacher, cross_entropy, divergence
-from ressa.repair.distributed import ensure_process_group, rank_and_world_size
 from ressa.repair.sparselora import Adapters
 from ressa.spec import Repair
+from ressa.workers import ensure_process_group, rank_and_world_size
 
 MicroBatch: TypeAlias = tuple[Batch, Tensor | None]
 """Questions, and the teacher's logits for them if there is a teacher."""

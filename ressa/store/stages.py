@@ -15,18 +15,6 @@ from ressa.store.objects import Objects
 
 log = logging.getLogger(__name__)
 
-_KEY_DIGITS = 32
-
-
-def stage_key(**fields: Any) -> str:
-    """Returns the name of a stage: the hash of every field that can change its result.
-
-    Fields are JSON values; their order does not matter, and 1, 1.0 and "1" are three values.
-    """
-    text = json.dumps(fields, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:_KEY_DIGITS]
-
-
 class StageStore:
     """The stages of one store."""
 

@@ -4,14 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from ressa.store import Store, stage_key
-
-
-def test_a_key_depends_on_every_value_and_not_on_their_order() -> None:
-    assert stage_key(a=1, b=[1, 2]) == stage_key(b=[1, 2], a=1)
-    assert len({stage_key(a=value) for value in (1, 1.0, "1", None, True, [1])}) == 6
-    with pytest.raises(ValueError, match="not JSON compliant"):
-        stage_key(a=float("nan"))
+from ressa.store import Store
 
 
 def test_a_stage_is_read_as_it_was_written(store: Store) -> None:

@@ -1,0 +1,78 @@
+"""A trial's identity: what changes its key and what does not."""
+
+import pickle
+from dataclasses import replace
+
+import pytest
+
+from ressa.records import Failure, Outcome, TrialSpec, content_key
+from ressa.sparsity import Target
+from ressa.spec import Calibration, DataRef, ModelRef, Repair, TowerTarget
+
+
+@pytest.fixture
+def trial() -> TrialSpec:
+    half = TowerTarget(method="wanda", group="row", target=Target.parse("0.5"))
+    return TrialSpec(
+        model=ModelRef(id="pocket-blip2"),
+        fingerprint="f00d",
+        vision=half,
+        language=half,
+        calibration=Calibration(),
+        repair=Repair(),
+        evaluate=(DataRef(split="validation", samples=2000),),
+    )
+
+
+def test_equal_trials_have_equal_keys(trial: TrialSpec) -> None:
+    assert replace(trial).key == trial.key
+    assert pickle.loads(pickle.dumps(trial)).key == trial.key
+
+
+def test_everything_that_can_change_the_result_changes_the_key(trial: TrialSpec) -> None:
+    other_target = TowerTarget(method="wanda", group="row", target=Target.parse("0.6"))
+    changed = [
+        replace(trial, fingerprint="beef"),
+        replace(trial, vision=other_target),
+        replace(trial, language=other_target),
+        replace(trial, language=TowerTarget(**{**fields(trial.language), "method": "magnitude"})),
+        replace(trial, language=TowerTarget(**{**fields(trial.language), "group": "matrix"})),
+        replace(trial, calibration=Calibration(seed=1)),
+        replace(trial, repair=None),
+        replace(trial, repair=Repair(steps=7)),
+        replace(trial, evaluate=(DataRef(split="validation", samples=100),)),
+        replace(trial, workers=2),
+        replace(trial, cpus_per_worker=2),
+        replace(trial, model=ModelRef(id="pocket-blip2", dtype="bfloat16")),
+    ]
+    assert len({trial.key, *(one.key for one in changed)}) == len(changed) + 1
+
+
+def fields(target: TowerTarget) -> dict[str, object]:
+    return {name: getattr(target, name) for name in ("method", "group", "target")}
+
+
+def test_half_of_the_weights_and_2_of_4_are_different_trials(trial: TrialSpec) -> None:
+    pattern = TowerTarget(method="wanda", group="row", target=Target.parse("2:4"))
+    assert replace(trial, vision=pattern).key != trial.key
+
+
+def test_where_the_models_folder_lies_changes_nothing(trial: TrialSpec) -> None:
+    assert replace(trial, model=ModelRef(id="/elsewhere/pocket-blip2")).key == trial.key
+
+
+def test_a_key_depends_on_every_value_and_not_on_their_order() -> None:
+    assert content_key({"a": 1, "b": [1, 2]}) == content_key({"b": [1, 2], "a": 1})
+    assert len({content_key(value) for value in (1, 1.0, "1", None, True, [1])}) == 6
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        content_key(float("nan"))
+
+
+def test_an_outcome_survives_json() -> None:
+    outcome = Outcome(summary={"sparsity": 0.1 + 0.2, "merge_gap": None}, layers=[{"zeros": 3}])
+    assert Outcome.from_json(outcome.to_json()) == outcome
+
+
+def test_a_failure_survives_the_way_between_processes() -> None:
+    failure = Failure(kind="numeric", stage="repair", message="diverged")
+    assert pickle.loads(pickle.dumps(failure)) == failure
