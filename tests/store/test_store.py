@@ -229,7 +229,7 @@ def test_a_store_can_be_copied_and_read_elsewhere(sweep: SweepStore, tmp_path: P
 
 def test_a_store_can_be_sent_to_another_process(sweep: SweepStore) -> None:
     commit_trial(sweep, "t000", 0.5)
-    sent = pickle.loads(pickle.dumps(sweep))  # noqa: S301
+    sent = pickle.loads(pickle.dumps(sweep))
     assert len(sent.trials()) == 1
 
 
