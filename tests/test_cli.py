@@ -1,0 +1,471 @@
+"""The command line says one clear thing, in the right place, with the documented exit code."""
+
+import csv
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from ressa.cli import main
+from ressa.spec import load_spec
+from ressa.store import SweepStore, open_store
+from tests.landscape.conftest import commit
+
+ROOT = Path(__file__).parents[1]
+QUICKSTART = str(ROOT / "sweeps" / "quickstart.yaml")
+RUNS_TRIALS = (
+    "torch",
+    "ray",
+    "transformers",
+    "deepspeed",
+    "optuna",
+    "easy_vqa",
+    "matplotlib",
+    "scipy",
+    "PIL",
+    "safetensors",
+    "jaxtyping",
+)
+
+
+@dataclass(frozen=True)
+class Said:
+    """How one call ended, and what it wrote."""
+
+    code: int
+    out: str
+    err: str
+
+
+Ressa = Callable[..., Said]
+
+
+@pytest.fixture
+def ressa(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Ressa:
+    """Runs the command in an empty working directory, as if its output were piped."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("RESSA_STORE", "COLUMNS", "NO_COLOR", "FORCE_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+
+    def call(*arguments: str) -> Said:
+        monkeypatch.setattr(sys, "argv", ["ressa", *arguments])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        said = capsys.readouterr()
+        assert isinstance(stop.value.code, int)
+        return Said(stop.value.code, said.out, said.err)
+
+    return call
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> SweepStore:
+    """A finished sweep in ./results: both baselines, four trials, one more that failed."""
+    store = open_store(tmp_path / "results", create=True)
+    made = store.create_sweep("quickstart", load_spec(QUICKSTART).spec.to_yaml())
+    made.event("started", {"planned": 7}, epoch=1)
+    commit(made, "dense", "0", "0", repair=False)
+    commit(made, "dense-repaired", "0", "0")
+    for number, vision in enumerate(("0.5", "0.6", "0.7", "2:4")):
+        commit(made, f"t{number:03d}", vision, "98304/196608", budget=0.5)
+    row = {
+        "role": "search",
+        "number": 4,
+        "state": "failed",
+        "failure_stage": "repair",
+        "failure_class": "numeric",
+        "error": "the loss is [NaN]",
+    }
+    made.commit("trials", [row], trial="t004", epoch=1)
+    made.event("finished", epoch=1)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        ("frob", 2, "No such command 'frob'"),
+        ("reslts", 2, "Did you mean 'results'?"),
+        ("validate", 2, "Missing argument 'FILE'"),
+        ("results quickstart -o xml", 2, "'table', 'json', 'csv'"),
+        ("ls --stroe x", 2, "No such option: --stroe"),
+        ("validate nope.yaml", 2, "nope.yaml: no such file"),
+        ("validate results", 2, "results: is a folder"),
+        (f"validate {ROOT}/sweeps/quikstart.yaml", 2, "Did you mean 'quickstart.yaml'?"),
+        (f"validate {QUICKSTART} --set repair.stpes=3", 2, "Did you mean 'steps'?"),
+        (f"plan {QUICKSTART} --set steps", 2, "write it as key=value"),
+        (f"run {QUICKSTART} --set model=pocket-blip", 2, "Did you mean 'pocket-blip2'?"),
+        (f"run {QUICKSTART} --store=", 2, "store: must not be empty"),
+        (f"run {QUICKSTART} --store file", 5, "is a file, not a folder"),
+        (f"run {QUICKSTART} --store file/below", 5, "A file stands where a folder should"),
+        (f"run {QUICKSTART} --set repair.steps=7", 4, "they differ in repair"),
+        (f"run {QUICKSTART} --set resources.cpus_per_worker=999", 2, "this machine has"),
+        ("results quickstat", 3, "Did you mean 'quickstart'?"),
+        ("results ../quickstart", 3, "no sweep '../quickstart'"),
+        ("status nope", 3, "Sweeps here: quickstart."),
+        ("resume nope", 3, "Sweeps here: quickstart."),
+        ("landscape nope", 3, "Sweeps here: quickstart."),
+        ("ls --store nowhere", 3, "`ressa run` makes one"),
+        ("ls --store file", 5, "is a file, not a folder"),
+        ("ls --store=", 5, "the store is a folder or a URL"),
+        ("ls --store foo://bar", 5, "cannot open store foo://bar"),
+        ("landscape quickstart --out map.gif", 2, "ends in none of .png, .svg, .pdf"),
+        ("landscape quickstart --out file/map.png", 5, "cannot write"),
+        ("models nope", 2, "Known: pocket-blip2, pocket-llava"),
+        ("models ./nope", 2, "there is no such folder"),
+        ("query SELEC", 2, "syntax error"),
+        ("query DROP\tTABLE\ttrials", 2, "got DROP. The store is read only."),
+        ("query COPY\ttrials\tTO\t'x.csv'", 2, "got COPY. The store is read only."),
+        ("query SELECT\t1;SELECT\t2", 2, "got 2 statements"),
+        ("query SELECT\t*\tFROM\ttrails", 2, 'Did you mean "trials"'),
+        ("query SELECT\t*\tFROM\tread_csv('/etc/passwd')", 2, "disabled by configuration"),
+    ],
+)
+def test_what_is_wrong_is_one_message_and_its_exit_code(
+    ressa: Ressa, sweep: SweepStore, tmp_path: Path, arguments: str, code: int, message: str
+) -> None:
+    (tmp_path / "file").write_text("")
+    said = ressa(*(part.replace("\t", " ") for part in arguments.split(" ")))
+    assert message in said.err
+    assert (said.code, said.out) == (code, "")
+    assert [line[:6] for line in said.err.splitlines()].count("error:") == 1
+    assert "Traceback" not in said.err
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "results"}
+
+
+def test_a_folder_that_takes_no_files_is_one_message(ressa: Ressa) -> None:
+    said = ressa("run", QUICKSTART, "--store", "/proc/ressa")
+    assert (said.code, said.out) == (5, "")
+    assert said.err.startswith("error: cannot open store /proc/ressa: ")
+
+
+def test_several_faults_are_counted_and_each_has_a_line_of_its_own(
+    ressa: Ressa, tmp_path: Path
+) -> None:
+    (tmp_path / "bad.yaml").write_text(
+        "ressa: 1\nmodel: pocket-blip2\nspace: {vision_sparsity: 50, language_sparsity: 0.5}\n"
+        "prune: {method: wnada}\n"
+    )
+    said = ressa("validate", "bad.yaml")
+    first, *faults = said.err.splitlines()
+    assert (said.code, first) == (2, "error: 2 faults")
+    assert [fault.split(": ")[0] for fault in faults] == ["bad.yaml:3", "bad.yaml:4"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["results", "quickstart"],
+        ["ls"],
+        ["status", "quickstart"],
+        ["query", "SELECT trial, score, point, committed FROM trials"],
+        ["models"],
+        ["models", "pocket-llava"],
+        ["plan", QUICKSTART],
+    ],
+    ids=lambda arguments: " ".join(arguments[:2])[:20],
+)
+def test_rows_come_as_table_json_and_csv(
+    ressa: Ressa, sweep: SweepStore, arguments: list[str]
+) -> None:
+    rows = json.loads(ressa(*arguments, "-o", "json").out)
+    plain = list(csv.DictReader(io.StringIO(ressa(*arguments, "-o", "csv").out)))
+    assert rows
+    assert len(rows) == len(plain)
+    assert list(rows[0]) == list(plain[0])
+    table = ressa(*arguments)
+    assert table.code == 0
+    assert table.out
+    for row in rows:
+        first = str(next(iter(row.values())))
+        assert first in table.out
+    for output in ("json", "csv"):
+        said = ressa(*arguments, "-o", output)
+        assert (said.code, said.err) == (0, "")
+
+
+def test_json_keeps_what_pandas_would_lose(ressa: Ressa, sweep: SweepStore) -> None:
+    sql = (
+        "SELECT 0.1234567890123456::double AS f, 'infinity'::double AS i, NULL AS n, [1, 2] AS l, "
+        "{'a': NULL} AS s, 1 AS x, 2 AS x, INTERVAL 3 DAY AS t, DATE '2020-01-02' AS d"
+    )
+    (row,) = json.loads(ressa("query", sql, "-o", "json").out)
+    assert isinstance(row.pop("t"), str)
+    assert row == {
+        "f": 0.1234567890123456,
+        "i": None,
+        "n": None,
+        "l": [1, 2],
+        "s": {"a": None},
+        "x": 1,
+        "x_1": 2,
+        "d": "2020-01-02",
+    }
+
+
+def test_an_empty_store_is_said_and_is_no_rows(ressa: Ressa, tmp_path: Path) -> None:
+    open_store(tmp_path / "results", create=True)
+    said = ressa("ls")
+    assert (said.code, said.out) == (0, "")
+    assert "no sweep in" in said.err
+    assert json.loads(ressa("ls", "-o", "json").out) == []
+
+
+def test_the_store_may_come_from_the_environment(
+    ressa: Ressa, sweep: SweepStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "results").rename(tmp_path / "elsewhere")
+    monkeypatch.setenv("RESSA_STORE", "elsewhere")
+    assert "quickstart" in ressa("ls").out
+
+
+def test_status_says_what_failed_and_what_to_do(ressa: Ressa, sweep: SweepStore) -> None:
+    said = ressa("status", "quickstart")
+    for word in ("finished", "7", "0.983", "t000", "t004", "numeric", "the loss is [NaN]"):
+        assert word in said.out
+    assert f"ressa resume quickstart --failed --store {sweep.store.location}" in said.err
+
+
+def test_status_of_an_interrupted_sweep_says_how_to_go_on(ressa: Ressa, sweep: SweepStore) -> None:
+    sweep.event("interrupted", epoch=1)
+    said = ressa("status", "quickstart")
+    assert "interrupted" in said.out
+    assert f"go on: ressa resume quickstart --store {sweep.store.location}" in said.err
+
+
+def test_landscape_draws_here_and_as_a_picture(
+    ressa: Ressa, sweep: SweepStore, tmp_path: Path
+) -> None:
+    said = ressa("landscape", "quickstart", "--out", "new/map.svg")
+    assert "before repair (%)" in said.out
+    assert said.err == "wrote new/map.svg\n"
+    assert "<svg" in (tmp_path / "new" / "map.svg").read_text()
+
+
+def test_plan_tells_asked_from_counted(ressa: Ressa) -> None:
+    rows = json.loads(ressa("plan", QUICKSTART, "-o", "json").out)
+    pattern = next(row for row in rows if row["vision"] == "2:4")
+    assert pattern["vision_zeros"] == 73_728
+    said = ressa("plan", QUICKSTART)
+    assert "shared by all 14 trials" in said.err
+    assert "evaluate: 2000 questions on" in said.err
+    assert "easy-vqa/test" not in said.err
+
+
+def test_plan_of_a_continuous_space_has_no_points_to_show(ressa: Ressa) -> None:
+    said = ressa("plan", QUICKSTART, "--set", "space.vision_sparsity={low: 0.4, high: 0.8}")
+    assert (said.code, said.out) == (0, "")
+    assert "the sampler draws from it" in said.err
+
+
+def test_plan_says_which_points_cannot_be(ressa: Ressa) -> None:
+    said = ressa("plan", QUICKSTART, "--set", "budget=[0.7]", "--set", "search.sampler=grid")
+    assert "skipped" not in said.err
+    said = ressa(
+        "plan", QUICKSTART, "--set", "budget=[0.7]", "--set", "space.vision_sparsity.choices.0=0"
+    )
+    assert "skipped budget=0.7 vision_sparsity=0: " in said.err
+
+
+def test_validate_warns_of_the_trivial_answer(ressa: Ressa, tmp_path: Path) -> None:
+    (tmp_path / "free.yaml").write_text(
+        "ressa: 1\nmodel: pocket-blip2\n"
+        "space: {vision_sparsity: {low: 0, high: 0.8}, language_sparsity: {low: 0, high: 0.8}}\n"
+    )
+    said = ressa("validate", "free.yaml")
+    assert (said.code, said.out) == (0, "")
+    assert said.err.startswith("warning: objective: ")
+    assert "free.yaml: sweep 'free' is valid." in said.err
+
+
+def test_a_folder_is_looked_at_after_the_file_and_without_its_weights(
+    ressa: Ressa, tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    said = ressa("validate", QUICKSTART, "--set", f"model={folder}")
+    assert said.code == 2
+    first, second = said.err.splitlines()
+    assert first == f"reading the layers of {folder} …"
+    assert second.startswith(f"error: model {folder} cannot be loaded")
+
+
+def test_brackets_in_names_are_no_markup(ressa: Ressa) -> None:
+    assert "[red]x[/red].yaml: no such file" in ressa("validate", "[red]x[/red].yaml").err
+
+
+def test_help_version_and_no_arguments(ressa: Ressa) -> None:
+    from ressa import __version__
+
+    assert ressa("--version").out == f"ressa {__version__}\n"
+    shown = ressa("--help")
+    assert (shown.code, shown.err) == (0, "")
+    assert "Exit codes:" in shown.out
+    assert "..." not in shown.out.split("Commands:")[1].split("Exit codes")[0]
+    assert ressa() == shown
+
+
+def test_a_piped_table_is_cut_nowhere(ressa: Ressa, sweep: SweepStore) -> None:
+    said = ressa("results", "quickstart")
+    assert "of d.-r." in said.out
+    assert "no room" not in said.out
+    assert max(map(len, said.out.splitlines())) > 80
+    assert not any(line.endswith(" ") for line in said.out.splitlines())
+    long = ressa("query", f"SELECT repeat('x', 300) AS a, '{'y' * 300}' AS b")
+    assert "x" * 300 + "  " + "y" * 300 in long.out
+
+
+def test_a_narrow_terminal_is_told_what_it_does_not_see(
+    ressa: Ressa, sweep: SweepStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    said = ressa("results", "quickstart")
+    assert "no room here for whole, of d.-r.: -o csv has every column" in said.out
+    assert max(map(len, said.out.splitlines())) <= 80
+    assert max(map(len, ressa("ls").out.splitlines())) <= 80
+    monkeypatch.setenv("COLUMNS", "60")
+    said = ressa("results", "quickstart")
+    assert max(map(len, said.out.splitlines())) <= 60
+    assert "98.3" in said.out
+
+
+def test_a_terminal_without_unicode_shows_question_marks(
+    ressa: Ressa, sweep: SweepStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for arguments in (["results", "quickstart"], ["landscape", "quickstart"], ["ls"]):
+        out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+        monkeypatch.setattr(sys, "stdout", out)
+        assert ressa(*arguments).code == 0
+        out.seek(0)
+        assert out.read().strip()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+@pytest.mark.parametrize("output", ["table", "json", "csv"])
+def test_a_full_disk_under_stdout_is_one_message(
+    ressa: Ressa, sweep: SweepStore, monkeypatch: pytest.MonkeyPatch, output: str
+) -> None:
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        said = ressa("results", "quickstart", "-o", output)
+    assert said == Said(1, "", "error: cannot write to stdout: No space left on device.\n")
+
+
+@pytest.mark.parametrize("output", ["table", "json", "csv"])
+def test_a_reader_that_has_enough_ends_nothing_badly(
+    ressa: Ressa, sweep: SweepStore, monkeypatch: pytest.MonkeyPatch, output: str
+) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w") as pipe:
+        monkeypatch.setattr(sys, "stdout", pipe)
+        assert ressa("results", "quickstart", "-o", output) == Said(0, "", "")
+
+
+def test_ctrl_c_ends_a_long_query(ressa: Ressa, sweep: SweepStore) -> None:
+    interrupt = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT))
+    interrupt.start()
+    said = ressa("query", "SELECT count(*) FROM range(1000000) a, range(100000000) b WHERE a = b")
+    assert said == Said(130, "", "")
+
+
+def _python(program: str, *arguments: str, folder: Path) -> str:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        env=environment,
+        check=True,
+    )
+    return done.stdout.splitlines()[-1]
+
+
+_LOADED = """
+import sys
+from ressa.cli import main
+try:
+    main()
+except SystemExit:
+    pass
+print(*sorted({name.split(".")[0] for name in sys.modules}))
+"""
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["validate", QUICKSTART]], ids=["help", "file"])
+def test_help_and_validate_load_nothing_heavy(tmp_path: Path, arguments: list[str]) -> None:
+    loaded = set(_python(_LOADED, *arguments, folder=tmp_path).split())
+    assert "ressa" in loaded
+    assert not loaded & {*RUNS_TRIALS, "pandas", "pyarrow", "numpy.linalg", "duckdb", "obstore"}
+
+
+_WITHOUT = """
+import contextlib, io, json, sys
+blocked, calls = map(json.loads, sys.argv[1:3])
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in blocked:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Absent())
+from ressa.cli import main
+said = []
+for call in calls:
+    sys.argv = ["ressa", *call]
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            main()
+        except SystemExit as stop:
+            said.append([stop.code, out.getvalue(), err.getvalue()])
+print(json.dumps(said))
+"""
+
+
+def test_the_base_install_reads_and_says_what_running_needs(
+    sweep: SweepStore, tmp_path: Path
+) -> None:
+    reads = [
+        ["validate", QUICKSTART],
+        ["plan", QUICKSTART],
+        ["results", "quickstart"],
+        ["query", "SELECT count(*) AS n FROM trials"],
+        ["ls"],
+        ["status", "quickstart"],
+        ["landscape", "quickstart"],
+        ["models"],
+        ["models", "pocket-blip2"],
+    ]
+    folder = str(ROOT / "ressa" / "models" / "pocket" / "pocket-blip2")
+    runs = [
+        ["run", QUICKSTART, "--store", "new"],
+        ["resume", "quickstart"],
+        ["models", folder],
+        ["landscape", "quickstart", "--out", "map.png"],
+        ["validate", QUICKSTART, "--set", f"model={folder}"],
+    ]
+    said = json.loads(
+        _python(_WITHOUT, json.dumps(RUNS_TRIALS), json.dumps([*reads, *runs]), folder=tmp_path)
+    )
+    for call, (code, out, err) in zip(reads, said, strict=False):
+        assert code == 0, (call, err)
+        assert out or call[0] == "validate"
+    assert "data were not read: they need easy_vqa" in said[1][2]
+    for call, (code, out, err) in zip(runs, said[len(reads) :], strict=True):
+        assert (code, out) == (2, ""), call
+        assert err.count("error:") == 1
+        assert "pip install 'ressa[run]' -c constraints.txt" in err
+    assert {path.name for path in tmp_path.iterdir()} == {"results"}
