@@ -91,16 +91,18 @@ class Heatmap:
         """One map as lines of equal width."""
         names = {"pruned": "before repair", "repaired": "after repair"}
         margin = max(len(level.label) for level in self._rows)
-        width = margin + 1 + _CELL * len(self._columns)
-        yield Text(f"{names[state]} (%)".center(width), style="bold")
+        title, axes = f"{names[state]} (%)", "language ↑  vision →"
+        width = max(margin + 1 + _CELL * len(self._columns), len(title), len(axes))
+        yield Text(title.center(width), style="bold")
         for at, row in enumerate(self._rows):
             line = Text(f"{row.label:>{margin}} ", style="dim" if at % 2 else "")
             for column in self._columns:
                 line.append_text(self._cell(row, column, state))
+            line.pad_right(width - line.cell_len)
             yield line
         labels = "".join(level.label.center(_CELL) for level in self._columns)
-        yield Text(f"{'':{margin}} {labels}")
-        yield Text("language ↑  vision →".center(width), style="dim")
+        yield Text(f"{'':{margin}} {labels}".ljust(width))
+        yield Text(axes.center(width), style="dim")
 
     def _cell(self, row: _Level, column: _Level, state: str) -> Text:
         here = [

@@ -7,6 +7,7 @@ from typing import Any, Self
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.markup import escape
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -61,14 +62,17 @@ class Board:
     def planned(self, trials: int, finished: Mapping[str, Mapping[str, Any]]) -> None:
         """Is told how many trials there are to be, and which are there already."""
         self._planned, self._finished = trials, dict(finished)
-        already = f", {len(finished)} of them finished before" if finished else ""
-        self._say(f"[bold]{self._spec.name}[/bold]  {trials} trials{already}")
+        already = f", {len(finished)} finished before" if finished else ""
+        noun = "trial" if trials == 1 else "trials"
+        self._say(f"[bold]{self._spec.name}[/bold]  {trials} {noun}{already}")
 
     def began(self, attempt: Attempt) -> None:
         """Is told that an attempt started."""
         self._running[attempt.trial] = (attempt, Progress(stage="start"), time.monotonic())
         if attempt.reason:
-            self._say(f"{attempt.trial:14}  attempt {attempt.attempt + 1}: {attempt.reason}")
+            self._say(
+                f"{attempt.trial:14}  attempt {attempt.attempt + 1}: {escape(attempt.reason)}"
+            )
 
     def moved(self, attempt: Attempt, progress: Progress) -> None:
         """Is told where a trial is."""
@@ -138,7 +142,7 @@ def _shown(target: Target) -> str:
 
 def _result(row: Mapping[str, Any]) -> str:
     if row["state"] != "succeeded":
-        return f"[red]{row['state']}[/red] at {row['failure_stage']}: {row['error']}"
+        return f"[red]{row['state']}[/red] at {row['failure_stage']}: {escape(str(row['error']))}"
     if row.get("score_repaired") is None:
         return f"score {_percent(row['score'])}"
     return f"pruned {_percent(row['score_pruned'])} → repaired {_percent(row['score_repaired'])}"

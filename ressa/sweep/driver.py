@@ -111,6 +111,7 @@ def _drive(
     try:
         ledger = Ledger(sweep, plan, epoch=lease.epoch, redo_failed=redo_failed)
         if ledger.is_complete:
+            watcher.planned(ledger.planned, dict(ledger.results))
             return
         before = "resumed" if len(sweep.events()) else "started"
         sweep.event(before, {"planned": ledger.planned}, epoch=lease.epoch)
