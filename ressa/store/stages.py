@@ -15,6 +15,7 @@ from ressa.store.objects import Objects
 
 log = logging.getLogger(__name__)
 
+
 class StageStore:
     """The stages of one store."""
 
