@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ressa.catalog import MODELS, TASKS
-from ressa.errors import SpecError
+from ressa.errors import SpecError, UnknownNameError
 from ressa.records import TrialSpec
 from ressa.sparsity import Inventory, Target, Tower, tower_zeros
 from ressa.spec import (
@@ -155,6 +155,8 @@ def inventory_of(model: ModelRef) -> Inventory:
     """
     if model.id in MODELS:
         return MODELS[model.id].inventory()
+    if "/" not in model.id and not Path(model.id).expanduser().is_dir():
+        raise UnknownNameError("model", model.id, known=MODELS)
     from ressa.models import load_inventory
 
     return load_inventory(model)
