@@ -20,6 +20,8 @@ METHODS: Registry[Any] = Registry(
         "random": "ressa.prune.random:Random",
         "magnitude": "ressa.prune.magnitude:Magnitude",
         "wanda": "ressa.prune.wanda:Wanda",
+        "sparsegpt": "ressa.prune.sparsegpt:SparseGPT",
+        "dsnot": "ressa.prune.dsnot:DSnoT",
     },
 )
 

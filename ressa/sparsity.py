@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 Tower = Literal["vision", "language"]
 TOWERS: tuple[Tower, Tower] = ("vision", "language")
 
+Group = Literal["row", "matrix", "tower"]
+"""Where weights compete: within a row of a matrix, within a matrix, or over a whole tower."""
+
 _PATTERN = re.compile(r"(\d{1,4}):(\d{1,4})")
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,3})?")
 _QUOTIENT = re.compile(r"-?(\d{1,40})/(\d{1,40})")

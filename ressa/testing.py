@@ -11,9 +11,22 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ressa.prune import InputNorms, PruneMethod, apply_masks, count_zeros, prune_tower
-from ressa.prune.walk import Group
-from ressa.sparsity import LayerShape, Target, tower_zeros, zeros_per_matrix, zeros_per_row
+from ressa.prune import (
+    LayerStatistics,
+    PrunedTower,
+    PruneMethod,
+    Statistics,
+    count_zeros,
+    prune_tower,
+)
+from ressa.sparsity import (
+    Group,
+    LayerShape,
+    Target,
+    tower_zeros,
+    zeros_per_matrix,
+    zeros_per_row,
+)
 
 _SHAPES = {"first": (12, 16), "second": (7, 24), "third": (16, 8)}  # all can be cut 2:4 and 4:8
 _LAYERS = tuple(
@@ -34,10 +47,10 @@ class PruneMethodContract:
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
     def test_saliency_is_finite_and_has_the_shape_of_the_weight(self, dtype: torch.dtype) -> None:
-        norms = _norms()
+        method, known = self.method(), _statistics().layers
         for name, weight in _weights(_tower(dtype)).items():
-            norm = norms.norm(name) if self.method.needs_statistics else None
-            saliency = self.method().saliency(weight, norm, torch.Generator().manual_seed(0))
+            statistics = None if method.needs == "nothing" else known[name]
+            saliency = method.saliency(weight, statistics, torch.Generator().manual_seed(0))
             assert saliency.shape == weight.shape
             assert saliency.isfinite().all()
 
@@ -56,6 +69,12 @@ class PruneMethodContract:
         lost = [int((~masks[layer.name]).sum()) for layer in _LAYERS]
         assert lost == zeros_per_matrix(_LAYERS, target)
 
+    @pytest.mark.parametrize("sparsity", _SPARSITIES)
+    def test_a_tower_that_competes_as_a_whole_loses_exactly_its_count(self, sparsity: str) -> None:
+        target = Target.parse(sparsity)
+        masks = self._masks(target, group="tower")
+        assert sum(int((~mask).sum()) for mask in masks.values()) == tower_zeros(_LAYERS, target)
+
     @pytest.mark.parametrize("pattern", ["2:4", "4:8", "1:4", "3:4"])
     def test_a_pattern_is_obeyed_in_each_aligned_group(self, pattern: str) -> None:
         kept, group = map(int, pattern.split(":"))
@@ -64,47 +83,71 @@ class PruneMethodContract:
 
     def test_sparsity_0_changes_nothing(self) -> None:
         tower = _tower()
-        apply_masks(tower, self._masks(Target.parse("0")))
+        self._prune(Target.parse("0")).apply(tower)
         assert _equal(_weights(tower), _weights(_tower()))
 
     def test_sparsity_1_zeroes_everything(self) -> None:
         tower = _tower()
-        apply_masks(tower, self._masks(Target.parse("1")))
+        self._prune(Target.parse("1")).apply(tower)
         assert all(not weight.any() for weight in _weights(tower).values())
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
     def test_zeros_are_where_the_masks_say(self, dtype: torch.dtype) -> None:
         tower, target = _tower(dtype), Target.parse("0.6")
-        masks = self._masks(target, tower=tower)
-        apply_masks(tower, masks)
-        counts = count_zeros(tower, _LAYERS, masks)
+        pruned = self._prune(target, tower=tower)
+        pruned.apply(tower)
+        counts = count_zeros(tower, _LAYERS, pruned.masks)
         assert [count.violations for count in counts] == [0, 0, 0]
         assert sum(count.pruned for count in counts) == tower_zeros(_LAYERS, target)
+        assert all(weight.isfinite().all() for weight in _weights(tower).values())
+        assert all(weight.dtype == dtype for weight in _weights(tower).values())
 
     @pytest.mark.parametrize("target", ["0.5", "2:4"])
-    def test_the_same_seed_gives_the_same_masks(self, target: str) -> None:
-        once, again = self._masks(Target.parse(target)), self._masks(Target.parse(target))
-        assert _equal(once, again)
+    def test_the_same_seed_gives_the_same_masks_and_weights(self, target: str) -> None:
+        once, again = self._prune(Target.parse(target)), self._prune(Target.parse(target))
+        assert _equal(once.masks, again.masks)
+        assert _equal(once.weights, again.weights)
 
-    def test_masks_do_not_depend_on_the_order_of_the_layers(self) -> None:
+    @pytest.mark.parametrize("target", ["0.5", "2:4"])
+    def test_what_was_pruned_comes_back_from_bytes(self, target: str) -> None:
+        pruned = self._prune(Target.parse(target))
+        restored = PrunedTower.from_bytes(pruned.to_bytes())
+        assert restored.layers == pruned.layers
+        assert _equal(restored.masks, pruned.masks)
+        assert _equal(restored.weights, pruned.weights)
+
+    def test_masks_and_weights_do_not_depend_on_the_order_of_the_layers(self) -> None:
         # Half of every width here is whole, so that no remainder moves with the order.
-        target, method, norms = Target.parse("0.5"), self.method(), _norms()
-        pruned = prune_tower(_tower(), _LAYERS[::-1], method, target=target, norms=norms, seed=3)
-        assert _equal(pruned.masks, self._masks(target))
+        target, method, known = Target.parse("0.5"), self.method(), _statistics()
+        pruned = prune_tower(
+            _tower(), _LAYERS[::-1], method, target=target, statistics=known, seed=3
+        )
+        expected = self._prune(target)
+        assert _equal(pruned.masks, expected.masks)
+        assert _equal(pruned.weights, expected.weights)
 
-    def test_choosing_masks_leaves_the_weights_and_statistics_alone(self) -> None:
-        tower, norms = _tower(), _norms()
-        prune_tower(tower, _LAYERS, self.method(), target=Target.parse("0.5"), norms=norms)
+    @pytest.mark.parametrize("target", ["0.5", "2:4"])
+    def test_choosing_masks_leaves_the_weights_and_statistics_alone(self, target: str) -> None:
+        tower, known = _tower(), _statistics()
+        prune_tower(tower, _LAYERS, self.method(), target=Target.parse(target), statistics=known)
         assert _equal(_weights(tower), _weights(_tower()))
-        assert _equal(norms.square_sums, _norms().square_sums)
+        assert known.to_bytes() == _statistics().to_bytes()
 
-    def _masks(
+    def _prune(
         self, target: Target, group: Group = "row", tower: nn.Module | None = None
-    ) -> dict[str, Tensor]:
-        tower = _tower() if tower is None else tower
+    ) -> PrunedTower:
         return prune_tower(
-            tower, _LAYERS, self.method(), target=target, group=group, norms=_norms(), seed=3
-        ).masks
+            _tower() if tower is None else tower,
+            _LAYERS,
+            self.method(),
+            target=target,
+            group=group,
+            statistics=_statistics(),
+            seed=3,
+        )
+
+    def _masks(self, target: Target, group: Group = "row") -> Mapping[str, Tensor]:
+        return self._prune(target, group).masks
 
 
 def _tower(dtype: torch.dtype = torch.float32) -> nn.ModuleDict:
@@ -122,14 +165,22 @@ def _tower(dtype: torch.dtype = torch.float32) -> nn.ModuleDict:
     return tower
 
 
-def _norms() -> InputNorms:
-    """Statistics of the three layers; the first input of each is dead."""
+def _statistics() -> Statistics:
+    """Statistics of the three layers on correlated inputs; the first input of each is dead."""
     generator = torch.Generator().manual_seed(1)
-    sums = {}
+    layers = {}
     for name, (_, columns) in _SHAPES.items():
-        sums[name] = torch.rand(columns, generator=generator, dtype=torch.float64)
-        sums[name][0] = 0
-    return InputNorms(sums, dict.fromkeys(_SHAPES, 10))
+        mixing = torch.randn(columns, columns, generator=generator, dtype=torch.float64)
+        inputs = torch.randn(20, columns, generator=generator, dtype=torch.float64) @ mixing + 0.5
+        inputs[:, 0] = 0
+        layers[name] = LayerStatistics(
+            samples=5,
+            tokens=20,
+            sums=inputs.sum(dim=0),
+            square_sums=inputs.square().sum(dim=0),
+            gram=(inputs.T @ inputs).float(),
+        )
+    return Statistics(layers)
 
 
 def _weights(tower: nn.Module) -> dict[str, Tensor]:

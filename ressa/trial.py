@@ -14,7 +14,7 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cache
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -23,15 +23,15 @@ from ressa.catalog import METHODS, TASKS
 from ressa.evaluate import Scores, predictions, score
 from ressa.models import VLM, load_vlm
 from ressa.prune import (
-    InputNorms,
+    Need,
     PrunedTower,
-    apply_masks,
+    PruneMethod,
+    Statistics,
     calibrate,
     count_zeros,
     mask_hash,
     prune_tower,
 )
-from ressa.prune.walk import Group
 from ressa.records import Example, Outcome, Progress, TrialSpec, content_key
 from ressa.repair import Teacher, attach, merge, teacher_logits, train
 from ressa.sparsity import TOWERS, Tower
@@ -68,6 +68,10 @@ class _Trial:
         self.vlm: VLM = load_vlm(trial.model)
         self.vlm.model.to(device())  # type: ignore[arg-type]  # transformers wraps it untyped
         self.inventory = self.vlm.towers.inventory
+        self.methods: dict[Tower, PruneMethod] = {
+            tower: METHODS[trial.tower(tower).method].from_spec(trial.tower(tower))
+            for tower in TOWERS
+        }
         self.towers: dict[Tower, PrunedTower] = {}
         self.seconds: dict[str, float] = {}
         self.outcome = Outcome(summary={})
@@ -78,11 +82,11 @@ class _Trial:
         yield Progress(stage="score dense")
         self.score_dense()
         yield Progress(stage="calibrate")
-        norms = self.calibrate()
+        statistics = self.calibrate()
         yield Progress(stage="teacher")
         teacher = self.dense_teacher()
         yield Progress(stage="prune")
-        self.prune(norms)
+        self.prune(statistics)
         yield Progress(stage="score pruned")
         self.score_model("pruned")
         if self.spec.repair is not None:
@@ -122,19 +126,20 @@ class _Trial:
             key = self._key("dense", self.spec.evaluate, self.spec.workers)
             self.outcome.scores.extend(json.loads(self.stages.once("dense", key, make)))
 
-    def calibrate(self) -> InputNorms | None:
-        """Takes the input norms of every layer of the dense model, if a method asks for them."""
-        if not any(METHODS[self.spec.tower(tower).method].needs_statistics for tower in TOWERS):
+    def calibrate(self) -> Statistics | None:
+        """Sums up the inputs of every layer of the dense model, as far as the methods need it."""
+        needs = {method.needs for method in self.methods.values()}
+        if needs == {"nothing"}:
             return None
+        grams = [tower for tower in TOWERS if self.methods[tower].needs == "gram"]
 
         def make() -> bytes:
             task, examples = _examples(self.spec.calibration)
-            return calibrate(self.vlm, examples, task.image).to_bytes()
+            return calibrate(self.vlm, examples, task.image, grams=grams).to_bytes()
 
         with self._clock("calibration"):
-            return InputNorms.from_bytes(
-                self.stages.once("calibration", self._calibration_key, make)
-            )
+            key = self._key("calibration", self.spec.calibration, grams)
+            return Statistics.from_bytes(self.stages.once("calibration", key, make))
 
     def dense_teacher(self) -> Teacher | None:
         """Asks the dense model for its logits on the repair data, before anything is pruned."""
@@ -151,29 +156,29 @@ class _Trial:
                 self.stages.once("teacher", self._key("teacher", plan.data), make)
             )
 
-    def prune(self, norms: InputNorms | None) -> None:
-        """Chooses both towers' keep masks on the dense weights, then sets the rest to zero."""
+    def prune(self, statistics: Statistics | None) -> None:
+        """Chooses what stays of both towers on the dense weights, then sets the rest to zero."""
         with self._clock("prune"):
             for tower in TOWERS:
-                self.towers[tower] = self._prune_tower(tower, norms)
-            apply_masks(self.vlm.model, self.masks)
+                self.towers[tower] = self._prune_tower(tower, statistics)
+            for pruned in self.towers.values():
+                pruned.apply(self.vlm.model)
 
-    def _prune_tower(self, tower: Tower, norms: InputNorms | None) -> PrunedTower:
-        wanted = self.spec.tower(tower)
-        method = METHODS[wanted.method]()
-        statistics = self._calibration_key if method.needs_statistics else None
+    def _prune_tower(self, tower: Tower, statistics: Statistics | None) -> PrunedTower:
+        wanted, method = self.spec.tower(tower), self.methods[tower]
+        need: Need = method.needs
+        calibration = None if need == "nothing" else (self.spec.calibration, need)
         seed = self.spec.calibration.seed
-        key = self._key("mask", tower, wanted, method.version, statistics, seed)
+        key = self._key("mask", tower, wanted, method.versions, calibration, seed)
 
         def make() -> bytes:
-            layers = self.inventory.tower(tower)
             return prune_tower(
                 self.vlm.model,
-                layers,
+                self.inventory.tower(tower),
                 method,
                 target=wanted.target,
-                group=cast(Group, wanted.group),
-                norms=norms,
+                group=wanted.group,
+                statistics=statistics,
                 seed=seed,
             ).to_bytes()
 
@@ -217,6 +222,8 @@ class _Trial:
                     "requested_zeros": report.requested_zeros,
                     "zeros": report.zeros,
                     "zeros_after_merge": count.zeros,
+                    "output_error": report.output_error,
+                    "seconds": report.seconds,
                 }
             )
         pruned = {t: sum(c.pruned for c in counts if c.tower == t) for t in TOWERS}
@@ -238,10 +245,6 @@ class _Trial:
     def masks(self) -> dict[str, Tensor]:
         """The keep masks of both towers."""
         return {name: mask for tower in self.towers.values() for name, mask in tower.masks.items()}
-
-    @property
-    def _calibration_key(self) -> str:
-        return self._key("calibration", self.spec.calibration)
 
     def _key(self, *parts: Any) -> str:
         """Names a stage by all that can change it: its options, the weights, the code's version."""

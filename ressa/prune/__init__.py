@@ -1,8 +1,9 @@
 """Pruning: statistics · masks · one module per method · the walk over a tower."""
 
-from ressa.prune.masks import keep_mask, mask_hash, pack_masks, unpack_masks
-from ressa.prune.method import PruneMethod
-from ressa.prune.statistics import InputNorms, calibrate
+from ressa.prune.calibration import calibrate
+from ressa.prune.masks import keep_mask, mask_hash
+from ressa.prune.method import Need, Pruned, PruneMethod
+from ressa.prune.statistics import LayerStatistics, Statistics
 from ressa.prune.walk import (
     LayerReport,
     PrunedTower,
@@ -13,17 +14,18 @@ from ressa.prune.walk import (
 )
 
 __all__ = [
-    "InputNorms",
     "LayerReport",
+    "LayerStatistics",
+    "Need",
     "PruneMethod",
+    "Pruned",
     "PrunedTower",
+    "Statistics",
     "ZeroCount",
     "apply_masks",
     "calibrate",
     "count_zeros",
     "keep_mask",
     "mask_hash",
-    "pack_masks",
     "prune_tower",
-    "unpack_masks",
 ]

@@ -5,6 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ressa.prune.method import PruneMethod
+from ressa.prune.statistics import LayerStatistics
 
 
 class Magnitude(PruneMethod):
@@ -15,7 +16,7 @@ class Magnitude(PruneMethod):
     def saliency(
         self,
         weight: Float[Tensor, "out in"],
-        input_norm: Float[Tensor, " in"] | None,
+        statistics: LayerStatistics | None,
         generator: torch.Generator,
     ) -> Float[Tensor, "out in"]:
         """Returns each weight's absolute value."""

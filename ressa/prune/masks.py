@@ -11,12 +11,11 @@ compete, one group a row.
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
-from safetensors.torch import load, save
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from ressa.errors import PruneError
@@ -69,7 +68,11 @@ def _keep_highest(
     values: Float[np.ndarray, "row column"], zeros: Int[np.ndarray, " row"]
 ) -> Bool[np.ndarray, "row column"]:
     """Drops the `zeros` lowest values of each row, the earlier ones first among equals."""
-    last_pruned = np.sort(values, axis=1)[np.arange(len(values)), np.maximum(zeros, 1) - 1]
+    last = np.maximum(zeros, 1) - 1  # [row]
+    places = np.unique(last)
+    # Rows mostly lose one of two counts, and two places are found faster than all are sorted.
+    ordered = np.partition(values, places, axis=1) if len(places) <= 2 else np.sort(values, axis=1)
+    last_pruned = ordered[np.arange(len(values)), last]
     threshold = np.where(zeros > 0, last_pruned, -np.inf)[:, None]  # [row 1]
     kept = values > threshold
     missing = kept.shape[1] - zeros - np.count_nonzero(kept, axis=1)  # [row]
@@ -95,39 +98,15 @@ def _keep_pattern(
     return np.ascontiguousarray((rank >= pattern.group - pattern.kept).T)
 
 
-def pack_masks(masks: Mapping[str, Bool[Tensor, "_ _"]], note: str = "") -> bytes:
-    """Writes masks as the bytes of a safetensors file, eight weights a byte.
-
-    Equal masks and notes give equal bytes. `unpack_masks` and `packed_note` read them.
-    """
-    packed = {name: torch.from_numpy(np.packbits(mask.numpy())) for name, mask in masks.items()}
-    shapes = {name: list(mask.shape) for name, mask in masks.items()}
-    # One entry, because safetensors writes several in no fixed order.
-    header = json.dumps({"shapes": shapes, "note": note}, sort_keys=True)
-    content: bytes = save(packed, metadata={"ressa": header})
-    return content
+def mask_bits(mask: Bool[Tensor, "_ _"]) -> UInt8[Tensor, " byte"]:
+    """Packs a mask, eight weights a byte."""
+    return torch.from_numpy(np.packbits(mask.numpy()))
 
 
-def unpack_masks(content: bytes) -> dict[str, Bool[Tensor, "_ _"]]:
-    """Reads the masks that `pack_masks` wrote."""
-    shapes, masks = _header(content)["shapes"], {}
-    for name, bits in load(content).items():
-        rows, columns = shapes[name]
-        mask = np.unpackbits(bits.numpy(), count=rows * columns).astype(bool)
-        masks[name] = torch.from_numpy(mask.reshape(rows, columns))
-    return masks
-
-
-def packed_note(content: bytes) -> str:
-    """Reads the note that `pack_masks` wrote beside the masks."""
-    return str(_header(content)["note"])
-
-
-def _header(content: bytes) -> dict[str, Any]:
-    # safetensors reads metadata from files only; its first eight bytes are the header's length.
-    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-    written: dict[str, Any] = json.loads(header["__metadata__"]["ressa"])
-    return written
+def mask_of_bits(bits: UInt8[Tensor, " byte"], rows: int, columns: int) -> Bool[Tensor, "_ _"]:
+    """Unpacks what `mask_bits` packed."""
+    mask = np.unpackbits(bits.numpy(), count=rows * columns).astype(bool)
+    return torch.from_numpy(mask.reshape(rows, columns))
 
 
 def mask_hash(masks: Mapping[str, Bool[Tensor, "_ _"]]) -> str:

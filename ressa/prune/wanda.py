@@ -4,7 +4,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ressa.prune.method import PruneMethod
+from ressa.prune.method import Need, PruneMethod
+from ressa.prune.statistics import LayerStatistics
 
 
 class Wanda(PruneMethod):
@@ -16,16 +17,16 @@ class Wanda(PruneMethod):
     """
 
     name = "wanda"
-    needs_statistics = True
+    needs: Need = "moments"
 
     def saliency(
         self,
         weight: Float[Tensor, "out in"],
-        input_norm: Float[Tensor, " in"] | None,
+        statistics: LayerStatistics | None,
         generator: torch.Generator,
     ) -> Float[Tensor, "out in"]:
         """Returns each weight's absolute value times the norm of the input it multiplies."""
-        assert input_norm is not None  # the walk gives statistics to a method that needs them
+        assert statistics is not None  # the walk gives statistics to a method that needs them
         # Half precision would round different saliencies to ties.
         precise = torch.promote_types(weight.dtype, torch.float32)
-        return weight.detach().abs().to(precise) * input_norm.to(weight.device, precise)
+        return weight.detach().abs().to(precise) * statistics.norm.to(weight.device, precise)

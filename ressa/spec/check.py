@@ -20,7 +20,14 @@ from ressa.registry import Registry
 from ressa.sparsity import Inventory, Target, Tower, check_pattern, exact_fraction, out_of_range
 from ressa.spec.faults import explain
 from ressa.spec.points import allocate, override
-from ressa.spec.schema import DataRef, SweepSpec, is_integer, sweepable_fields
+from ressa.spec.schema import (
+    DataRef,
+    Prune,
+    SweepSpec,
+    TowerPrune,
+    is_integer,
+    sweepable_fields,
+)
 from ressa.spec.space import BUDGET, SPARSITIES, Choices, Range, Scalar, scalar_text
 from ressa.spec.yaml import Path
 
@@ -76,11 +83,18 @@ def _check_model(spec: SweepSpec) -> Iterator[Problem]:
 
 
 def _check_prune(spec: SweepSpec) -> Iterator[Problem]:
-    yield from _check_name(METHODS, spec.prune.method, ("prune", "method"))
-    for tower in ("vision", "language"):
-        method = getattr(spec.prune, tower).method
-        if method is not None:
-            yield from _check_name(METHODS, method, ("prune", tower, "method"))
+    sections: dict[Path, Prune | TowerPrune] = {
+        ("prune",): spec.prune,
+        ("prune", "vision"): spec.prune.vision,
+        ("prune", "language"): spec.prune.language,
+    }
+    for path, section in sections.items():
+        for key, method in (("method", section.method), ("from", section.initial)):
+            if method is not None:
+                yield from _check_name(METHODS, method, (*path, key))
+        if section.initial == "dsnot":
+            message = "dsnot refines the mask of another method. Name that one, such as wanda."
+            yield Problem((*path, "from"), message)
     yield from _check_name(TASKS, spec.prune.calibration.task, ("prune", "calibration", "task"))
 
 

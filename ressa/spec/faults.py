@@ -89,7 +89,7 @@ def quote(value: Any) -> str:
 def keys_at(path: Path) -> list[str]:
     """Returns the keys that a mapping of the sweep file may have."""
     model = _model_at(path)
-    return list(model.model_fields) if model is not None else []
+    return list(model.by_key()) if model is not None else []
 
 
 def _model_at(path: Path) -> type[SpecModel] | None:
@@ -98,9 +98,9 @@ def _model_at(path: Path) -> type[SpecModel] | None:
         if model is None or path[0] == "space":
             break
         if isinstance(key, str):
-            if key not in model.model_fields:
+            if key not in model.by_key():
                 return None
-            model = _model_in(model.model_fields[key].annotation)
+            model = _model_in(model.by_key()[key].annotation)
         elif index == 0:
             return None
     if path[:1] == ("space",) and len(path) == 2:
@@ -120,7 +120,7 @@ def _model_in(annotation: Any) -> type[SpecModel] | None:
 def _all_paths(
     model: type[SpecModel] = SweepSpec, prefix: tuple[str, ...] = ()
 ) -> Iterable[tuple[str, ...]]:
-    for name, field in model.model_fields.items():
+    for name, field in model.by_key().items():
         yield (*prefix, name)
         inner = _model_in(field.annotation)
         if inner is not None and inner not in (Choices, Range):
@@ -129,7 +129,7 @@ def _all_paths(
 
 def _description(path: Path) -> str:
     model = _model_at(path[:-1])
-    field = model.model_fields.get(str(path[-1])) if model is not None else None
+    field = model.by_key().get(str(path[-1])) if model is not None else None
     return field.description or "" if field is not None else ""
 
 
@@ -144,7 +144,7 @@ def _one_of(path: Path, given: Any, expected: str) -> str:
 
 def _number(path: Path) -> str:
     model = _model_at(path[:-1])
-    field = model.model_fields.get(str(path[-1])) if model is not None else None
+    field = model.by_key().get(str(path[-1])) if model is not None else None
     return "a number" if field is not None and field.annotation is float else "an integer"
 
 

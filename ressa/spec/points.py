@@ -12,6 +12,7 @@ from ressa.errors import InfeasibleAllocation, SpecError, did_you_mean
 from ressa.sparsity import (
     TOWERS,
     Allocation,
+    Group,
     Inventory,
     Target,
     Tower,
@@ -32,8 +33,12 @@ class TowerTarget:
     """How one tower is pruned, and how much of it."""
 
     method: str
-    group: str
+    group: Group
     target: Target
+    initial: str | None = None
+    """The method that dsnot refines; None for every other method."""
+    dampening: float | None = None
+    """What sparsegpt adds to its Hessian; None where it does not prune."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,10 +91,15 @@ def baseline(spec: SweepSpec, name: str) -> Effective:
 
 def _effective(prune: Prune, repair: Repair, spec: SweepSpec, allocation: Allocation) -> Effective:
     def tower(tower: Tower) -> TowerTarget:
+        method = prune.method_of(tower)
+        initial = prune.initial_of(tower) if method == "dsnot" else None
         return TowerTarget(
-            method=prune.method_of(tower),
+            method=method,
             group=prune.group_of(tower),
             target=getattr(allocation, tower),
+            # What a method does not read stays out, so that it makes no other trial of it.
+            initial=initial,
+            dampening=prune.dampening if "sparsegpt" in (method, initial) else None,
         )
 
     if repair.micro_batch is None:

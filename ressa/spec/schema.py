@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, field_validator
 
 from ressa.catalog import MODELS, CatalogModel
-from ressa.sparsity import Tower, out_of_range
+from ressa.sparsity import Group, Tower, out_of_range
 from ressa.spec.space import (
     BUDGET,
     Choices,
@@ -113,9 +113,10 @@ class TowerPrune(SpecModel):
     """What one tower does differently; what is null follows `prune`."""
 
     method: str | None = Field(default=None, description="Pruning method of this tower alone.")
-    group: Literal["row", "matrix"] | None = Field(
-        default=None, description="Where weights of this tower compete."
+    initial: str | None = Field(
+        default=None, alias="from", description="The method that dsnot refines in this tower."
     )
+    group: Group | None = Field(default=None, description="Where weights of this tower compete.")
 
 
 class Prune(SpecModel):
@@ -123,11 +124,21 @@ class Prune(SpecModel):
 
     method: str = Field(
         default="wanda",
-        description="random, magnitude, wanda, or the name of a plug-in.",
+        description="random, magnitude, wanda, sparsegpt, dsnot, or the name of a plug-in.",
     )
-    group: Literal["row", "matrix"] = Field(
+    initial: str = Field(
+        default="wanda",
+        alias="from",
+        description="The method whose mask dsnot refines; the others do not read it.",
+    )
+    group: Group = Field(
         default="row",
-        description="Where weights compete: within a row or within a matrix.",
+        description="Where weights compete: within a row, a matrix or the whole tower.",
+    )
+    dampening: Number = Field(
+        default=0.01,
+        ge=0,
+        description="What sparsegpt adds to its Hessian, ≥ 0: a share of the mean diagonal.",
     )
     calibration: Calibration = Field(default=Calibration(), description="Calibration examples.")
     vision: TowerPrune = Field(default=TowerPrune(), description="For the vision tower alone.")
@@ -137,7 +148,11 @@ class Prune(SpecModel):
         """Returns the method that prunes one tower."""
         return getattr(self, tower).method or self.method
 
-    def group_of(self, tower: Tower) -> str:
+    def initial_of(self, tower: Tower) -> str:
+        """Returns the method that dsnot refines in one tower."""
+        return getattr(self, tower).initial or self.initial
+
+    def group_of(self, tower: Tower) -> Group:
         """Returns where the weights of one tower compete."""
         return getattr(self, tower).group or self.group
 
@@ -368,7 +383,7 @@ def sweepable_fields() -> dict[str, Any]:
     found: dict[str, Any] = {}
 
     def collect(model: type[SpecModel], prefix: str) -> None:
-        for name, field in model.model_fields.items():
+        for name, field in model.by_key().items():
             kind = field.annotation
             if isinstance(kind, type) and issubclass(kind, SpecModel):
                 collect(kind, f"{prefix}.{name}")

@@ -21,6 +21,7 @@ from pydantic import (
     Tag,
     model_validator,
 )
+from pydantic.fields import FieldInfo
 
 from ressa.errors import SpecError
 from ressa.sparsity import exact_fraction, format_fraction
@@ -106,7 +107,13 @@ class SpecModel(BaseModel):
         extra="forbid",
         allow_inf_nan=False,
         arbitrary_types_allowed=True,
+        serialize_by_alias=True,
     )
+
+    @classmethod
+    def by_key(cls) -> dict[str, FieldInfo]:
+        """Returns the fields by the keys of a sweep file, of which some are words of Python."""
+        return {field.alias or name: field for name, field in cls.model_fields.items()}
 
 
 class Choices(SpecModel):

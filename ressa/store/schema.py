@@ -82,7 +82,7 @@ _SPARSITY = (
     Column("pruned_nonzero", "integer", "pruned weights not exactly 0 after the merge", "weights"),
     Column("mask_hash", "text", "hash of both towers' keep masks"),
     *_both_towers("text", "method", "pruning method"),
-    *_both_towers("text", "group", "where weights compete: row or matrix"),
+    *_both_towers("text", "group", "where weights compete: row, matrix or tower"),
 )
 
 _RESULT = (
@@ -179,6 +179,8 @@ LAYERS = Table(
         Column("requested_zeros", "integer", "zeros that its share of the target is", "weights"),
         Column("zeros", "integer", "zeros counted after pruning", "weights"),
         Column("zeros_after_merge", "integer", "zeros counted after repair and merge", "weights"),
+        Column("output_error", "float", "share of its squared output lost by pruning, if known"),
+        Column("seconds", "float", "time to prune it", "seconds"),
     ),
 )
 

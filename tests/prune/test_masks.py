@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ressa.errors import PruneError
-from ressa.prune.masks import keep_mask, mask_hash, pack_masks, packed_note, unpack_masks
+from ressa.prune.masks import keep_mask, mask_bits, mask_hash, mask_of_bits
 from ressa.sparsity import Pattern
 
 
@@ -118,23 +118,10 @@ def masks() -> dict[str, Tensor]:
 
 
 def test_packed_masks_come_back(masks):
-    restored = unpack_masks(pack_masks(masks))
-    assert restored.keys() == masks.keys()
-    assert all(restored[name].equal(masks[name]) for name in masks)
-
-
-def test_a_note_stays_with_packed_masks(masks):
-    packed = pack_masks(masks, note="Why? Because: « ü ».")
-    assert packed_note(packed) == "Why? Because: « ü »."
-    assert unpack_masks(packed).keys() == masks.keys()
-
-
-def test_packed_masks_take_a_bit_for_a_weight():
-    assert len(pack_masks({"layer": torch.ones(512, 512, dtype=torch.bool)})) < 512 * 512 / 8 + 500
-
-
-def test_packing_gives_the_same_bytes_in_any_order(masks):
-    assert pack_masks(masks) == pack_masks(dict(reversed(masks.items())))
+    for mask in masks.values():
+        bits = mask_bits(mask)
+        assert len(bits) == -(-mask.numel() // 8)
+        assert mask_of_bits(bits, *mask.shape).equal(mask)
 
 
 def test_the_hash_tells_masks_apart(masks):

@@ -1,3 +1,4 @@
+import dataclasses
 from fractions import Fraction
 
 import pytest
@@ -6,9 +7,21 @@ from torch import Tensor, nn
 
 from ressa.catalog import METHODS
 from ressa.errors import InfeasibleAllocation, PruneError
-from ressa.prune import InputNorms, PrunedTower, PruneMethod, apply_masks, count_zeros, prune_tower
+from ressa.prune import (
+    LayerStatistics,
+    Pruned,
+    PrunedTower,
+    PruneMethod,
+    Statistics,
+    apply_masks,
+    count_zeros,
+    keep_mask,
+    prune_tower,
+)
+from ressa.prune.dsnot import DSnoT
 from ressa.prune.magnitude import Magnitude
 from ressa.prune.random import Random
+from ressa.prune.sparsegpt import SparseGPT
 from ressa.prune.wanda import Wanda
 from ressa.sparsity import LayerShape, Target
 
@@ -27,10 +40,25 @@ def tower() -> nn.ModuleDict:
 
 
 @pytest.fixture
-def norms() -> InputNorms:
+def inputs() -> dict[str, Tensor]:
     torch.manual_seed(1)
-    sums = {layer.name: torch.rand(layer.columns, dtype=torch.float64) for layer in LAYERS}
-    return InputNorms(sums, dict.fromkeys(sums, 1))
+    return {layer.name: torch.randn(40, layer.columns).double() + 0.3 for layer in LAYERS}
+
+
+@pytest.fixture
+def statistics(inputs) -> Statistics:
+    return Statistics(
+        {
+            name: LayerStatistics(
+                samples=4,
+                tokens=40,
+                sums=rows.sum(dim=0),
+                square_sums=rows.square().sum(dim=0),
+                gram=rows.T @ rows,
+            )
+            for name, rows in inputs.items()
+        }
+    )
 
 
 def choose(
@@ -44,7 +72,7 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 
 
 @pytest.mark.parametrize(("sparsity", "zeros"), [("0.29", 97), ("0.3", 101), ("1/3", 112)])
-@pytest.mark.parametrize("group", ["row", "matrix"])
+@pytest.mark.parametrize("group", ["row", "matrix", "tower"])
 def test_a_tower_loses_exactly_its_share(tower, sparsity, zeros, group):
     pruned = prune_tower(tower, LAYERS, Magnitude(), target=Target.parse(sparsity), group=group)
     assert sum(report.zeros for report in pruned.layers) == zeros  # of 336, halves up
@@ -91,10 +119,10 @@ def test_a_method_that_needs_statistics_says_so(tower):
         choose(tower, Wanda())
 
 
-def test_a_weight_that_is_not_a_number_names_its_layer(tower, norms):
+def test_a_weight_that_is_not_a_number_names_its_layer(tower, statistics):
     tower["fc2"].weight.data[0, 0] = torch.nan
     with pytest.raises(PruneError, match="fc2") as caught:
-        choose(tower, Wanda(), norms=norms)
+        choose(tower, Wanda(), statistics=statistics)
     assert caught.value.failure == "numeric"
 
 
@@ -102,7 +130,7 @@ def test_a_saliency_of_the_wrong_shape_names_its_layer(tower):
     class Transposed(PruneMethod):
         name = "transposed"
 
-        def saliency(self, weight, input_norm, generator):
+        def saliency(self, weight, statistics, generator):
             return weight.T
 
     with pytest.raises(PruneError, match="fc1"):
@@ -164,3 +192,91 @@ def test_a_pruned_weight_that_is_not_exactly_zero_is_counted(tower, value, dtype
 def test_a_target_solved_from_a_budget_is_met_to_the_weight(tower):
     pruned = prune_tower(tower, LAYERS, Magnitude(), target=Target(Fraction(97, 336)))
     assert sum(report.zeros for report in pruned.layers) == 97
+
+
+class Doubling(PruneMethod):
+    """Keeps as magnitude does, and doubles what stays."""
+
+    name = "doubling"
+
+    def saliency(self, weight, statistics, generator):
+        return weight.abs()
+
+    def prune(self, weight, statistics, removal, generator):
+        keep = keep_mask(self.saliency(weight, statistics, generator), removal)
+        return Pruned(keep, 2 * weight)
+
+
+def test_new_weights_are_applied_and_nothing_else_changes(tower):
+    before = {name: value.clone() for name, value in tower.state_dict().items()}
+    pruned = prune_tower(tower, LAYERS, Doubling(), target=HALF)
+    assert same(tower.state_dict(), before)
+    PrunedTower.from_bytes(pruned.to_bytes()).apply(tower)
+    for name, mask in pruned.masks.items():
+        dense, weight = before.pop(f"{name}.weight"), tower[name].weight
+        assert weight[mask].equal(2 * dense[mask])
+        assert not torch.signbit(weight[~mask]).any() and not weight[~mask].any()
+    assert all(tower.state_dict()[name].equal(value) for name, value in before.items())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_new_weights_come_back_from_bytes(tower, dtype):
+    pruned = prune_tower(tower.to(dtype), LAYERS, Doubling(), target=Target.parse("0.29"))
+    restored = PrunedTower.from_bytes(pruned.to_bytes())
+    assert same(restored.weights, pruned.weights)
+    assert all(weight.dtype == dtype for weight in restored.weights.values())
+
+
+def test_a_new_weight_that_is_not_finite_names_its_layer(tower):
+    tower["fc2"].weight.data[0] = torch.finfo(torch.float32).max
+    with pytest.raises(PruneError, match=r"fc2.*not finite") as caught:
+        choose(tower, Doubling())
+    assert caught.value.failure == "numeric"
+
+
+@pytest.mark.parametrize("method", [Magnitude(), Wanda(), SparseGPT(), DSnoT()], ids=str)
+@pytest.mark.parametrize("target", [HALF, Target.parse("2:4")], ids=str)
+def test_reports_say_how_much_of_the_output_is_lost(tower, inputs, statistics, method, target):
+    before = {name: tower[name].weight.detach().double() for name in inputs}
+    pruned = prune_tower(tower, LAYERS, method, target=target, statistics=statistics)
+    pruned.apply(tower)
+    for report in pruned.layers:
+        rows, dense = inputs[report.name], before[report.name]
+        left = tower[report.name].weight.detach()
+        lost = (rows @ (dense - left).T).square().sum()
+        expected = float(lost / (rows @ dense.T).square().sum())
+        assert report.output_error == pytest.approx(expected, rel=1e-9)
+        assert report.seconds > 0
+
+
+def test_without_gram_matrices_no_output_error_is_claimed(tower):
+    pruned = prune_tower(tower, LAYERS, Magnitude(), target=HALF)
+    assert [report.output_error for report in pruned.layers] == [None, None]
+
+
+def test_a_method_that_needs_gram_matrices_says_so(tower, statistics):
+    plain = {n: dataclasses.replace(s, gram=None) for n, s in statistics.layers.items()}
+    with pytest.raises(PruneError, match="gram"):
+        choose(tower, SparseGPT(), statistics=Statistics(plain))
+
+
+def test_a_whole_tower_loses_its_lowest_saliencies(tower):
+    tower["fc1"].weight.data *= 0.1
+    pruned = prune_tower(tower, LAYERS, Magnitude(), target=Target.parse("0.6"), group="tower")
+    weights = torch.cat([tower[name].weight.detach().flatten() for name in pruned.masks]).abs()
+    kept = torch.cat([mask.flatten() for mask in pruned.masks.values()])
+    assert int((~kept).sum()) == 202  # 0.6 of 336, halves up
+    assert weights[~kept].max() < weights[kept].min()
+    fc1, fc2 = pruned.layers
+    assert fc1.zeros > fc2.zeros and (fc1.requested_zeros, fc2.requested_zeros) == (
+        fc1.zeros,
+        fc2.zeros,
+    )
+    assert fc1.group == "tower"
+
+
+def test_equal_saliencies_of_a_whole_tower_go_in_the_order_of_the_layers(tower):
+    for name in ("fc1", "fc2"):
+        tower[name].weight.data.fill_(1)
+    fc1, fc2 = prune_tower(tower, LAYERS, Magnitude(), target=HALF, group="tower").layers
+    assert (fc1.zeros, fc2.zeros) == (168, 0)

@@ -3,6 +3,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from ressa.prune import LayerStatistics
 from ressa.prune.magnitude import Magnitude
 from ressa.prune.masks import Removal, keep_mask
 from ressa.prune.wanda import Wanda
@@ -27,8 +28,13 @@ def inputs() -> Tensor:
     return torch.randn(50, 24, generator=torch.Generator().manual_seed(1)) * torch.arange(1, 25)
 
 
+def of_norm(norm: Tensor) -> LayerStatistics:
+    square_sums = norm.double().square()
+    return LayerStatistics(samples=1, tokens=1, sums=0 * square_sums, square_sums=square_sums)
+
+
 def wanda(weight: Tensor, norm: Tensor, removal: Removal) -> Tensor:
-    return keep_mask(Wanda().saliency(weight, norm, torch.Generator()), removal)
+    return keep_mask(Wanda().saliency(weight, of_norm(norm), torch.Generator()), removal)
 
 
 def magnitude(weight: Tensor, removal: Removal) -> Tensor:
@@ -36,7 +42,7 @@ def magnitude(weight: Tensor, removal: Removal) -> Tensor:
 
 
 def test_saliency_is_magnitude_times_input_norm(weight, inputs):
-    saliency = Wanda().saliency(weight, inputs.norm(dim=0), torch.Generator())
+    saliency = Wanda().saliency(weight, of_norm(inputs.norm(dim=0)), torch.Generator())
     expected = np.abs(weight.numpy().astype(float)) * np.linalg.norm(
         inputs.double().numpy(), axis=0
     )

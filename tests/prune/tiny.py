@@ -20,6 +20,7 @@ from ressa.models.towers import find_towers
 from ressa.models.vlm import VLM
 from ressa.prune import calibrate
 from ressa.records import Example
+from ressa.sparsity import TOWERS
 
 PAD, END, START, IMAGE_TOKEN, VOCABULARY = 0, 1, 2, 31, 32
 _TOKENS = {"pad_token_id": PAD, "eos_token_id": END, "bos_token_id": START}
@@ -125,6 +126,6 @@ def calibrate_as_worker(rank: int, workers: int, folder: str) -> None:
     rendezvous = dist.FileStore(f"{folder}/rendezvous", workers)
     dist.init_process_group("gloo", store=rendezvous, rank=rank, world_size=workers)
     for name, build in MODELS.items():
-        norms = calibrate(build(), questions(), picture, chunk=4)
-        Path(folder, f"{name}-{rank}").write_bytes(norms.to_bytes())
+        statistics = calibrate(build(), questions(), picture, chunk=4, grams=TOWERS)
+        Path(folder, f"{name}-{rank}").write_bytes(statistics.to_bytes())
     dist.destroy_process_group()

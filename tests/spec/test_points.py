@@ -7,7 +7,7 @@ import pytest
 
 from ressa.errors import InfeasibleAllocation, SpecError
 from ressa.sparsity import Target, round_half_up, tower_zeros
-from ressa.spec import apply_point, baseline, grid_points
+from ressa.spec import apply_point, baseline, grid_points, spec_from_yaml
 
 SWEEP = """\
 ressa: 1
@@ -35,6 +35,33 @@ def test_a_point_sets_its_fields_and_a_tower_of_its_own_keeps_them(load, invento
     assert found.repair is not None
     assert (found.repair.learning_rate, found.repair.micro_batch) == (0.005, 64)
     assert found.calibration == spec.prune.calibration
+
+
+def test_options_are_those_that_the_method_of_the_tower_reads(load, inventory):
+    text = SWEEP.replace("[random, wanda]", "[wanda, sparsegpt, dsnot]")
+    text = text.replace("prune: {", "prune: {from: sparsegpt, dampening: 0.05, ")
+    spec = load(text).spec
+
+    def options(method: str) -> tuple[str | None, float | None]:
+        vision = apply_point(spec, inventory, point(**{"prune.method": method})).vision
+        return vision.initial, vision.dampening
+
+    assert options("wanda") == (None, None)
+    assert options("sparsegpt") == (None, 0.05)
+    assert options("dsnot") == ("sparsegpt", 0.05)
+
+
+def test_what_dsnot_refines_can_be_swept_and_set_for_a_tower(load, inventory):
+    text = SWEEP.replace(
+        "prune.method: {choices: [random, wanda]}", "prune.from: {choices: [wanda, magnitude]}"
+    )
+    text = text.replace("{method: magnitude, group: matrix}", "{method: dsnot, from: random}")
+    spec = load(text.replace("prune: {", "prune: {method: dsnot, ")).spec
+    values = {"budget": "0.5", "vision_sparsity": "0.5", "repair.learning_rate": "0.005"}
+    found = apply_point(spec, inventory, values | {"prune.from": "magnitude"})
+    assert (found.vision.initial, found.language.initial) == ("magnitude", "random")
+    assert spec_from_yaml(spec.to_yaml()) == spec
+    assert "from: random" in spec.to_yaml()
 
 
 @pytest.mark.parametrize("budget", ["0.5", "0.6"])

@@ -1,0 +1,217 @@
+r"""DSnoT: swap pruned weights for kept ones until the expected output error is small.
+
+Zhang et al., "Dynamic Sparse No Training", arXiv:2310.08915. A weight's expected contribution to
+its output is :math:`D_{ij} = W_{ij} \bar X_j`, with :math:`\bar X_j` the sum of an input feature
+over a sample's tokens, on average; the error of a row is :math:`\epsilon_i`, the sum of
+:math:`D_{ij}` over its pruned weights. Each cycle brings it towards zero: it grows the pruned
+weight of largest :math:`D_{ij} / \mathrm{Var}(X_j)` in the direction of the error, and prunes the
+kept weight of least Wanda saliency among those that move the error the same way, or, in an N:M
+pattern, in the same group. Nothing is trained, rows keep their counts, and weights their values.
+
+Only the first few candidates of each kind can ever be used, so they are selected, not sorted out of
+all. A row stops where a direction has no candidate left.
+
+Dimensions: out, in = weight rows and columns of one linear layer; candidate = weights in the order
+in which a cycle would take them; cycle.
+"""
+
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from ressa.catalog import METHODS
+from ressa.prune.masks import Removal, keep_mask
+from ressa.prune.method import Need, Pruned, PruneMethod
+from ressa.prune.statistics import LayerStatistics
+from ressa.prune.wanda import Wanda
+from ressa.sparsity import Pattern
+from ressa.spec import TowerTarget
+
+
+class DSnoT(PruneMethod):
+    """Refines the mask that another method's saliency gives.
+
+    Args:
+        initial: the method whose saliency gives the mask to begin with; Wanda, as in the paper.
+        cycles: swaps of a row at most.
+        threshold: a row stops when its error is not above it, in units of the layer's output
+            summed over a sample's tokens.
+    """
+
+    name = "dsnot"
+    needs: Need = "moments"
+
+    def __init__(
+        self, initial: PruneMethod | None = None, cycles: int = 50, threshold: float = 0.1
+    ) -> None:
+        self.initial = Wanda() if initial is None else initial
+        self.cycles, self.threshold = cycles, threshold
+        if self.initial.needs == "gram":
+            self.needs = "gram"
+
+    @classmethod
+    def from_spec(cls, wanted: TowerTarget) -> Self:
+        """Makes the method with the spec's initial method."""
+        return cls(METHODS[wanted.initial or Wanda.name].from_spec(wanted))
+
+    @property
+    def versions(self) -> tuple[int, ...]:
+        """The versions of this rule and of the initial method's."""
+        return (self.version, *self.initial.versions)
+
+    def saliency(
+        self,
+        weight: Float[Tensor, "out in"],
+        statistics: LayerStatistics | None,
+        generator: torch.Generator,
+    ) -> Float[Tensor, "out in"]:
+        """Returns the initial method's saliency."""
+        return self.initial.saliency(weight, statistics, generator)
+
+    def prune(
+        self,
+        weight: Float[Tensor, "out in"],
+        statistics: LayerStatistics | None,
+        removal: Removal,
+        generator: torch.Generator,
+    ) -> Pruned:
+        """Takes the mask of the initial method's saliency, then swaps."""
+        assert statistics is not None  # see `needs`
+        keep = keep_mask(self.saliency(weight, statistics, generator), removal).to(weight.device)
+        precise = torch.promote_types(weight.dtype, torch.float32)
+        dense = weight.detach().to(precise)
+
+        def spread(values: Tensor) -> Tensor:
+            return values.to(weight.device, precise)
+
+        layer = _Layer(
+            contribution=dense * spread(statistics.sums / statistics.samples),
+            # A constant feature is the best of all to grow: it varies not at all.
+            variance=spread(statistics.variance).clamp(min=torch.finfo(precise).tiny),
+            saliency=dense.abs() * spread(statistics.square_sums.sqrt()),
+            kept=keep,
+        )
+        if isinstance(removal, Pattern):
+            return Pruned(self._swap_in_groups(layer, removal.group).cpu())
+        return Pruned(self._swap_in_rows(layer).cpu())
+
+    def _swap_in_rows(self, layer: "_Layer") -> Bool[Tensor, "out in"]:
+        """Swaps any pruned weight of a row for any kept one; each side has a list of pairs."""
+        grown = [layer.grown(self.cycles, sign) for sign in (-1, 1)]
+        pruned = [layer.pruned(self.cycles, -sign) for sign in (-1, 1)]
+        pairs = [torch.minimum(g.count, p.count) for g, p in zip(grown, pruned, strict=True)]
+        available = torch.stack(pairs)  # [side out]
+        effect = torch.stack(
+            [
+                layer.contribution.gather(1, p.columns) - layer.contribution.gather(1, g.columns)
+                for g, p in zip(grown, pruned, strict=True)
+            ]
+        )  # [side out candidate]
+        error = layer.error
+        used = torch.zeros_like(available)
+        rows = torch.arange(len(error), device=error.device)
+        active = torch.ones_like(rows, dtype=torch.bool)
+        for _ in range(effect.shape[2]):
+            side = (error > 0).long()
+            next_pair = used[side, rows]
+            active &= (error.abs() > self.threshold) & (next_pair < available[side, rows])
+            if not active.any():
+                break
+            # A row that stopped may point past its last pair; what it reads there is not used.
+            moved = effect[side, rows, next_pair.clamp(max=effect.shape[2] - 1)]
+            error = torch.where(active, error + moved, error)
+            used[side, rows] += active
+        kept = layer.kept.clone()
+        for grow, prune, swaps in zip(grown, pruned, used, strict=True):
+            row, taken = torch.nonzero(grow.order < swaps[:, None], as_tuple=True)
+            kept[row, grow.columns[row, taken]] = True
+            kept[row, prune.columns[row, taken]] = False
+        return kept
+
+    def _swap_in_groups(self, layer: "_Layer", group: int) -> Bool[Tensor, "out in"]:
+        """Swaps within aligned groups, as long as the error keeps its sign."""
+        sides = [layer.grown(self.cycles, sign) for sign in (-1, 1)]
+        columns = torch.stack([side.columns for side in sides])  # [side out candidate]
+        available = torch.stack([side.count for side in sides])  # [side out]
+        # The kept weights that have not been pruned, by saliency; all others are infinite.
+        left = layer.saliency.masked_fill(~layer.kept, torch.inf)
+        error, kept = layer.error, layer.kept.clone()
+        sign = error.sign()
+        used = torch.zeros_like(available)
+        rows = torch.arange(len(error), device=error.device)
+        active = torch.ones_like(rows, dtype=torch.bool)
+        places = torch.arange(group, device=error.device)
+        for _ in range(columns.shape[2]):
+            side = (error > 0).long()
+            candidate = used[side, rows]
+            active &= (error.abs() > self.threshold) & (candidate < available[side, rows])
+            grow = columns[side, rows, candidate.clamp(max=columns.shape[2] - 1)]
+            members = (grow - grow % group)[:, None] + places  # [out group]
+            least, place = left.gather(1, members).min(dim=1)
+            prune = members[rows, place]
+            effect = layer.contribution[rows, prune] - layer.contribution[rows, grow]
+            has_partner = least.isfinite()  # else all that the group kept has been pruned
+            active &= ~has_partner | ((error + effect).sign() == sign)
+            if not active.any():
+                break
+            swap = active & has_partner
+            error = torch.where(swap, error + effect, error)
+            kept[rows[swap], prune[swap]] = False
+            kept[rows[swap], grow[swap]] = True
+            left[rows[swap], prune[swap]] = torch.inf
+            used[side, rows] += active
+        return kept
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Layer:
+    """One layer as the swaps see it."""
+
+    contribution: Float[Tensor, "out in"]
+    """What each weight is expected to add to its output: D."""
+    variance: Float[Tensor, " in"]
+    saliency: Float[Tensor, "out in"]
+    """Wanda's."""
+    kept: Bool[Tensor, "out in"]
+    """The initial mask: weights are grown and pruned once at most."""
+
+    @property
+    def error(self) -> Float[Tensor, " out"]:
+        """What each row's output lacks, as expected."""
+        return self.contribution.masked_fill(self.kept, 0).sum(dim=1)
+
+    def grown(self, count: int, sign: int) -> "_Candidates":
+        """Lists pruned weights that contribute with a sign, the largest per variance first."""
+        eligible = ~self.kept & (self.contribution.sign() == sign)
+        return _first((self.contribution / self.variance).abs(), eligible, count, largest=True)
+
+    def pruned(self, count: int, sign: int) -> "_Candidates":
+        """Lists kept weights that contribute with a sign, the least salient first."""
+        eligible = self.kept & (self.contribution.sign() == sign)
+        return _first(self.saliency, eligible, count, largest=False)
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidates:
+    """For each row the columns in order, as many as there are; what follows them is not one."""
+
+    columns: Int[Tensor, "out candidate"]
+    count: Int[Tensor, " out"]
+
+    @property
+    def order(self) -> Int[Tensor, " candidate"]:
+        """The index of each candidate in its row."""
+        return torch.arange(self.columns.shape[1], device=self.columns.device)
+
+
+def _first(
+    values: Float[Tensor, "out in"], eligible: Bool[Tensor, "out in"], count: int, *, largest: bool
+) -> _Candidates:
+    """Finds the first eligible columns of each row, in the order of their values."""
+    last = -torch.inf if largest else torch.inf
+    number = min(count, values.shape[1])
+    columns = values.masked_fill(~eligible, last).topk(number, dim=1, largest=largest).indices
+    return _Candidates(columns, eligible.sum(dim=1).clamp(max=number))

@@ -1,0 +1,182 @@
+r"""SparseGPT: prune column by column, and let the weights that stay make up for each loss.
+
+Frantar and Alistarh, arXiv:2301.00774. With the layer's Hessian :math:`H = X^T X + \lambda I`,
+the paper prunes a weight of column j by its saliency :math:`w_{ij}^2 / [H^{-1}_F]_{jj}`, where F
+are the columns not yet visited, and moves the weights of later columns so that
+:math:`\lVert X (W - \hat W)^T \rVert^2` grows least. It does so with the Cholesky factor of
+:math:`H^{-1}`.
+
+Here the inverse is never formed. With :math:`H = R R^T`, R upper triangular, and the change made so
+far :math:`D = W - \hat W`, the same algorithm reads: at column j a weight that goes has
+:math:`D_{ij} = W_{ij}`, one that stays has
+
+.. math:: D_{ij} = -\frac{1}{R_{jj}} \sum_{k<j} D_{ik} R_{kj} ,
+
+and the saliency is :math:`(R_{jj} w_{ij})^2` of the weight as moved so far. A third of the work of
+the inverse.
+
+Dimensions: out, in = weight rows and columns of one linear layer. Columns are visited one by one,
+so matrices are kept transposed, [in out].
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Self, cast
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from ressa.errors import PruneError
+from ressa.prune.masks import Removal, keep_mask
+from ressa.prune.method import Need, Pruned, PruneMethod
+from ressa.prune.statistics import LayerStatistics
+from ressa.sparsity import Pattern
+from ressa.spec import TowerTarget
+
+DAMPENING = 0.01
+BLOCK = 128
+
+
+class SparseGPT(PruneMethod):
+    """Prunes and compensates by second-order statistics of the layer's inputs.
+
+    Unstructured, the weights of a block of columns are chosen at once, as in the paper; a matrix's
+    (or row's) count is shared out over the blocks so that it is met exactly. A pattern N:M is
+    chosen group by group, on the weights as moved so far. The weights of a dead input, one that was
+    zero on every calibration token, go first; those that the count spares are not changed.
+
+    Args:
+        dampening: λ, as a fraction of the mean diagonal of XᵀX over live inputs. It is always
+            added: calibration sets have fewer independent tokens than wide layers have inputs.
+        block: how many columns are chosen at once.
+    """
+
+    name = "sparsegpt"
+    needs: Need = "gram"
+
+    def __init__(self, dampening: float = DAMPENING, block: int = BLOCK) -> None:
+        self.dampening, self.block = dampening, block
+        # Layers that share an input share its Gram matrix, and so the work on it.
+        self._last: tuple[Tensor, _Hessian] | None = None
+
+    @classmethod
+    def from_spec(cls, wanted: TowerTarget) -> Self:
+        """Makes the method with the spec's dampening."""
+        return cls(DAMPENING if wanted.dampening is None else wanted.dampening)
+
+    def saliency(
+        self,
+        weight: Float[Tensor, "out in"],
+        statistics: LayerStatistics | None,
+        generator: torch.Generator,
+    ) -> Float[Tensor, "out in"]:
+        """Returns each dense weight's saliency, as if nothing had been pruned before it."""
+        hessian = self._hessian(statistics)
+        dense = weight.detach().to(hessian.scale.device, hessian.scale.dtype)
+        return (dense * hessian.scale).square()
+
+    def prune(
+        self,
+        weight: Float[Tensor, "out in"],
+        statistics: LayerStatistics | None,
+        removal: Removal,
+        generator: torch.Generator,
+    ) -> Pruned:
+        """Chooses which weights stay, and moves them.
+
+        Raises:
+            PruneError: the dampened Hessian is not positive definite in its precision.
+        """
+        hessian = self._hessian(statistics)
+        dense = weight.detach().to(hessian.scale.device, hessian.scale.dtype).T.contiguous()
+        keep = torch.empty(dense.shape, dtype=torch.bool, device=dense.device)  # [in out]
+        change = torch.zeros_like(dense)
+        for start, end in _cuts(0, len(dense), self._width(removal)):
+            moved = hessian.factor[:start, start:end].T @ change[:start]  # [block out]
+            step = removal.group if isinstance(removal, Pattern) else end - start
+            for first, last in _cuts(start, end, step):
+                inner = hessian.factor[start:first, first:last].T @ change[start:first]
+                choice = inner.add_(moved[first - start : last - start])  # [choice out]
+                share = _share(removal, first, last, len(dense))
+                keep[first:last] = _choose(dense, choice, hessian, first, last, share)
+                for column in range(first, last):
+                    own = hessian.factor[first:column, column]
+                    offset = torch.addmv(choice[column - first], change[first:column].T, own)
+                    torch.where(keep[column], -offset, dense[column], out=change[column])
+        moved_weight = (dense - change).T.to(weight.dtype).contiguous()
+        return Pruned(keep.T.contiguous().cpu(), moved_weight)
+
+    def _width(self, removal: Removal) -> int:
+        """The columns of a block: whole groups of a pattern."""
+        if isinstance(removal, Pattern):
+            return max(self.block // removal.group, 1) * removal.group
+        return self.block
+
+    def _hessian(self, statistics: LayerStatistics | None) -> "_Hessian":
+        assert statistics is not None and statistics.gram is not None  # see `needs`
+        if self._last is None or self._last[0] is not statistics.gram:
+            self._last = statistics.gram, _factorise(statistics.gram, self.dampening)
+        return self._last[1]
+
+
+@dataclass(frozen=True, slots=True)
+class _Hessian:
+    """The dampened Hessian H = R Rᵀ, as the walk over its columns needs it."""
+
+    factor: Float[Tensor, "in in"]
+    """R with each column divided by its diagonal element, upper triangular."""
+    scale: Float[Tensor, " in"]
+    """The diagonal of R, and 0 for a dead input."""
+
+
+def _factorise(gram: Float[Tensor, "in in"], dampening: float) -> _Hessian:
+    diagonal = gram.diagonal()
+    live = diagonal > 0
+    mean = diagonal[live].mean() if live.any() else torch.ones_like(diagonal[0])
+    # The lower factor of the flipped matrix, flipped, is R. In doubles, because this is where
+    # precision is lost: with a factor of floats the weights are a hundred times less exact.
+    flipped = gram.double().flip(0, 1)
+    flipped.diagonal().add_(dampening * mean)
+    flipped.diagonal()[~live.flip(0)] = mean
+    lower, failed = torch.linalg.cholesky_ex(flipped)
+    if failed:
+        raise PruneError(
+            f"the Hessian is not positive definite at dampening {dampening:g}. More calibration "
+            f"samples help, or prune.dampening ≥ {max(DAMPENING, 10 * dampening):g}.",
+            "numeric",
+        )
+    upper = lower.flip(0, 1)
+    scale = upper.diagonal().clone()
+    return _Hessian(upper.div_(scale).to(gram.dtype), (scale * live).to(gram.dtype))
+
+
+def _cuts(start: int, end: int, width: int) -> Iterator[tuple[int, int]]:
+    for first in range(start, end, width):
+        yield first, min(first + width, end)
+
+
+def _share(removal: Removal, first: int, last: int, columns: int) -> Removal:
+    """The part of a count that falls to some columns, such that all parts make up the count."""
+    if isinstance(removal, Pattern):
+        return removal
+
+    def before(column: int) -> Removal:
+        return cast(Removal, (2 * removal * column + columns) // (2 * columns))  # halves up
+
+    return before(last) - before(first)  # type: ignore[operator]  # both integers, or both arrays
+
+
+def _choose(
+    dense: Float[Tensor, "in out"],
+    offset: Float[Tensor, "choice out"],
+    hessian: _Hessian,
+    first: int,
+    last: int,
+    share: Removal,
+) -> Bool[Tensor, "choice out"]:
+    """Chooses among some columns, by their weights as all columns before have moved them."""
+    own = hessian.factor[first:last, first:last].T  # ones on the diagonal
+    move = torch.linalg.solve_triangular(own, offset, upper=False, unitriangular=True)
+    scaled = (dense[first:last] + move) * hessian.scale[first:last, None]
+    return keep_mask(scaled.square().T, share).T.to(dense.device)

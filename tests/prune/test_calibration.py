@@ -1,0 +1,226 @@
+import numpy as np
+import pytest
+import tiny
+import torch
+import torch.multiprocessing
+
+from ressa.errors import CalibrationError
+from ressa.models.vlm import VLM
+from ressa.prune import Statistics, calibrate, prune_tower
+from ressa.prune.dsnot import DSnoT
+from ressa.prune.sparsegpt import SparseGPT
+from ressa.prune.wanda import Wanda
+from ressa.sparsity import TOWERS, Target
+
+
+@pytest.fixture(params=tiny.MODELS)
+def vlm(request) -> VLM:
+    return tiny.MODELS[request.param]()
+
+
+def inputs_one_by_one(vlm: VLM) -> dict[str, np.ndarray]:
+    """Every layer's input rows when each question goes through alone, so without padding."""
+    rows: dict[str, list[np.ndarray]] = {layer.name: [] for layer in vlm.towers.inventory.layers}
+
+    def listen(name: str):
+        return lambda module, args, output: rows[name].append(
+            args[0].numpy().astype(np.float64).reshape(-1, module.in_features)
+        )
+
+    hooks = [vlm.model.get_submodule(n).register_forward_hook(listen(n)) for n in rows]
+    with torch.no_grad():
+        for question in tiny.questions():
+            vlm.answer_logits(vlm.encode([question], tiny.picture, answers=True))
+    for hook in hooks:
+        hook.remove()
+    return {name: np.concatenate(parts) for name, parts in rows.items()}
+
+
+SHARED = {
+    # Keys and values of cross-attention read one tensor in both decoder blocks.
+    "tiny-blip2": {("k", "q", "v"), ("q",), ("k", "k", "v", "v"), ("wi_0", "wi_1"), ("qkv",)},
+    "tiny-llava": {("k_proj", "q_proj", "v_proj"), ("gate_proj", "up_proj"), ("fc1",)},
+}
+
+
+def gated_unit(vlm: VLM) -> list[str]:
+    """The two halves of a gated unit, which read one input, in the order in which they run."""
+    names = [layer.name for layer in vlm.towers.inventory.tower("language")]
+    return [n for n in names if n.endswith(("wi_0", "wi_1", "gate_proj", "up_proj"))][:2]
+
+
+def tokens(statistics: Statistics) -> dict[str, int]:
+    return {name: layer.tokens for name, layer in statistics.layers.items()}
+
+
+def assert_close(one: Statistics, other: Statistics) -> None:
+    assert tokens(one) == tokens(other)
+    for name, layer in one.layers.items():
+        same, scale = other.layers[name], float(layer.square_sums.max())
+        for kind in ("sums", "square_sums"):
+            got, expected = getattr(layer, kind), getattr(same, kind)
+            np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5 * scale, err_msg=name)
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 100])
+def test_sums_are_those_of_questions_that_go_through_alone(vlm, chunk):
+    statistics = calibrate(vlm, tiny.questions(), tiny.picture, chunk=chunk, grams=TOWERS)
+    expected = inputs_one_by_one(vlm)
+    assert tokens(statistics) == {name: len(rows) for name, rows in expected.items()}
+    for name, rows in expected.items():
+        layer, squares = statistics.layers[name], (rows**2).sum(axis=0)
+        near = {"rtol": 1e-4, "atol": 1e-5 * squares.max(), "err_msg": name}
+        np.testing.assert_allclose(layer.square_sums, squares, **near)
+        np.testing.assert_allclose(layer.norm, np.sqrt(squares), **near)
+        np.testing.assert_allclose(layer.sums, rows.sum(axis=0), **near)
+        np.testing.assert_allclose(layer.variance, rows.var(axis=0), **near)
+        np.testing.assert_allclose(layer.gram, rows.T @ rows, **near)
+        assert layer.gram.equal(layer.gram.T)
+        assert layer.samples == len(tiny.questions())
+
+
+def test_layers_of_one_input_share_their_statistics(vlm):
+    statistics = calibrate(vlm, tiny.questions(), tiny.picture, grams=TOWERS)
+    shared: dict[int, list[str]] = {}
+    for name, layer in statistics.layers.items():
+        assert id(layer.gram) not in shared or layer is statistics.layers[shared[id(layer.gram)][0]]
+        shared.setdefault(id(layer.gram), []).append(name)
+    expected = inputs_one_by_one(vlm)
+    for names in shared.values():
+        for name in names:
+            assert (expected[name] == expected[names[0]]).all()
+    together = {tuple(sorted(name.rpartition(".")[2] for name in n)) for n in shared.values()}
+    assert SHARED[vlm.name] <= together
+
+
+def test_grams_are_taken_of_the_towers_that_need_them(vlm):
+    statistics = calibrate(vlm, tiny.questions(), tiny.picture, grams=["language"])
+    for layer in vlm.towers.inventory.layers:
+        assert (statistics.layers[layer.name].gram is not None) == (layer.tower == "language")
+    assert_close(statistics, calibrate(vlm, tiny.questions(), tiny.picture))
+
+
+def test_an_input_that_is_changed_between_two_readers_is_not_shared(vlm):
+    first, second = gated_unit(vlm)
+
+    def double(module, args, output):
+        args[0].mul_(2)
+
+    hook = vlm.model.get_submodule(first).register_forward_hook(double)
+    layers = calibrate(vlm, tiny.questions(), tiny.picture).layers
+    hook.remove()
+    np.testing.assert_allclose(layers[second].square_sums, 4 * layers[first].square_sums, rtol=1e-6)
+
+
+def test_sums_do_not_depend_on_the_order_of_the_questions(vlm):
+    questions = tiny.questions()
+    assert_close(
+        calibrate(vlm, questions, tiny.picture, chunk=4),
+        calibrate(vlm, questions[::2] + questions[1::2], tiny.picture, chunk=5),
+    )
+
+
+def test_what_padding_looks_like_does_not_matter(vlm):
+    before = calibrate(vlm, tiny.questions(), tiny.picture)
+    vlm.model.get_input_embeddings().weight.data[tiny.PAD] = 1000
+    assert_close(calibrate(vlm, tiny.questions(), tiny.picture), before)
+
+
+def test_twice_the_questions_double_the_sums(vlm):
+    once = calibrate(vlm, tiny.questions(), tiny.picture, chunk=11, grams=TOWERS)
+    twice = calibrate(vlm, tiny.questions() * 2, tiny.picture, chunk=11, grams=TOWERS)
+    for name, layer in once.layers.items():
+        assert twice.layers[name].sums.equal(2 * layer.sums)
+        assert twice.layers[name].square_sums.equal(2 * layer.square_sums)
+        assert twice.layers[name].gram.equal(2 * layer.gram)
+
+
+def test_layers_can_be_chosen(vlm):
+    layers = vlm.towers.inventory.tower("language")[3:5]
+    chosen = calibrate(vlm, tiny.questions(), tiny.picture, layers=layers)
+    everything = calibrate(vlm, tiny.questions(), tiny.picture)
+    assert list(chosen.layers) == [layer.name for layer in layers]
+    for name, layer in chosen.layers.items():
+        assert layer.square_sums.equal(everything.layers[name].square_sums)
+
+
+def test_two_workers_get_the_same_bytes_as_one(tmp_path):
+    torch.multiprocessing.spawn(tiny.calibrate_as_worker, args=(2, str(tmp_path)), nprocs=2)
+    for name, build in tiny.MODELS.items():
+        alone = calibrate(build(), tiny.questions(), tiny.picture, chunk=4, grams=TOWERS).to_bytes()
+        assert (tmp_path / f"{name}-0").read_bytes() == alone
+        assert (tmp_path / f"{name}-1").read_bytes() == alone
+
+
+def test_calibration_leaves_the_model_as_it_was(vlm):
+    vlm.model.train()
+    before = {name: value.clone() for name, value in vlm.model.state_dict().items()}
+    calibrate(vlm, tiny.questions(), tiny.picture)
+    assert all(value.equal(before[name]) for name, value in vlm.model.state_dict().items())
+    assert vlm.model.training
+
+
+def test_calibration_leaves_no_hook(vlm):
+    def hooks() -> int:
+        return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in vlm.model.modules())
+
+    vlm.answer_logits(vlm.encode(tiny.questions(), tiny.picture, answers=True))
+    before = hooks()  # transformers leaves some of its own after a first pass
+    calibrate(vlm, tiny.questions(), tiny.picture)
+    assert hooks() == before
+
+
+def test_inputs_that_are_not_finite_name_their_layer(vlm):
+    layer = vlm.towers.inventory.tower("vision")[-1]
+    vlm.model.get_submodule(layer.name.replace("fc2", "fc1")).weight.data[0] = torch.nan
+    with pytest.raises(CalibrationError, match=layer.name) as caught:
+        calibrate(vlm, tiny.questions(), tiny.picture)
+    assert caught.value.failure == "numeric"
+
+
+def test_no_examples_are_no_statistics(vlm):
+    with pytest.raises(CalibrationError, match="no calibration token"):
+        calibrate(vlm, [], tiny.picture)
+
+
+def test_statistics_come_back_from_bytes(vlm):
+    statistics = calibrate(vlm, tiny.questions(), tiny.picture, grams=["vision"])
+    content = statistics.to_bytes()
+    restored = Statistics.from_bytes(content)
+    assert list(restored.layers) == list(statistics.layers)
+    assert tokens(restored) == tokens(statistics)
+    assert restored.to_bytes() == content
+    for name, layer in statistics.layers.items():
+        assert restored.layers[name].sums.equal(layer.sums)
+        assert restored.layers[name].square_sums.equal(layer.square_sums)
+        assert (restored.layers[name].gram is None) == (layer.gram is None)
+    distinct = {id(layer.sums) for layer in statistics.layers.values()}
+    assert len({id(layer.sums) for layer in restored.layers.values()}) == len(distinct)
+
+
+def test_an_input_that_is_shared_now_and_then_is_refused(vlm):
+    _, second = gated_unit(vlm)
+    calls = []
+
+    def copy_later(module, args):
+        calls.append(module)
+        return (args[0].clone(),) if len(calls) > 1 else None
+
+    hook = vlm.model.get_submodule(second).register_forward_pre_hook(copy_later)
+    with pytest.raises(CalibrationError, match=second):
+        calibrate(vlm, tiny.questions(), tiny.picture)
+    hook.remove()
+
+
+@pytest.mark.parametrize("tower", ["vision", "language"])
+@pytest.mark.parametrize("method", [Wanda, SparseGPT, DSnoT])
+def test_a_calibrated_tower_is_pruned_exactly(vlm, tower, method):
+    statistics = calibrate(vlm, tiny.questions(), tiny.picture, grams=TOWERS)
+    layers = vlm.towers.inventory.tower(tower)
+    for target in ["0.37", "2:4"]:
+        pruned = prune_tower(
+            vlm.model, layers, method(), target=Target.parse(target), statistics=statistics
+        )
+        weights = sum(layer.weights for layer in layers)
+        expected = weights // 2 if target == "2:4" else (37 * weights + 50) // 100
+        assert sum(report.zeros for report in pruned.layers) == expected
