@@ -30,13 +30,18 @@ from ressa.prune.wanda import Wanda
 from ressa.sparsity import Pattern
 from ressa.spec import TowerTarget
 
+CYCLES = 50
+_INPUTS_PER_CYCLE = 20
+
 
 class DSnoT(PruneMethod):
     """Refines the mask that another method's saliency gives.
 
     Args:
         initial: the method whose saliency gives the mask to begin with; Wanda, as in the paper.
-        cycles: swaps of a row at most.
+        cycles: swaps of a row at most. By default the paper's 50, but one for 20 inputs where
+            layers are narrower than the 1,000 and more that it is about: 50 swaps of a row of 64
+            leave little of what the initial method knew.
         threshold: a row stops when its error is not above it, in units of the layer's output
             summed over a sample's tokens.
     """
@@ -45,7 +50,10 @@ class DSnoT(PruneMethod):
     needs: Need = "moments"
 
     def __init__(
-        self, initial: PruneMethod | None = None, cycles: int = 50, threshold: float = 0.1
+        self,
+        initial: PruneMethod | None = None,
+        cycles: int | None = None,
+        threshold: float = 0.1,
     ) -> None:
         self.initial = Wanda() if initial is None else initial
         self.cycles, self.threshold = cycles, threshold
@@ -55,7 +63,7 @@ class DSnoT(PruneMethod):
     @classmethod
     def from_spec(cls, wanted: TowerTarget) -> Self:
         """Makes the method with the spec's initial method."""
-        return cls(METHODS[wanted.initial or Wanda.name].from_spec(wanted))
+        return cls(METHODS[wanted.initial or Wanda.name].from_spec(wanted), wanted.cycles)
 
     @property
     def versions(self) -> tuple[int, ...]:
@@ -98,10 +106,16 @@ class DSnoT(PruneMethod):
             return Pruned(self._swap_in_groups(layer, removal.group).cpu())
         return Pruned(self._swap_in_rows(layer).cpu())
 
+    def _cycles(self, layer: "_Layer") -> int:
+        if self.cycles is not None:
+            return self.cycles
+        return min(CYCLES, max(layer.kept.shape[1] // _INPUTS_PER_CYCLE, 1))
+
     def _swap_in_rows(self, layer: "_Layer") -> Bool[Tensor, "out in"]:
         """Swaps any pruned weight of a row for any kept one; each side has a list of pairs."""
-        grown = [layer.grown(self.cycles, sign) for sign in (-1, 1)]
-        pruned = [layer.pruned(self.cycles, -sign) for sign in (-1, 1)]
+        cycles = self._cycles(layer)
+        grown = [layer.grown(cycles, sign) for sign in (-1, 1)]
+        pruned = [layer.pruned(cycles, -sign) for sign in (-1, 1)]
         pairs = [torch.minimum(g.count, p.count) for g, p in zip(grown, pruned, strict=True)]
         available = torch.stack(pairs)  # [side out]
         effect = torch.stack(
@@ -133,7 +147,8 @@ class DSnoT(PruneMethod):
 
     def _swap_in_groups(self, layer: "_Layer", group: int) -> Bool[Tensor, "out in"]:
         """Swaps within aligned groups, as long as the error keeps its sign."""
-        sides = [layer.grown(self.cycles, sign) for sign in (-1, 1)]
+        cycles = self._cycles(layer)
+        sides = [layer.grown(cycles, sign) for sign in (-1, 1)]
         columns = torch.stack([side.columns for side in sides])  # [side out candidate]
         available = torch.stack([side.count for side in sides])  # [side out]
         # The kept weights that have not been pruned, by saliency; all others are infinite.

@@ -96,8 +96,9 @@ class SparseGPT(PruneMethod):
             moved = hessian.factor[:start, start:end].T @ change[:start]  # [block out]
             step = removal.group if isinstance(removal, Pattern) else end - start
             for first, last in _cuts(start, end, step):
-                inner = hessian.factor[start:first, first:last].T @ change[start:first]
-                choice = inner.add_(moved[first - start : last - start])  # [choice out]
+                inner = hessian.factor[start:first, first:last].T
+                before = moved[first - start : last - start]
+                choice = torch.addmm(before, inner, change[start:first])  # [choice out]
                 share = _share(removal, first, last, len(dense))
                 keep[first:last] = _choose(dense, choice, hessian, first, last, share)
                 for column in range(first, last):
@@ -125,30 +126,49 @@ class _Hessian:
     """The dampened Hessian H = R Rᵀ, as the walk over its columns needs it."""
 
     factor: Float[Tensor, "in in"]
-    """R with each column divided by its diagonal element, upper triangular."""
+    """R with each column divided by its diagonal element; what lies below is not R's."""
     scale: Float[Tensor, " in"]
     """The diagonal of R, and 0 for a dead input."""
 
 
 def _factorise(gram: Float[Tensor, "in in"], dampening: float) -> _Hessian:
-    diagonal = gram.diagonal()
+    diagonal = gram.diagonal().double()
     live = diagonal > 0
     mean = diagonal[live].mean() if live.any() else torch.ones_like(diagonal[0])
-    # The lower factor of the flipped matrix, flipped, is R. In doubles, because this is where
-    # precision is lost: with a factor of floats the weights are a hundred times less exact.
-    flipped = gram.double().flip(0, 1)
-    flipped.diagonal().add_(dampening * mean)
-    flipped.diagonal()[~live.flip(0)] = mean
-    lower, failed = torch.linalg.cholesky_ex(flipped)
-    if failed:
+    # In doubles, because this is where precision is lost: with a factor of floats the weights come
+    # out a hundred times less exact.
+    factor = gram.to(torch.float64, copy=True)
+    factor.diagonal().add_(dampening * mean)
+    factor.diagonal()[~live] = mean
+    if not _factorise_in_place(factor):
         raise PruneError(
             f"the Hessian is not positive definite at dampening {dampening:g}. More calibration "
             f"samples help, or prune.dampening ≥ {max(DAMPENING, 10 * dampening):g}.",
             "numeric",
         )
-    upper = lower.flip(0, 1)
-    scale = upper.diagonal().clone()
-    return _Hessian(upper.div_(scale).to(gram.dtype), (scale * live).to(gram.dtype))
+    scale = factor.diagonal().clone()
+    return _Hessian(factor.div_(scale).to(gram.dtype), (scale * live).to(gram.dtype))
+
+
+def _factorise_in_place(matrix: Float[Tensor, "in in"]) -> bool:
+    """Turns H into R with H = R Rᵀ above and on the diagonal; False if H is not positive definite.
+
+    Block by block from the last columns to the first. What lies below the diagonal is not touched.
+    """
+    for last in range(len(matrix), 0, -BLOCK):
+        first = max(last - BLOCK, 0)
+        columns = matrix[:last, first:last]
+        columns.addmm_(matrix[:last, last:], matrix[first:last, last:].T, alpha=-1)
+        # The lower factor of a flipped matrix, flipped, is its upper one.
+        flipped, failed = torch.linalg.cholesky_ex(columns[first:].flip(0, 1))
+        if failed:
+            return False
+        own = flipped.flip(0, 1)
+        columns[first:] = own
+        columns[:first] = torch.linalg.solve_triangular(
+            own.T, columns[:first], upper=False, left=False
+        )
+    return True
 
 
 def _cuts(start: int, end: int, width: int) -> Iterator[tuple[int, int]]:

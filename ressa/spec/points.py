@@ -37,6 +37,8 @@ class TowerTarget:
     target: Target
     initial: str | None = None
     """The method that dsnot refines; None for every other method."""
+    cycles: int | None = None
+    """Swaps that dsnot makes in a row at most; None leaves it to the method."""
     dampening: float | None = None
     """What sparsegpt adds to its Hessian; None where it does not prune."""
 
@@ -99,6 +101,7 @@ def _effective(prune: Prune, repair: Repair, spec: SweepSpec, allocation: Alloca
             target=getattr(allocation, tower),
             # What a method does not read stays out, so that it makes no other trial of it.
             initial=initial,
+            cycles=prune.cycles if method == "dsnot" else None,
             dampening=prune.dampening if "sparsegpt" in (method, initial) else None,
         )
 

@@ -140,6 +140,12 @@ class Prune(SpecModel):
         ge=0,
         description="What sparsegpt adds to its Hessian, ≥ 0: a share of the mean diagonal.",
     )
+    cycles: int | None = Field(
+        default=None,
+        ge=1,
+        description="Swaps that dsnot makes in a row at most, ≥ 1; null takes 50, and one for 20 "
+        "inputs in layers of fewer than 1,000.",
+    )
     calibration: Calibration = Field(default=Calibration(), description="Calibration examples.")
     vision: TowerPrune = Field(default=TowerPrune(), description="For the vision tower alone.")
     language: TowerPrune = Field(default=TowerPrune(), description="For the language tower alone.")

@@ -121,7 +121,7 @@ def test_it_is_the_algorithm_of_the_authors(removal, cycles, seed):
 def test_rows_keep_their_counts_and_the_expected_error_shrinks(
     weight, statistics, removal, initial: PruneMethod
 ):
-    method = DSnoT(initial)
+    method = DSnoT(initial, cycles=50)
     before = keep_mask(
         initial.saliency(weight, statistics, torch.Generator().manual_seed(0)), removal
     )
@@ -195,6 +195,15 @@ def test_lower_precision_is_refined_in_floats(statistics, dtype):
     _, keep = refine(weight, statistics, HALF)
     _, exact = refine(weight.float(), statistics, HALF)
     assert keep.equal(exact)
+
+
+def test_narrow_layers_take_fewer_cycles_than_the_paper():
+    for columns, cycles in ((4096, 50), (1000, 50), (64, 3), (4, 1)):
+        weight = drawn_weight(2, columns)
+        statistics = statistics_of(correlated_inputs(columns=columns, tokens=50, offset=2.0))
+        removal = np.full(2, columns // 2)
+        _, keep = refine(weight, statistics, removal)
+        assert keep.equal(refine(weight, statistics, removal, cycles=cycles)[1])
 
 
 def test_it_needs_what_its_initial_method_needs():

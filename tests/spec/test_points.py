@@ -39,16 +39,16 @@ def test_a_point_sets_its_fields_and_a_tower_of_its_own_keeps_them(load, invento
 
 def test_options_are_those_that_the_method_of_the_tower_reads(load, inventory):
     text = SWEEP.replace("[random, wanda]", "[wanda, sparsegpt, dsnot]")
-    text = text.replace("prune: {", "prune: {from: sparsegpt, dampening: 0.05, ")
+    text = text.replace("prune: {", "prune: {from: sparsegpt, dampening: 0.05, cycles: 7, ")
     spec = load(text).spec
 
-    def options(method: str) -> tuple[str | None, float | None]:
+    def options(method: str) -> tuple[str | None, float | None, int | None]:
         vision = apply_point(spec, inventory, point(**{"prune.method": method})).vision
-        return vision.initial, vision.dampening
+        return vision.initial, vision.dampening, vision.cycles
 
-    assert options("wanda") == (None, None)
-    assert options("sparsegpt") == (None, 0.05)
-    assert options("dsnot") == ("sparsegpt", 0.05)
+    assert options("wanda") == (None, None, None)
+    assert options("sparsegpt") == (None, 0.05, None)
+    assert options("dsnot") == ("sparsegpt", 0.05, 7)
 
 
 def test_what_dsnot_refines_can_be_swept_and_set_for_a_tower(load, inventory):
