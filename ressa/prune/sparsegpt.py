@@ -72,8 +72,8 @@ class SparseGPT(PruneMethod):
         generator: torch.Generator,
     ) -> Float[Tensor, "out in"]:
         """Returns each dense weight's saliency, as if nothing had been pruned before it."""
-        hessian = self._hessian(statistics)
-        dense = weight.detach().to(hessian.scale.device, hessian.scale.dtype)
+        hessian = self._hessian(statistics, weight.device)
+        dense = weight.detach().to(hessian.scale.dtype)
         return (dense * hessian.scale).square()
 
     def prune(
@@ -88,8 +88,8 @@ class SparseGPT(PruneMethod):
         Raises:
             PruneError: the dampened Hessian is not positive definite in its precision.
         """
-        hessian = self._hessian(statistics)
-        dense = weight.detach().to(hessian.scale.device, hessian.scale.dtype).T.contiguous()
+        hessian = self._hessian(statistics, weight.device)
+        dense = weight.detach().to(hessian.scale.dtype).T.contiguous()
         keep = torch.empty(dense.shape, dtype=torch.bool, device=dense.device)  # [in out]
         change = torch.zeros_like(dense)
         for start, end in _cuts(0, len(dense), self._width(removal)):
@@ -114,10 +114,11 @@ class SparseGPT(PruneMethod):
             return max(self.block // removal.group, 1) * removal.group
         return self.block
 
-    def _hessian(self, statistics: LayerStatistics | None) -> "_Hessian":
+    def _hessian(self, statistics: LayerStatistics | None, device: torch.device) -> "_Hessian":
         assert statistics is not None and statistics.gram is not None  # see `needs`
-        if self._last is None or self._last[0] is not statistics.gram:
-            self._last = statistics.gram, _factorise(statistics.gram, self.dampening)
+        gram = statistics.gram
+        if self._last is None or self._last[0] is not gram or self._last[1].scale.device != device:
+            self._last = gram, _factorise(gram.to(device), self.dampening)
         return self._last[1]
 
 

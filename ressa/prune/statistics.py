@@ -114,11 +114,10 @@ def weighted_gram(
 
 def squared_output(weight: Float[Tensor, "out in"], gram: Float[Tensor, "in in"]) -> float:
     """Returns ‖XWᵀ‖², the squared output of a layer of this weight over all calibration tokens."""
-    precise = weight.detach().to(gram.device, gram.dtype)
     total = 0.0
     for first in range(0, len(gram), _GRAM_COLUMNS):
         last = min(first + _GRAM_COLUMNS, len(gram))
-        own, block = precise[:, first:last], gram[:last, first:last].clone()
+        own, block = weight[:, first:last], gram[:last, first:last].clone()
         block[:first] *= 2  # symmetric: what lies below the diagonal counts as much as this
-        total += float(((precise[:, :last] @ block) * own).sum(dtype=torch.float64))
+        total += float(((weight[:, :last] @ block) * own).sum(dtype=torch.float64))
     return total

@@ -198,10 +198,12 @@ class _Walk:
         known = self.statistics is not None and self.statistics.layers.get(layer.name)
         if not known or known.gram is None:
             return None
-        dense = _weight(self.model, layer.name).cpu().to(known.gram.dtype)
-        left = dense if pruned.weight is None else pruned.weight.to(dense.dtype)
-        whole = squared_output(dense, known.gram)
-        lost = squared_output(dense - left.masked_fill(~pruned.keep_mask, 0), known.gram)
+        weight = _weight(self.model, layer.name)
+        gram = known.gram.to(weight.device)
+        dense, mask = weight.to(gram.dtype), pruned.keep_mask.to(gram.device)
+        left = dense if pruned.weight is None else pruned.weight.to(gram.device, gram.dtype)
+        whole = squared_output(dense, gram)
+        lost = squared_output(dense - left.masked_fill(~mask, 0), gram)
         return lost / whole if whole > 0 else None
 
     def _zeros_by_saliency(self, layers: Sequence[LayerShape], zeros: int) -> list[int]:

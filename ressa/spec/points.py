@@ -93,11 +93,11 @@ def baseline(spec: SweepSpec, name: str) -> Effective:
 
 def _effective(prune: Prune, repair: Repair, spec: SweepSpec, allocation: Allocation) -> Effective:
     def tower(tower: Tower) -> TowerTarget:
-        method = prune.method_of(tower)
-        initial = prune.initial_of(tower) if method == "dsnot" else None
+        method = prune.of(tower, "method")
+        initial = prune.of(tower, "initial") if method == "dsnot" else None
         return TowerTarget(
             method=method,
-            group=prune.group_of(tower),
+            group=prune.of(tower, "group"),
             target=getattr(allocation, tower),
             # What a method does not read stays out, so that it makes no other trial of it.
             initial=initial,

@@ -150,17 +150,10 @@ class Prune(SpecModel):
     vision: TowerPrune = Field(default=TowerPrune(), description="For the vision tower alone.")
     language: TowerPrune = Field(default=TowerPrune(), description="For the language tower alone.")
 
-    def method_of(self, tower: Tower) -> str:
-        """Returns the method that prunes one tower."""
-        return getattr(self, tower).method or self.method
-
-    def initial_of(self, tower: Tower) -> str:
-        """Returns the method that dsnot refines in one tower."""
-        return getattr(self, tower).initial or self.initial
-
-    def group_of(self, tower: Tower) -> Group:
-        """Returns where the weights of one tower compete."""
-        return getattr(self, tower).group or self.group
+    def of(self, tower: Tower, field: str) -> Any:
+        """Returns what one tower's section says of a field, else what holds for both."""
+        own = getattr(getattr(self, tower), field)
+        return getattr(self, field) if own is None else own
 
 
 class Rank(SpecModel):

@@ -72,9 +72,9 @@ def _fields(point: Mapping[str, str]) -> str:
 def _shared(plan: SweepPlan, count: int) -> list[str]:
     """What trials will share: done once per store, not once per trial."""
     spec = plan.spec
-    methods = {spec.prune.method_of(tower) for tower in TOWERS}
+    methods = {spec.prune.of(tower, "method") for tower in TOWERS}
     shared = ["the dense model's scores"]
-    if "wanda" in methods:
+    if methods & {"wanda", "sparsegpt", "dsnot"}:
         shared.append(f"calibration on {spec.prune.calibration.samples} questions")
     if spec.repair.method != "none" and spec.repair.distillation.weight:
         questions = spec.repair.data.samples

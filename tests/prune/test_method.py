@@ -1,7 +1,10 @@
 import pytest
 import torch
 
+from ressa.catalog import METHODS
 from ressa.prune import PruneMethod
+from ressa.sparsity import Target
+from ressa.spec import TowerTarget
 from ressa.testing import PruneMethodContract
 
 
@@ -31,6 +34,22 @@ class Unseeded(PruneMethod):
 
     def saliency(self, weight, statistics, generator):
         return torch.rand(weight.shape)
+
+
+def test_a_method_takes_the_options_that_it_reads():
+    wanted = TowerTarget(
+        method="any",
+        group="row",
+        target=Target.parse("0.5"),
+        initial="sparsegpt",
+        cycles=3,
+        dampening=0.2,
+    )
+    methods = {name: METHODS[name].from_spec(wanted) for name in METHODS}
+    assert all(method.name == name for name, method in methods.items())
+    assert methods["sparsegpt"].dampening == methods["dsnot"].initial.dampening == 0.2
+    assert methods["dsnot"].cycles == 3
+    assert METHODS["dsnot"]().initial.name == "wanda"
 
 
 def contract_of(tested: type[PruneMethod]) -> PruneMethodContract:
