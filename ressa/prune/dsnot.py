@@ -16,7 +16,6 @@ in which a cycle would take them; cycle.
 """
 
 from dataclasses import dataclass
-from typing import Self
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -61,7 +60,7 @@ class DSnoT(PruneMethod):
             self.needs = "gram"
 
     @classmethod
-    def from_spec(cls, wanted: TowerTarget) -> Self:
+    def from_spec(cls, wanted: TowerTarget) -> "DSnoT":
         """Makes the method with the spec's initial method."""
         return cls(METHODS[wanted.initial or Wanda.name].from_spec(wanted), wanted.cycles)
 
@@ -114,8 +113,7 @@ class DSnoT(PruneMethod):
     def _swap_in_rows(self, layer: "_Layer") -> Bool[Tensor, "out in"]:
         """Swaps any pruned weight of a row for any kept one; each side has a list of pairs."""
         cycles = self._cycles(layer)
-        grown = [layer.grown(cycles, sign) for sign in (-1, 1)]
-        pruned = [layer.pruned(cycles, -sign) for sign in (-1, 1)]
+        grown, pruned = layer.grown(cycles), layer.pruned(cycles)
         pairs = [torch.minimum(g.count, p.count) for g, p in zip(grown, pruned, strict=True)]
         available = torch.stack(pairs)  # [side out]
         effect = torch.stack(
@@ -148,7 +146,7 @@ class DSnoT(PruneMethod):
     def _swap_in_groups(self, layer: "_Layer", group: int) -> Bool[Tensor, "out in"]:
         """Swaps within aligned groups, as long as the error keeps its sign."""
         cycles = self._cycles(layer)
-        sides = [layer.grown(cycles, sign) for sign in (-1, 1)]
+        sides = layer.grown(cycles)
         columns = torch.stack([side.columns for side in sides])  # [side out candidate]
         available = torch.stack([side.count for side in sides])  # [side out]
         # The kept weights that have not been pruned, by saliency; all others are infinite.
@@ -198,15 +196,18 @@ class _Layer:
         """What each row's output lacks, as expected."""
         return self.contribution.masked_fill(self.kept, 0).sum(dim=1)
 
-    def grown(self, count: int, sign: int) -> "_Candidates":
-        """Lists pruned weights that contribute with a sign, the largest per variance first."""
-        eligible = ~self.kept & (self.contribution.sign() == sign)
-        return _first((self.contribution / self.variance).abs(), eligible, count, largest=True)
+    def grown(self, count: int) -> "list[_Candidates]":
+        """Lists pruned weights, the largest contribution per variance first: < 0, then > 0."""
+        growth = (self.contribution / self.variance).masked_fill_(self.kept, 0)
+        return [_first(growth, count, beyond=0.0, largest=largest) for largest in (False, True)]
 
-    def pruned(self, count: int, sign: int) -> "_Candidates":
-        """Lists kept weights that contribute with a sign, the least salient first."""
-        eligible = self.kept & (self.contribution.sign() == sign)
-        return _first(self.saliency, eligible, count, largest=False)
+    def pruned(self, count: int) -> "list[_Candidates]":
+        """Lists kept weights, the least salient first: contributions > 0, then < 0."""
+        found = []
+        for eligible in (self.contribution > 0, self.contribution < 0):
+            saliency = torch.where(eligible & self.kept, self.saliency, torch.inf)
+            found.append(_first(saliency, count, beyond=torch.inf, largest=False))
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,10 +224,9 @@ class _Candidates:
 
 
 def _first(
-    values: Float[Tensor, "out in"], eligible: Bool[Tensor, "out in"], count: int, *, largest: bool
+    values: Float[Tensor, "out in"], count: int, *, beyond: float, largest: bool
 ) -> _Candidates:
-    """Finds the first eligible columns of each row, in the order of their values."""
-    last = -torch.inf if largest else torch.inf
-    number = min(count, values.shape[1])
-    columns = values.masked_fill(~eligible, last).topk(number, dim=1, largest=largest).indices
-    return _Candidates(columns, eligible.sum(dim=1).clamp(max=number))
+    """Finds the columns of each row's largest or smallest values, above or below a limit."""
+    found = values.topk(min(count, values.shape[1]), dim=1, largest=largest)
+    is_candidate = found.values > beyond if largest else found.values < beyond
+    return _Candidates(found.indices, is_candidate.sum(dim=1))

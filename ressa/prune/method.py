@@ -7,7 +7,7 @@ surviving weights, or refines a choice, prunes by itself.
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Self, TypeAlias
+from typing import ClassVar, Literal, TypeAlias
 
 import torch
 from jaxtyping import Bool, Float
@@ -48,7 +48,7 @@ class PruneMethod(ABC):
     """Which statistics it reads, so that the model has to be calibrated."""
 
     @classmethod
-    def from_spec(cls, wanted: TowerTarget) -> Self:
+    def from_spec(cls, wanted: TowerTarget) -> "PruneMethod":
         """Makes the method that a sweep file asks for; override it to read options of its own."""
         return cls()
 

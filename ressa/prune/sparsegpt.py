@@ -21,7 +21,7 @@ so matrices are kept transposed, [in out].
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Self, cast
+from typing import cast
 
 import torch
 from jaxtyping import Bool, Float
@@ -61,7 +61,7 @@ class SparseGPT(PruneMethod):
         self._last: tuple[Tensor, _Hessian] | None = None
 
     @classmethod
-    def from_spec(cls, wanted: TowerTarget) -> Self:
+    def from_spec(cls, wanted: TowerTarget) -> "SparseGPT":
         """Makes the method with the spec's dampening."""
         return cls(DAMPENING if wanted.dampening is None else wanted.dampening)
 

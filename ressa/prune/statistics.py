@@ -10,7 +10,6 @@ laid end to end; each row counts as often as its weight says.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Self
 
 import torch
 from jaxtyping import Float, Float64, Num
@@ -69,7 +68,7 @@ class Statistics:
         return pack(tensors, {"shares": list(shares.items()), "counts": counts})
 
     @classmethod
-    def from_bytes(cls, content: bytes) -> Self:
+    def from_bytes(cls, content: bytes) -> "Statistics":
         """Reads what `to_bytes` wrote."""
         tensors, note = unpack(content)
         distinct = {

@@ -116,7 +116,7 @@ def test_the_output_error_is_the_sum_of_the_errors_of_the_columns(removal):
 def test_inputs_that_do_not_go_together_leave_nothing_to_make_up_for():
     weight, inputs = drawn_weight(), torch.diag(torch.arange(1.0, 65, dtype=torch.float64))
     statistics = statistics_of(inputs)
-    keep, left = prune(weight, statistics, Pattern(2, 4), dampening=0)
+    keep, left = prune(weight, statistics, Pattern(2, 4), dampening=0.0)
     assert left[keep].equal(weight[keep])
     assert keep.equal(keep_mask(Wanda().saliency(weight, statistics, NO_CHANCE), Pattern(2, 4)))
 
@@ -232,7 +232,7 @@ def test_fewer_tokens_than_inputs_are_enough(removal, dtype):
 def test_a_hessian_that_cannot_be_factorised_says_what_helps():
     statistics = statistics_of(correlated_inputs(tokens=5))
     with pytest.raises(PruneError, match="dampening 0") as caught:
-        prune(drawn_weight(), statistics, Pattern(2, 4), dampening=0)
+        prune(drawn_weight(), statistics, Pattern(2, 4), dampening=0.0)
     assert caught.value.failure == "numeric"
 
 
