@@ -23,7 +23,6 @@ from ressa.catalog import METHODS, TASKS
 from ressa.evaluate import Scores, predictions, score
 from ressa.models import VLM, load_vlm
 from ressa.prune import (
-    Need,
     PrunedTower,
     PruneMethod,
     Statistics,
@@ -38,7 +37,7 @@ from ressa.sparsity import TOWERS, Tower
 from ressa.spec import DataRef
 from ressa.stages import Stages
 from ressa.store import open_store
-from ressa.workers import device, spread, total
+from ressa.workers import agree, device, spread, total
 
 STAGE_VERSION = 1
 """Raised when a stage's content would change though its key would not."""
@@ -166,13 +165,12 @@ class _Trial:
 
     def _prune_tower(self, tower: Tower, statistics: Statistics | None) -> PrunedTower:
         wanted, method = self.spec.tower(tower), self.methods[tower]
-        need: Need = method.needs
-        calibration = None if need == "nothing" else (self.spec.calibration, need)
+        calibration = None if method.needs == "nothing" else (self.spec.calibration, method.needs)
         seed = self.spec.calibration.seed
         key = self._key("mask", tower, wanted, method.versions, calibration, seed)
 
         def make() -> bytes:
-            return prune_tower(
+            pruned = prune_tower(
                 self.vlm.model,
                 self.inventory.tower(tower),
                 method,
@@ -180,7 +178,9 @@ class _Trial:
                 group=wanted.group,
                 statistics=statistics,
                 seed=seed,
-            ).to_bytes()
+            )
+            # One worker's, lest processors that round differently give the workers other weights.
+            return agree(pruned.to_bytes())
 
         return PrunedTower.from_bytes(self.stages.once(f"{tower}-mask", key, make))
 
