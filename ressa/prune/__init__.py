@@ -1,7 +1,7 @@
 """Pruning: statistics · masks · one module per method · the walk over a tower."""
 
 from ressa.prune.calibration import calibrate
-from ressa.prune.masks import keep_mask, mask_hash
+from ressa.prune.masks import Removal, keep_mask, mask_hash
 from ressa.prune.method import Need, Pruned, PruneMethod
 from ressa.prune.statistics import LayerStatistics, Statistics
 from ressa.prune.walk import (
@@ -20,6 +20,7 @@ __all__ = [
     "PruneMethod",
     "Pruned",
     "PrunedTower",
+    "Removal",
     "Statistics",
     "ZeroCount",
     "apply_masks",
