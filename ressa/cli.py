@@ -112,11 +112,11 @@ def run(
     """Runs a sweep here, on a Ray of its own. Run again, it goes on where it was."""
     sets = [*(set_ or []), *([f"store={json.dumps(store)}"] if store is not None else [])]
     spec = _load(file, sets)
-    with _board(spec) as board:
-        from ressa.sweep.driver import start
+    from ressa.sweep.driver import start
 
-        with _interruptible(spec.name, spec.store):
-            sweep = start(spec, board)
+    # The board is gone before anything is said: it would wipe the words away with itself.
+    with _interruptible(spec.name, spec.store), _board(spec) as board:
+        sweep = start(spec, board)
     _report(sweep, output)
 
 
@@ -134,7 +134,7 @@ def resume(
     from ressa.sweep.driver import resume as continue_sweep
 
     opened = _open(store)
-    with _board(current_spec(opened.sweep(name))) as board, _interruptible(name, store):
+    with _interruptible(name, store), _board(current_spec(opened.sweep(name))) as board:
         sweep = continue_sweep(opened, name, board, redo_failed=failed)
     _report(sweep, output)
 

@@ -92,7 +92,7 @@ def say(text: str, label: str = "", style: str = "") -> None:
 
 def words() -> Console:
     """Returns where words go."""
-    return Console(stderr=True)
+    return Console(stderr=True, highlight=False)
 
 
 def _data() -> Console:

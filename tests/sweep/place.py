@@ -42,7 +42,7 @@ class Place:
     def sweep(self) -> SweepStore:
         return open_store(self.folder / "results").sweep("small")
 
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
+    def start(self, *arguments: str, stderr: int = subprocess.PIPE) -> subprocess.Popen[str]:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
         driver = subprocess.Popen(
             [sys.executable, "-c", "from ressa.cli import main; main()", *arguments],
@@ -50,7 +50,7 @@ class Place:
             env=environment,
             text=True,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=stderr,
         )
         drivers.append(driver.pid)
         return driver

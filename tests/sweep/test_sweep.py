@@ -1,10 +1,13 @@
 """Whole sweeps on a real Ray: what they commit, and what a kill, a signal or a fault leaves."""
 
+import contextlib
 import json
 import os
+import pty
 import shutil
 import signal
 import subprocess
+import threading
 import time
 from pathlib import Path
 
@@ -141,6 +144,30 @@ def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(place: Place) -> None:
     assert "ressa resume small" in stderr
     assert "Traceback" not in stderr
     assert place.sweep.status().state == "interrupted"
+
+
+def test_on_a_terminal_the_board_moves_and_the_last_words_stay(place: Place) -> None:
+    ours, theirs = pty.openpty()
+    shown: list[bytes] = []
+
+    def read() -> None:
+        with contextlib.suppress(OSError):  # the other end is closed
+            while chunk := os.read(ours, 4096):
+                shown.append(chunk)
+
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    driver = place.start("run", "small.yaml", stderr=theirs)
+    os.close(theirs)
+    wait_for(lambda: b"repair" in b"".join(shown) and finished(place) >= 1)
+    driver.send_signal(signal.SIGINT)
+    driver.communicate(timeout=60)
+    reader.join(timeout=10)
+    os.close(ours)
+    text = b"".join(shown).decode()
+    assert driver.returncode == 130
+    assert "/5 trials" in text
+    assert "\x1b[2K" not in text[text.index("ressa resume small") :], "nothing wipes it away"
 
 
 def test_a_second_driver_is_refused_while_the_first_lives(place: Place) -> None:
