@@ -75,6 +75,7 @@ def ressa(
     context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
 ) -> None:
+    """Shows the help when no verb is given, or the version."""
     if version:
         write(f"ressa {__version__}\n")
     elif context.invoked_subcommand is None:

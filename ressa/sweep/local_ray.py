@@ -76,9 +76,11 @@ def local_ray(*, cpus: int, gpus: int | None = None, threads: int = 1) -> Iterat
                 _temp_dir=str(folder),
             )
         except Exception as error:
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise ClusterError(
-                f"Ray could not start on this machine: {error}. Its logs are in {folder}; "
-                "a port in use or a full disk are the usual reasons. Free it and run again."
+                f"Ray could not start on this machine: {reason} It keeps its files in {folder} and "
+                "takes free ports on loopback. Check that the disk is not full and the path not "
+                "long (TMPDIR=/tmp moves it), then run again."
             ) from error
         yield folder
     finally:

@@ -3,8 +3,8 @@
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ressa.store import SweepStore, open_store
@@ -37,13 +37,14 @@ class Place:
     """A folder with a sweep file and a store, and the command line to use them."""
 
     folder: Path
+    variables: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def sweep(self) -> SweepStore:
         return open_store(self.folder / "results").sweep("small")
 
     def start(self, *arguments: str, stderr: int = subprocess.PIPE) -> subprocess.Popen[str]:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", **self.variables}
         driver = subprocess.Popen(
             [sys.executable, "-c", "from ressa.cli import main; main()", *arguments],
             cwd=self.folder,

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -225,6 +226,18 @@ def test_a_store_that_takes_no_rows_is_one_message(place: Place) -> None:
     assert refused.returncode == 5
     assert refused.stderr.count("error:") == 1
     assert "Traceback" not in refused.stderr
+
+
+def test_a_ray_that_cannot_start_is_one_message_and_leaves_nothing(place: Place) -> None:
+    # Real, and seen on clusters: a socket's path must be shorter than 108 characters.
+    long = place.folder / ("x" * 100)
+    long.mkdir()
+    refused = replace(place, variables={"TMPDIR": str(long)}).ressa("run", "small.yaml")
+    assert refused.returncode == 5, refused.stderr
+    assert refused.stderr.count("Ray could not start") == 1
+    assert "TMPDIR=/tmp" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    assert not list(long.iterdir())
 
 
 def test_a_full_disk_ends_the_sweep_with_one_message_and_loses_nothing(place: Place) -> None:
