@@ -1,50 +1,40 @@
 """The repair loop: DeepSpeed trains the adapters of a pruned model, one global batch a step."""
 
+import hashlib
 import logging
 import math
-import os
-import tempfile
 import time
-import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cache
 from itertools import islice
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
-from torch import Tensor, distributed, nn
-from torch.nn.utils import get_total_norm
+from torch import Tensor, distributed
 
 from ressa.errors import RepairError
 from ressa.models.vlm import NO_LABEL, VLM, Batch
-from ressa.records import Example
+from ressa.records import Example, content_key
 from ressa.repair.batches import global_batches, pieces, select, share
-from ressa.repair.distillation import Pictures, Teacher, cross_entropy, divergence
+from ressa.repair.checkpoint import Checkpoint, Checkpoints, recipe_hash
+from ressa.repair.curve import RepairStep, check_divergence, learning_rate
+from ressa.repair.distillation import Pictures, Teacher
+from ressa.repair.engine import Engine, Moment, Student, accumulation, recomputed
+from ressa.repair.memory import (
+    forget_peak,
+    free_cache,
+    halved,
+    is_out_of_memory,
+    largest_that_fits,
+    peak_gib,
+)
 from ressa.repair.sparselora import Adapters
 from ressa.spec import Repair
 from ressa.workers import ensure_process_group, rank_and_world_size
 
+log = logging.getLogger(__name__)
+
 MicroBatch: TypeAlias = tuple[Batch, Tensor | None]
 """Questions, and the teacher's logits for them if there is a teacher."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RepairStep:
-    """One point of a repair's curve; losses are means over the global batch's answer tokens."""
-
-    step: int
-    """Counted from 1."""
-    loss: float
-    ce: float
-    """Cross-entropy with the answers, in nats per token."""
-    kl: float | None
-    """T² times the divergence from the teacher, in nats per token; None without a teacher."""
-    learning_rate: float
-    gradient_norm: float
-    """L2 norm over all adapters, before clipping."""
-    examples_per_second: float
 
 
 def train(
@@ -56,6 +46,7 @@ def train(
     repair: Repair,
     *,
     seed: int,
+    checkpoints: Checkpoints | None = None,
 ) -> Iterator[RepairStep]:
     """Trains the adapters for `repair.steps` steps and yields each one when it is done.
 
@@ -66,204 +57,264 @@ def train(
         teacher: the dense model's logits for these examples; may be None where distillation has no
             weight.
         seed: of the data order.
+        checkpoints: where to leave one every `repair.checkpoint_steps` steps and after the last,
+            and whence to go on; the steps before it are yielded as they were. None keeps none.
 
     Raises:
-        RepairError: the loss or its gradient is not finite (failure "numeric"), or a batch has too
-            few images for the workers.
+        RepairError: the loss or its gradient is not finite or has run away (failure "numeric"),
+            not even one question at a time fits in memory ("oom"), float16 without a GPU, or a
+            batch has too few images for the workers.
     """
     assert teacher is not None or not repair.distillation.weight, "no teacher to learn from"
+    if repair.dtype == "float16" and not torch.cuda.is_available():
+        raise RepairError("repair.dtype float16 needs a GPU: DeepSpeed has none of it for CPUs")
     ensure_process_group()
     # No dropout: it is the pruned model that is repaired, not a thinner one.
     vlm.model.train(False)
-    micro_batches = _micro_batches(vlm, examples, task, teacher, repair, seed)
-    engine, optimizer = _initialize(_Student(vlm, adapters, repair), repair)
-    try:
-        for step in range(repair.steps):
-            started = time.perf_counter()
-            rate = learning_rate(repair, step)
-            optimizer.param_groups[0]["lr"] = rate
-            (loss, ce, kl), norm = _take_step(engine, next(micro_batches))
-            if not (math.isfinite(loss) and math.isfinite(norm)):
-                raise RepairError(
-                    f"diverged at step {step + 1} of {repair.steps}: loss {loss:.4g}, gradient "
-                    f"norm {norm:.4g} at learning rate {rate:.4g}. Lower the learning rate or clip",
-                    "numeric",
+    data = _Data(vlm, examples, task, teacher, repair, seed)
+    recipe = recipe_hash(repair, seed, vlm.name, content_key(*(e.id for e in examples)))
+    last = None if checkpoints is None else checkpoints.newest(recipe)
+    curve = [] if last is None else list(last.curve)
+    yield from curve
+    with recomputed(vlm, wanted=repair.gradient_checkpointing):
+        size = last.micro_batch if last else repair.micro_batch or _what_fits(vlm, adapters, data)
+        engine = _open(vlm, adapters, repair, size, None if last is None else last.moment)
+        if checkpoints is not None:
+            checkpoints.note_config(engine.config)
+        try:
+            for step in range(len(curve), repair.steps):
+                started = time.perf_counter()
+                rate = learning_rate(repair, step)
+                forget_peak()
+                while True:
+                    engine.set_learning_rate(rate)
+                    # What is random in a step follows from it, so that it is the same when it is
+                    # done again.
+                    torch.manual_seed(_step_seed(seed, step))
+                    result = _take_step(engine, data.micro_batches(step, size))
+                    if result is not None:
+                        break
+                    # Weights move at the end of a step: this one has moved nothing yet.
+                    moment = engine.moment()
+                    engine.close()
+                    free_cache()
+                    size = _smaller(size, step, repair)
+                    data.check(size)
+                    engine = _open(vlm, adapters, repair, size, moment)
+                (loss, ce, kl), norm = result
+                curve.append(
+                    RepairStep(
+                        step=step + 1,
+                        loss=loss,
+                        ce=ce,
+                        kl=None if teacher is None else kl,
+                        learning_rate=rate,
+                        gradient_norm=norm,
+                        examples_per_second=repair.batch_size / (time.perf_counter() - started),
+                        peak_memory_gib=_over_workers(
+                            torch.tensor(peak_gib(), device=vlm.model.device), "MAX"
+                        ).item(),
+                        micro_batch=size,
+                    )
                 )
-            yield RepairStep(
-                step=step + 1,
-                loss=loss,
-                ce=ce,
-                kl=None if teacher is None else kl,
-                learning_rate=rate,
-                gradient_norm=norm,
-                examples_per_second=repair.batch_size / (time.perf_counter() - started),
-            )
-    finally:
-        engine.destroy()
+                check_divergence(curve, repair)
+                if checkpoints is not None and _is_due(repair, step + 1):
+                    moment = engine.moment()
+                    checkpoints.save(
+                        Checkpoint(curve=tuple(curve), micro_batch=size, moment=moment), recipe
+                    )
+                yield curve[-1]
+            engine.give_back()
+        finally:
+            engine.close()
 
 
-def learning_rate(repair: Repair, step: int) -> float:
-    """The rate that step `step`, counted from 0, is taken with.
+def _is_due(repair: Repair, done: int) -> bool:
+    """Whether to leave a checkpoint after so many steps: a last one spares a long repair's scoring.
 
-    It rises linearly and reaches the full rate with step `warmup_steps`; then it stays (constant)
-    or falls along half a cosine that would reach zero one step after the last (cosine).
+    A repair shorter than `checkpoint_steps` leaves none.
     """
-    if step < repair.warmup_steps:
-        return repair.learning_rate * (step + 1) / (repair.warmup_steps + 1)
-    if repair.schedule == "constant":
-        return repair.learning_rate
-    done = (step - repair.warmup_steps) / (repair.steps - repair.warmup_steps)
-    return repair.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+    every = repair.checkpoint_steps
+    return done % every == 0 or (done == repair.steps and done > every)
 
 
-def deepspeed_config(repair: Repair, world_size: int) -> dict[str, Any]:
-    """Derives DeepSpeed's configuration; nobody writes it by hand."""
-    questions = math.ceil(repair.batch_size / world_size)  # per worker and step
-    return {
-        "train_micro_batch_size_per_gpu": math.ceil(questions / _accumulation(repair, world_size)),
-        "gradient_accumulation_steps": _accumulation(repair, world_size),
-        # Each worker's loss is already divided by the global number of tokens.
-        "gradient_allreduce_op": "sum",
-        "gradient_clipping": float(repair.clip),  # DeepSpeed's own default is 1, not none
-        "zero_optimization": {"stage": repair.zero_stage},
-        # torch's AdamW instead of DeepSpeed's own, which would be compiled for minutes.
-        "zero_allow_untested_optimizer": True,
-        "bf16": {"enabled": False},
-        "fp16": {"enabled": False},
-        "steps_per_print": None,
-        "wall_clock_breakdown": False,
-    }
+def _open(
+    vlm: VLM, adapters: Adapters, repair: Repair, micro_batch: int, moment: Moment | None
+) -> Engine:
+    engine = Engine(vlm, adapters, repair, micro_batch)
+    if moment is not None:
+        engine.restore(moment)
+    return engine
 
 
-class _Student(nn.Module):
-    """What DeepSpeed sees: the loss of a micro-batch, and the adapters alone.
-
-    The frozen weights stay out of its sight, so it neither broadcasts nor moves them.
-    """
-
-    def __init__(self, vlm: VLM, adapters: Adapters, repair: Repair) -> None:
-        super().__init__()
-        self.adapters = nn.ParameterList(adapters.parameters())
-        self._answer_logits = vlm.answer_logits
-        self._weight = repair.distillation.weight
-        self._temperature = repair.distillation.temperature
-
-    def forward(self, batch: Batch, teacher: Tensor | None, tokens: float) -> tuple[Tensor, Tensor]:
-        """Returns this micro-batch's part of the global loss, and of (loss, ce, kl) to report."""
-        logits, targets = self._answer_logits(batch)
-        ce = cross_entropy(logits, targets) / tokens
-        if teacher is None:
-            return ce, torch.stack([ce, ce, ce.new_zeros(())]).detach()
-        kl = divergence(logits, teacher.to(logits.device), self._temperature) / tokens
-        loss = torch.lerp(ce, kl, self._weight)
-        return loss, torch.stack([loss, ce, kl]).detach()
+def _step_seed(seed: int, step: int) -> int:
+    """A seed for each step and worker."""
+    text = f"repair step {seed} {step} {rank_and_world_size()[0]}"
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
 
 
-def _accumulation(repair: Repair, world_size: int) -> int:
-    """Micro-batches per worker and step."""
-    questions = math.ceil(repair.batch_size / world_size)
-    return math.ceil(questions / (repair.micro_batch or questions))
-
-
-def _micro_batches(
-    vlm: VLM,
-    examples: Sequence[Example],
-    task: Pictures,
-    teacher: Teacher | None,
-    repair: Repair,
-    seed: int,
-) -> Iterator[list[MicroBatch]]:
-    """This worker's micro-batches, step by step."""
-    rank, world_size = rank_and_world_size()
-    how_many = _accumulation(repair, world_size)
-    batches = list(islice(global_batches(examples, repair.batch_size, seed), repair.steps))
-    if any(len(share(b, r, world_size)) < how_many for b in batches for r in range(world_size)):
+def _smaller(size: int, step: int, repair: Repair) -> int:
+    if size == 1:
         raise RepairError(
-            f"a batch of {repair.batch_size} questions has only {min(map(len, batches))} images, "
-            f"too few for {world_size} workers with {how_many} micro-batches each; "
-            "raise batch_size or micro_batch"
+            f"out of memory at step {step + 1} of {repair.steps} with one question at a time. "
+            "repair.gradient_checkpointing, a lower rank or a larger machine help",
+            "oom",
         )
-    plan = [pieces(share(batch, rank, world_size), how_many) for batch in batches]
-    used = sorted({index for step in plan for piece in step for index in piece})
-    row = {index: number for number, index in enumerate(used)}
-    # Reading, resizing and tokenising once is far cheaper than in every step.
-    encoded = vlm.encode([examples[index] for index in used], task.image, answers=True)
-
-    def micro_batch(piece: list[int]) -> MicroBatch:
-        dense = None if teacher is None else teacher.of([examples[index] for index in piece])
-        return select(encoded, [row[index] for index in piece]), dense
-
-    return ([micro_batch(piece) for piece in step] for step in plan)
+    log.warning(
+        "out of memory at step %d with a micro-batch of %d; going on with %d and the same batch",
+        step + 1,
+        size,
+        halved(size),
+    )
+    return halved(size)
 
 
-def _take_step(engine: Any, micro_batches: list[MicroBatch]) -> tuple[list[float], float]:
-    """Takes one step; returns the global batch's (loss, ce, kl) and its gradient's norm."""
+class _Data:
+    """The global batches of a repair, and this worker's part of each."""
+
+    def __init__(
+        self,
+        vlm: VLM,
+        examples: Sequence[Example],
+        task: Pictures,
+        teacher: Teacher | None,
+        repair: Repair,
+        seed: int,
+    ) -> None:
+        self._examples, self._teacher, self._repair = examples, teacher, repair
+        self.rank, self.world_size = rank_and_world_size()
+        self._batches = list(
+            islice(global_batches(examples, repair.batch_size, seed), repair.steps)
+        )
+        self.check(repair.micro_batch)
+        used = sorted(
+            {index for batch in self._batches for index in share(batch, self.rank, self.world_size)}
+        )
+        self._row = {index: number for number, index in enumerate(used)}
+        # Reading, resizing and tokenising once is far cheaper than in every step.
+        self._encoded = vlm.encode([examples[index] for index in used], task.image, answers=True)
+
+    @property
+    def share(self) -> int:
+        """Questions of a worker and step."""
+        return math.ceil(self._repair.batch_size / self.world_size)
+
+    def check(self, micro_batch: int | None) -> None:
+        """Refuses batches of which some micro-batch would be empty."""
+        how_many = accumulation(self._repair, self.world_size, micro_batch)
+        ranks = range(self.world_size)
+        if any(len(share(b, r, self.world_size)) < how_many for b in self._batches for r in ranks):
+            raise RepairError(
+                f"a batch of {self._repair.batch_size} questions has only "
+                f"{min(map(len, self._batches))} images, too few for {self.world_size} workers "
+                f"with {how_many} micro-batches each; raise batch_size or micro_batch"
+            )
+
+    def micro_batches(self, step: int, size: int) -> list[MicroBatch]:
+        """This worker's micro-batches of a step, counted from 0."""
+        how_many = accumulation(self._repair, self.world_size, size)
+        own = share(self._batches[step], self.rank, self.world_size)
+        return [self._micro_batch(piece) for piece in pieces(own, how_many)]
+
+    def _micro_batch(self, piece: list[int]) -> MicroBatch:
+        dense = None
+        if self._teacher is not None:
+            dense = self._teacher.of([self._examples[index] for index in piece])
+        return select(self._encoded, [self._row[index] for index in piece]), dense
+
+
+def _what_fits(vlm: VLM, adapters: Adapters, data: _Data) -> int:
+    """Finds the largest micro-batch whose gradient fits on a GPU; on a CPU it is not tried.
+
+    Where main memory runs out, the system ends the process instead of refusing.
+    """
+    if not torch.cuda.is_available():
+        return data.share
+    return probe_micro_batch(vlm, adapters, data)
+
+
+def probe_micro_batch(vlm: VLM, adapters: Adapters, data: _Data) -> int:
+    """Computes gradients of ever smaller micro-batches until they fit, on every worker alike."""
+    student = Student(vlm, None, data._repair)
+
+    def attempt(size: int) -> None:
+        out_of_memory = None
+        try:
+            loss, _ = student(*max(data.micro_batches(0, size), key=lambda micro: len(micro[0])), 1)
+            torch.autograd.grad(loss, list(adapters.parameters()), allow_unused=True)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            out_of_memory = str(error)
+        if _anywhere(out_of_memory is not None, vlm.model.device):
+            raise RepairError(
+                f"out of memory with a micro-batch of {size}: {out_of_memory or 'on a worker'}",
+                "oom",
+            )
+
+    return largest_that_fits(data.share, attempt)
+
+
+def _take_step(
+    engine: Engine, micro_batches: list[MicroBatch]
+) -> tuple[list[float], float | None] | None:
+    """Takes one step.
+
+    Returns:
+        The global batch's (loss, ce, kl) and its gradient's norm; None, with no weight moved, if a
+        worker ran out of memory where the others could be told.
+
+    Raises:
+        RepairError: out of memory in a backward pass of several workers, or at ZeRO 3: the others
+            are in the midst of an exchange then, which nothing can call them back from.
+    """
     answers = [
         (batch.labels != NO_LABEL).sum() for batch, _ in micro_batches if batch.labels is not None
     ]
     tokens = _over_workers(torch.stack(answers).sum().double()).item()
-    parts = []
+    alone = distributed.get_world_size() == 1
+    parts: list[Tensor] = []
     norm = None
     for batch, dense in micro_batches:
-        loss, reported = engine(batch, dense, tokens)
-        parts.append(reported)
-        with _quiet():
-            # DeepSpeed takes a mean over micro-batches; these are already shares of a mean.
-            engine.backward(loss * len(micro_batches))
-            if engine.zero_optimization_stage() == 0:  # ZeRO measures it by itself
-                norm = _gradient_norm(engine)
-            engine.step()  # moves the weights after the last micro-batch only
+        loss, full = None, False
+        try:
+            loss, reported = engine.forward(batch, dense, tokens)
+            parts.append(reported)
+        except Exception as error:
+            full = _answer(error, recoverable=alone or engine.stage < 3)
+        if full if alone or engine.stage == 3 else _anywhere(full, batch.image_index.device):
+            return None
+        assert loss is not None
+        try:
+            norm = engine.backward(loss)
+        except Exception as error:
+            full = _answer(error, recoverable=alone)
+        if full:
+            return None
     sums = _over_workers(torch.stack(parts).sum(dim=0))
-    return sums.tolist(), float(engine.get_global_grad_norm() if norm is None else norm)
+    return sums.tolist(), norm
 
 
-def _gradient_norm(engine: Any) -> Tensor:
-    return get_total_norm([p.grad for p in engine.module.parameters() if p.grad is not None])
+def _answer(error: Exception, *, recoverable: bool) -> bool:
+    """True for a lack of memory that can be answered; anything else is raised on."""
+    if not is_out_of_memory(error):
+        raise error
+    if not recoverable:
+        raise RepairError(
+            f"out of memory in the midst of an exchange between workers ({error}). Set "
+            "repair.micro_batch to half of what it was",
+            "oom",
+        ) from error
+    return True
 
 
-def _over_workers(value: Tensor) -> Tensor:
-    """Sums a small tensor over the workers."""
+def _anywhere(here: bool, device: torch.device) -> bool:
+    """Whether something is so on any worker."""
+    return bool(_over_workers(torch.tensor(float(here), device=device), "MAX").item())
+
+
+def _over_workers(value: Tensor, how: str = "SUM") -> Tensor:
+    """Sums a small tensor over the workers, or takes the largest."""
     if distributed.get_world_size() > 1:
-        distributed.all_reduce(value)
+        distributed.all_reduce(value, getattr(distributed.ReduceOp, how))
     return value
-
-
-def _initialize(student: _Student, repair: Repair) -> tuple[Any, torch.optim.Optimizer]:
-    """Makes the DeepSpeed engine, and the optimiser whose learning rate the engine obeys."""
-    optimizer = torch.optim.AdamW(student.parameters(), lr=repair.learning_rate, weight_decay=0.0)
-    with _quiet():
-        engine, *_ = _deepspeed().initialize(
-            model=student,
-            optimizer=optimizer,
-            config=deepspeed_config(repair, distributed.get_world_size()),
-            dist_init_required=False,
-        )
-    return engine, optimizer
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Mutes warnings about DeepSpeed's own use of torch, which users can do nothing about."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
-
-@cache
-def _deepspeed() -> Any:
-    """Imports DeepSpeed so that it neither compiles, nor looks for other hosts, nor prints."""
-    if not torch.cuda.is_available():
-        os.environ["DS_ACCELERATOR"] = "cpu"
-    # Its own folder for compiled extensions: a process killed while compiling leaves a lock there
-    # that all later ones would wait for.
-    extensions = f"ressa-torch-extensions-{os.getpid()}"
-    os.environ["TORCH_EXTENSIONS_DIR"] = os.path.join(tempfile.gettempdir(), extensions)
-    import deepspeed
-
-    # It would compile a shared-memory all-reduce for minutes; gloo does the same work.
-    deepspeed.ops.__compatible_ops__ = {}
-    # Its handler writes to stdout, which belongs to results.
-    deepspeed.utils.logger.handlers.clear()
-    deepspeed.utils.logger.propagate = True
-    deepspeed.utils.logger.setLevel(logging.WARNING)
-    return deepspeed

@@ -18,6 +18,7 @@ from ressa.catalog import METHODS, MODELS, TASKS
 from ressa.errors import InfeasibleAllocation, SpecError, UnknownNameError, did_you_mean
 from ressa.registry import Registry
 from ressa.sparsity import Inventory, Target, Tower, check_pattern, exact_fraction, out_of_range
+from ressa.spec.deepspeed import deepspeed_faults
 from ressa.spec.faults import explain
 from ressa.spec.points import allocate, override
 from ressa.spec.schema import (
@@ -120,6 +121,36 @@ def _check_repair(spec: SweepSpec) -> Iterator[Problem]:
             f"got {repair.micro_batch}."
         )
         yield Problem(("repair", "micro_batch"), message)
+
+
+def _check_precision(spec: SweepSpec) -> Iterator[Problem]:
+    repair, on_gpus = spec.repair, bool(spec.resources.gpus_per_worker)
+    if repair.dtype == "float16" and not on_gpus:
+        message = (
+            "float16 is trained on GPUs alone (resources.gpus_per_worker is 0). "
+            "Choose bfloat16 or float32."
+        )
+        yield Problem(("repair", "dtype"), message)
+    if repair.offload == "cpu" and not on_gpus:
+        message = (
+            "cpu takes the optimiser's state off GPUs; without one (resources.gpus_per_worker is "
+            "0) it is in main memory as it is. Leave it out."
+        )
+        yield Problem(("repair", "offload"), message)
+    elif repair.offload == "cpu" and repair.zero_stage == 0 and repair.dtype == "float32":
+        yield Problem(("repair", "offload"), "cpu needs zero_stage 1, 2 or 3, got 0.")
+    if repair.zero_stage == 3 and repair.dtype != spec.model.dtype:
+        message = (
+            f"3 shares out frozen and trained weights together, of one type, got model.dtype "
+            f"{spec.model.dtype} and repair.dtype {repair.dtype}. Set them alike, or zero_stage "
+            "to 2."
+        )
+        yield Problem(("repair", "zero_stage"), message)
+
+
+def _check_deepspeed(spec: SweepSpec) -> Iterator[Problem]:
+    for path, message in deepspeed_faults(spec.repair.deepspeed):
+        yield Problem(("repair", "deepspeed", *path), message)
 
 
 def _reserved(data: DataRef) -> str:
@@ -260,6 +291,7 @@ def _check_fields(spec: SweepSpec) -> Iterator[Problem]:
     yield from _check_prune(spec)
     yield from _check_repair_data(spec)
     yield from _check_repair(spec)
+    yield from _check_precision(spec)
 
 
 def _check_size(spec: SweepSpec, name: str, entry: Choices | Range) -> Iterator[Problem]:
@@ -306,6 +338,8 @@ _CHECKS: tuple[tuple[_Check, tuple[str, ...]], ...] = (
     (_check_prune, ()),
     (_check_repair_data, ()),
     (_check_repair, ("repair", "resources")),
+    (_check_precision, ("repair", "resources", "model")),
+    (_check_deepspeed, ("repair",)),
     (_check_evaluate, ("evaluate",)),
     (_check_objective, ("evaluate", "objective")),
     (_check_towers, ("space", BUDGET)),

@@ -105,7 +105,7 @@ def _effective(prune: Prune, repair: Repair, spec: SweepSpec, allocation: Alloca
             dampening=prune.dampening if "sparsegpt" in (method, initial) else None,
         )
 
-    if repair.micro_batch is None:
+    if repair.micro_batch is None and not spec.resources.gpus_per_worker:
         share = max(1, repair.batch_size // spec.resources.workers)
         repair = repair.model_copy(update={"micro_batch": share})
     return Effective(

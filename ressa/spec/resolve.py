@@ -315,6 +315,11 @@ def _warnings(spec: SweepSpec) -> list[str]:
             "answer: the least sparse point, (0, 0) if the space holds it. "
             "Give a budget to compare splits of equal size."
         )
+    if spec.repair.zero_stage == 0 and spec.repair.dtype != "float32":
+        found.append(
+            f"repair.zero_stage: 0 is run as 1: {spec.repair.dtype} needs the fp32 masters that "
+            "DeepSpeed keeps from stage 1 on."
+        )
     if spec.objective.metric == "malformed":
         found.append("objective: malformed is a share of broken answers; it is maximized here.")
     sizes = [axis.size for axis in spec.dimensions]

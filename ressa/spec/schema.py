@@ -36,6 +36,15 @@ def _as_float(value: Any) -> Any:
     return float(value) if isinstance(value, Decimal) else value
 
 
+def _as_plain(value: Any) -> Any:
+    """Turns YAML's exact decimals into the numbers that DeepSpeed's configuration holds."""
+    if isinstance(value, dict):
+        return {key: _as_plain(item) for key, item in value.items()}
+    if isinstance(value, Decimal):
+        return int(value) if value == int(value) else float(value)
+    return value
+
+
 def _as_budget(value: Any) -> Any:
     is_single = isinstance(value, int | float | Decimal | str)
     return (value,) if is_single else as_tuple(value)
@@ -70,7 +79,7 @@ class ModelRef(SpecModel):
     )
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         default="float32",
-        description="Type in which the weights are loaded and repaired.",
+        description="Type in which the weights are loaded and computed with.",
     )
     trust_remote_code: bool = Field(
         default=False, description="Let a hub model run the Python code that it brings."
@@ -200,7 +209,8 @@ class Repair(SpecModel):
     micro_batch: int | None = Field(
         default=None,
         ge=1,
-        description="Questions a worker holds at once, ≥ 1; null takes batch_size / workers.",
+        description="Questions a worker holds at once, ≥ 1; null takes batch_size / workers on "
+        "CPUs, and on GPUs the most that fit.",
     )
     learning_rate: Number = Field(default=1e-4, gt=0, description="Peak learning rate, > 0.")
     schedule: Literal["constant", "cosine"] = Field(
@@ -211,9 +221,35 @@ class Repair(SpecModel):
     distillation: Distillation = Field(
         default=Distillation(), description="The dense model as a teacher."
     )
-    zero_stage: Literal[0, 1, 2] = Field(
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        default="float32",
+        description="Type of the trained updates and their gradients; fp32 masters are kept beside "
+        "a shorter one. What is frozen stays in model.dtype. float16 needs GPUs.",
+    )
+    zero_stage: Literal[0, 1, 2, 3] = Field(
         default=1,
-        description="DeepSpeed ZeRO stage: what workers share out instead of copying.",
+        description="DeepSpeed ZeRO stage, what workers share out instead of copying: 1 optimiser "
+        "state, 2 gradients too, 3 the trained layers' weights too. 0 is run as 1 unless "
+        "repair.dtype is float32.",
+    )
+    offload: Literal["none", "cpu"] = Field(
+        default="none",
+        description="cpu keeps the optimiser's state and work in main memory instead of on GPUs.",
+    )
+    gradient_checkpointing: bool = Field(
+        default=False,
+        description="Runs each transformer block again in backward instead of keeping what it "
+        "computed: less memory, a third more time.",
+    )
+    deepspeed: Annotated[dict[str, Any], BeforeValidator(_as_plain)] = Field(
+        default={},
+        description="DeepSpeed settings that override what follows from repair; those that decide "
+        "what is learnt are fields of repair and refused here.",
+    )
+    checkpoint_steps: int = Field(
+        default=100,
+        ge=1,
+        description="Steps between two checkpoints, ≥ 1, from which a killed repair goes on.",
     )
 
     @field_validator("train")
@@ -386,7 +422,7 @@ def sweepable_fields() -> dict[str, Any]:
             kind = field.annotation
             if isinstance(kind, type) and issubclass(kind, SpecModel):
                 collect(kind, f"{prefix}.{name}")
-            elif name != "train":  # a list: not a value that an axis can hold
+            elif name not in ("train", "deepspeed"):  # not values that an axis can hold
                 found[f"{prefix}.{name}"] = kind
 
     collect(Prune, "prune")

@@ -85,6 +85,14 @@ class Objects:
         with contextlib.suppress(FileNotFoundError), self._writing(path):
             obstore.delete(self._store, path)
 
+    def delete_folder(self, prefix: str) -> None:
+        """Removes all objects directly below a prefix; on a file system the folder too."""
+        for name in self.names(prefix):
+            self.delete(f"{prefix}/{name}")
+        if self.folder is not None:
+            with contextlib.suppress(OSError):  # gone already, or another writer is at work in it
+                (self.folder / prefix).rmdir()
+
     def names(self, prefix: str) -> list[str]:
         """Returns the names, without the prefix, of the objects directly below it, sorted."""
         with _explained(f"store {self.location}: cannot list {prefix}"):

@@ -162,8 +162,10 @@ CURVES = Table(
         Column("ce", "float", "cross-entropy on the answers", "nats"),
         Column("kl", "float", "divergence from the dense teacher", "nats"),
         Column("learning_rate", "float", "learning rate of the step"),
-        Column("gradient_norm", "float", "gradient norm before clipping"),
+        Column("gradient_norm", "float", "gradient norm before clipping; null: fp16 skipped it"),
         Column("examples_per_second", "float", "questions per second, all workers", "1/second"),
+        Column("peak_memory_gib", "float", "most memory in use, on any worker", "GiB"),
+        Column("micro_batch", "integer", "examples per forward pass of a worker", "questions"),
     ),
 )
 

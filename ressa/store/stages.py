@@ -65,6 +65,16 @@ class StageStore:
         text = json.dumps(manifest, indent=1, sort_keys=True)
         return self._objects.put_new(_path(stage, key, "manifest.json"), text.encode())
 
+    def keys(self, stage: str) -> list[str]:
+        """Returns the keys under which a stage was made, or begun to be, sorted."""
+        return self._objects.folders(f"stages/{stage}")
+
+    def remove(self, stage: str, key: str) -> None:
+        """Removes a stage; none to remove is fine."""
+        # From then on it does not exist, whatever happens to the rest.
+        self._objects.delete(_path(stage, key, "manifest.json"))
+        self._objects.delete_folder(f"stages/{stage}/{key}")
+
     def _manifest(self, stage: str, key: str) -> dict[str, Any] | None:
         path = _path(stage, key, "manifest.json")
         content = self._objects.get(path)

@@ -1,0 +1,170 @@
+"""Checkpoints of a repair: what a killed one goes on from, at any number of workers and ZeRO stage.
+
+A checkpoint holds what training has moved, whole, in fp32: the trained parameters and AdamW's two
+moments of each; and in JSON the step, the curve up to it, the micro-batch, the mask's hash and the
+recipe's. The data's order and the random numbers of a step follow from the seed and the step, so
+the step is their position. Nothing of the frozen model is in it, and nothing is pickled.
+"""
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import safetensors
+import safetensors.torch
+
+from ressa.records import content_key
+from ressa.repair.curve import RepairStep
+from ressa.repair.engine import Moment
+from ressa.spec import Repair
+from ressa.store import StageStore
+from ressa.workers import agree, rank_and_world_size
+
+log = logging.getLogger(__name__)
+
+VERSION = 1
+KEPT = 2
+"""So that one which turns out to be damaged has another before it."""
+
+_STAGE = "repair-checkpoint"
+_CONFIG = "repair-deepspeed"
+_HOW = frozenset(
+    {
+        "checkpoint_steps",
+        "deepspeed",
+        "dtype",
+        "gradient_checkpointing",
+        "micro_batch",
+        "offload",
+        "zero_stage",
+    }
+)
+"""Fields of `repair` that say how a step is computed, not which one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """A repair between two steps."""
+
+    curve: tuple[RepairStep, ...]
+    """All steps that are done."""
+    micro_batch: int
+    moment: Moment
+
+    @property
+    def step(self) -> int:
+        """How many steps are done."""
+        return len(self.curve)
+
+
+def recipe_hash(repair: Repair, *seeds_and_data: Any) -> str:
+    """Hashes all that decides which steps a repair takes, up to rounding."""
+    return content_key("repair recipe", repair.model_dump(exclude=set(_HOW)), *seeds_and_data)
+
+
+class Checkpoints:
+    """The checkpoints of one trial's repair, in the store: `stages/repair-checkpoint/<trial>-…`.
+
+    Every worker calls these in step; rank 0 reads and writes.
+
+    Args:
+        trial: the trial's key.
+        mask_hash: of the keep masks that the repair began with.
+    """
+
+    def __init__(self, stages: StageStore, trial: str, *, mask_hash: str) -> None:
+        self._stages, self._trial, self._mask_hash = stages, trial, mask_hash
+
+    def note_config(self, config: Mapping[str, Any]) -> None:
+        """Leaves what DeepSpeed was told, for a user to read."""
+        if rank_and_world_size()[0] == 0:
+            text = json.dumps(config, indent=2, sort_keys=True) + "\n"
+            self._stages.put(_CONFIG, self._trial, {"deepspeed.json": text.encode()})
+
+    def save(self, checkpoint: Checkpoint, recipe: str) -> None:
+        """Stores a checkpoint, all of it or nothing, and drops those that are no longer needed."""
+        if rank_and_world_size()[0] != 0:
+            return
+        moment = checkpoint.moment
+        header = {
+            "version": VERSION,
+            "recipe": recipe,
+            "mask_hash": self._mask_hash,
+            "updates": moment.updates,
+            "loss_scale": moment.loss_scale,
+            "micro_batch": checkpoint.micro_batch,
+            "curve": [asdict(step) for step in checkpoint.curve],
+        }
+        files = {
+            "training.safetensors": safetensors.torch.save(dict(moment.tensors)),
+            "training.json": json.dumps(header).encode(),
+        }
+        self._stages.put(_STAGE, self._key(checkpoint.step), files)
+        for old in self._steps()[:-KEPT]:
+            self._stages.remove(_STAGE, self._key(old))
+
+    def newest(self, recipe: str) -> Checkpoint | None:
+        """Returns the newest sound checkpoint of this mask and recipe; names those it refuses."""
+        return agree(self._newest(recipe) if rank_and_world_size()[0] == 0 else None)
+
+    def clear(self) -> None:
+        """Removes all: the repair they were of is finished and its outcome stored."""
+        if rank_and_world_size()[0] == 0:
+            for step in self._steps():
+                self._stages.remove(_STAGE, self._key(step))
+
+    def _newest(self, recipe: str) -> Checkpoint | None:
+        for step in reversed(self._steps()):
+            try:
+                checkpoint = self._read(step, recipe)
+            except _Refused as reason:
+                log.warning(
+                    "trial %s: the repair checkpoint of step %d is refused: %s",
+                    self._trial[:8],
+                    step,
+                    reason,
+                )
+                # It is of no use to this trial, and would keep a sound one from its place.
+                self._stages.remove(_STAGE, self._key(step))
+            else:
+                return checkpoint
+        return None
+
+    def _read(self, step: int, recipe: str) -> Checkpoint:
+        files = self._stages.get(_STAGE, self._key(step))
+        if files is None:
+            raise _Refused("it is truncated or damaged")
+        try:
+            header = json.loads(files["training.json"])
+            found = {name: header[name] for name in ("version", "mask_hash", "recipe")}
+        except (ValueError, KeyError, TypeError) as error:
+            raise _Refused("it is truncated or damaged") from error
+        wanted = {"version": VERSION, "mask_hash": self._mask_hash, "recipe": recipe}
+        names = {"version": "version", "mask_hash": "mask", "recipe": "recipe"}
+        for name, value in wanted.items():
+            if found[name] != value:
+                raise _Refused(f"it is of another {names[name]} ({found[name]}, not {value})")
+        try:
+            curve = tuple(RepairStep(**row) for row in header["curve"])
+            moment = Moment(
+                tensors=safetensors.torch.load(files["training.safetensors"]),
+                updates=header["updates"],
+                loss_scale=header["loss_scale"],
+            )
+            return Checkpoint(curve=curve, micro_batch=header["micro_batch"], moment=moment)
+        except (ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
+            raise _Refused("it is truncated or damaged") from error
+
+    def _steps(self) -> list[int]:
+        prefix = f"{self._trial}-"
+        keys = self._stages.keys(_STAGE)
+        return sorted(int(key.removeprefix(prefix)) for key in keys if key.startswith(prefix))
+
+    def _key(self, step: int) -> str:
+        return f"{self._trial}-{step:08d}"
+
+
+class _Refused(Exception):
+    """Why a checkpoint is not gone on from."""
