@@ -10,7 +10,7 @@ class Stages:
     """Work that is done once per store: found there by its key, or done now and left there."""
 
     def __init__(self, store: Store) -> None:
-        self._store = store.stages
+        self.store = store.stages
 
     def find(self, stage: str, key: str) -> bytes | None:
         """Returns what a stage left, or None."""
@@ -27,10 +27,10 @@ class Stages:
     def leave(self, stage: str, key: str, content: bytes) -> None:
         """Stores what a stage made; if another trial was first, its bytes stay."""
         if rank_and_world_size()[0] == 0:
-            self._store.put(stage, key, {"content": content})
+            self.store.put(stage, key, {"content": content})
 
     def _look(self, stage: str, key: str) -> bytes | None:
         if rank_and_world_size()[0] != 0:
             return None
-        files = self._store.get(stage, key)
+        files = self.store.get(stage, key)
         return None if files is None else files["content"]

@@ -32,7 +32,15 @@ from ressa.prune import (
     prune_tower,
 )
 from ressa.records import Example, Outcome, Progress, TrialSpec, content_key
-from ressa.repair import Teacher, attach, merge, teacher_logits, train
+from ressa.repair import (
+    Checkpoints,
+    Teacher,
+    attach,
+    merge,
+    remove_checkpoints,
+    teacher_logits,
+    train,
+)
 from ressa.sparsity import TOWERS, Tower
 from ressa.spec import DataRef
 from ressa.stages import Stages
@@ -53,9 +61,11 @@ def run(trial: TrialSpec, store: str) -> Steps:
     stages = Stages(open_store(store))
     done = stages.find("outcome", trial.key)
     if done is not None:
+        remove_checkpoints(stages.store, trial.key)  # by one killed just before it could
         return Outcome.from_json(done)
     outcome = yield from _Trial(trial, stages).steps()
     stages.leave("outcome", trial.key, outcome.to_json())
+    remove_checkpoints(stages.store, trial.key)
     return outcome
 
 
@@ -192,7 +202,19 @@ class _Trial:
         seed = plan.data.seed
         with self._clock("repair"):
             adapters = attach(self.vlm.model, self.masks, self.vlm.towers, plan, seed=seed)
-            for step in train(self.vlm, adapters, examples, task, teacher, plan, seed=seed):
+            checkpoints = Checkpoints(
+                self.stages.store, self.spec.key, mask_hash=mask_hash(self.masks)
+            )
+            for step in train(
+                self.vlm,
+                adapters,
+                examples,
+                task,
+                teacher,
+                plan,
+                seed=seed,
+                checkpoints=checkpoints,
+            ):
                 self.outcome.curves.append(asdict(step))
                 if step.step % REPORT_EVERY == 0:
                     yield Progress(stage="repair", step=step.step, steps=plan.steps)
@@ -200,6 +222,7 @@ class _Trial:
             merge(adapters)
             gap = (self._probe() - before).abs().max().item()
         self.outcome.summary["merge_gap"] = gap
+        self.outcome.summary["micro_batch"] = self.outcome.curves[-1]["micro_batch"]
 
     def score_model(self, state: str) -> None:
         """Scores the model as it is now, on real and on blank images."""

@@ -8,14 +8,14 @@ the step is their position. Nothing of the frozen model is in it, and nothing is
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import safetensors
 import safetensors.torch
 
-from ressa.records import content_key
+from ressa.records import Example, content_key
 from ressa.repair.curve import RepairStep
 from ressa.repair.engine import Moment
 from ressa.spec import Repair
@@ -59,9 +59,10 @@ class Checkpoint:
         return len(self.curve)
 
 
-def recipe_hash(repair: Repair, *seeds_and_data: Any) -> str:
+def recipe_hash(repair: Repair, model: str, examples: Sequence[Example], seed: int) -> str:
     """Hashes all that decides which steps a repair takes, up to rounding."""
-    return content_key("repair recipe", repair.model_dump(exclude=set(_HOW)), *seeds_and_data)
+    how = repair.model_dump(mode="json", exclude=set(_HOW))
+    return content_key("repair recipe", how, model, [example.id for example in examples], seed)
 
 
 class Checkpoints:
@@ -109,12 +110,6 @@ class Checkpoints:
         """Returns the newest sound checkpoint of this mask and recipe; names those it refuses."""
         return agree(self._newest(recipe) if rank_and_world_size()[0] == 0 else None)
 
-    def clear(self) -> None:
-        """Removes all: the repair they were of is finished and its outcome stored."""
-        if rank_and_world_size()[0] == 0:
-            for step in self._steps():
-                self._stages.remove(_STAGE, self._key(step))
-
     def _newest(self, recipe: str) -> Checkpoint | None:
         for step in reversed(self._steps()):
             try:
@@ -158,12 +153,23 @@ class Checkpoints:
             raise _Refused("it is truncated or damaged") from error
 
     def _steps(self) -> list[int]:
-        prefix = f"{self._trial}-"
-        keys = self._stages.keys(_STAGE)
-        return sorted(int(key.removeprefix(prefix)) for key in keys if key.startswith(prefix))
+        return [
+            int(key.removeprefix(f"{self._trial}-")) for key in _keys(self._stages, self._trial)
+        ]
 
     def _key(self, step: int) -> str:
         return f"{self._trial}-{step:08d}"
+
+
+def remove_checkpoints(stages: StageStore, trial: str) -> None:
+    """Removes a trial's checkpoints: its outcome is stored, so nobody goes on from them."""
+    if rank_and_world_size()[0] == 0:
+        for key in _keys(stages, trial):
+            stages.remove(_STAGE, key)
+
+
+def _keys(stages: StageStore, trial: str) -> list[str]:
+    return [key for key in stages.keys(_STAGE) if key.startswith(f"{trial}-")]  # sorted by step
 
 
 class _Refused(Exception):

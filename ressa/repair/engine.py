@@ -362,7 +362,7 @@ def recomputed(vlm: VLM, *, wanted: bool) -> Iterator[None]:
         [block for stack in stacks(vlm.model) for block in stack] if wanted else []
     )
     for block in blocks:
-        block.forward = _recomputing(block.forward)  # type: ignore[method-assign]
+        block.forward = _recomputing(block.forward)
     try:
         yield
     finally:

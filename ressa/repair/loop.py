@@ -13,7 +13,7 @@ from torch import Tensor, distributed
 
 from ressa.errors import RepairError
 from ressa.models.vlm import NO_LABEL, VLM, Batch
-from ressa.records import Example, content_key
+from ressa.records import Example
 from ressa.repair.batches import global_batches, pieces, select, share
 from ressa.repair.checkpoint import Checkpoint, Checkpoints, recipe_hash
 from ressa.repair.curve import RepairStep, check_divergence, learning_rate
@@ -72,7 +72,7 @@ def train(
     # No dropout: it is the pruned model that is repaired, not a thinner one.
     vlm.model.train(False)
     data = _Data(vlm, examples, task, teacher, repair, seed)
-    recipe = recipe_hash(repair, seed, vlm.name, content_key(*(e.id for e in examples)))
+    recipe = recipe_hash(repair, vlm.name, examples, seed)
     last = None if checkpoints is None else checkpoints.newest(recipe)
     curve = [] if last is None else list(last.curve)
     yield from curve

@@ -5,6 +5,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ from ressa.models.pocket.recipe import vocabulary
 from ressa.models.towers import find_towers
 from ressa.models.vlm import VLM
 from ressa.records import Example
-from ressa.repair import attach, merge, teacher_logits, train
+from ressa.repair import Checkpoints, attach, merge, teacher_logits, train
 from ressa.spec import Distillation, Rank, Repair
+from ressa.store import open_store
 
 BUILD = {"blip2": build_blip2, "llava": build_llava}
 ANSWERS = ("yes", "no", "red circle", "no blue yes", "triangle")
@@ -80,25 +82,54 @@ def state(model: torch.nn.Module) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 
-def repaired(plan: Repair, kind: str = "blip2") -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
-    """Prunes and repairs a fresh model; returns the curve and the merged weights."""
+def repaired(
+    plan: Repair, kind: str = "blip2", store: Path | None = None, stop_after: int | None = None
+) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
+    """Prunes and repairs a fresh model; returns the curve and the merged weights.
+
+    Args:
+        store: where to leave checkpoints, and whence to go on.
+        stop_after: walk away after so many steps.
+    """
     vlm = dense_vlm(kind)
     teacher = teacher_logits(vlm, questions(), task())
     adapters = attach(vlm.model, prune(vlm), vlm.towers, plan, seed=0)
-    curve = [asdict(s) for s in train(vlm, adapters, questions(), task(), teacher, plan, seed=0)]
+    steps = train(
+        vlm,
+        adapters,
+        questions(),
+        task(),
+        teacher,
+        plan,
+        seed=0,
+        checkpoints=None if store is None else checkpoints(store),
+    )
+    curve = [asdict(step) for step in islice(steps, stop_after)]
+    if stop_after is not None:
+        return curve, {}
     merge(adapters)
     return curve, state(vlm.model)
 
 
+def checkpoints(store: Path, mask: str = "a mask") -> Checkpoints:
+    """The checkpoints of the one trial in a store."""
+    return Checkpoints(open_store(store, create=True).stages, "trial", mask_hash=mask)
+
+
 def repair_as_worker(rank: int, workers: int, folder: str, plans: Sequence[Repair]) -> None:
-    """Joins a group of workers, repairs by each plan in turn, and writes what came out."""
+    """Joins a group of workers, repairs by each plan in turn, and writes what came out.
+
+    The last plan goes on from a checkpoint in `<folder>/theirs`, and leaves its own in `ours`.
+    """
     torch.set_num_threads(1)
     rendezvous = distributed.FileStore(f"{folder}/rendezvous", workers)
     distributed.init_process_group("gloo", store=rendezvous, rank=rank, world_size=workers)
     teacher = teacher_logits(dense_vlm(), questions(), task())
     Path(folder, f"teacher-{rank}").write_bytes(teacher.to_bytes())
     for number, plan in enumerate(plans):
-        curve, weights = repaired(plan)
+        store = Path(folder, "theirs") if number == len(plans) - 1 else None
+        curve, weights = repaired(plan, store=store)
         Path(folder, f"curve-{number}-{rank}").write_text(json.dumps(curve))
         torch.save(weights, Path(folder, f"weights-{number}-{rank}"))
+    repaired(plans[-1], store=Path(folder, "ours"), stop_after=3)
     distributed.destroy_process_group()
