@@ -61,6 +61,9 @@ def deepspeed_config(
     how_many = accumulation(repair, world_size, micro_batch or repair.micro_batch)
     questions = math.ceil(repair.batch_size / world_size)  # per worker and step
     zero: dict[str, Any] = {"stage": zero_stage(repair)}
+    if repair.zero_stage == 3:
+        # It would replace torch's linear function for good, by one that rounds otherwise.
+        zero["memory_efficient_linear"] = False
     if repair.offload == "cpu":
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
     config: dict[str, Any] = {

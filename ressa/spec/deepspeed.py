@@ -20,6 +20,10 @@ _OURS: dict[Path, str] = {
     ("zero_optimization", "stage"): "is repair.zero_stage",
     ("zero_optimization", "offload_optimizer"): "is repair.offload",
     ("zero_optimization", "offload_param"): "is not supported: see repair.offload",
+    (
+        "zero_optimization",
+        "memory_efficient_linear",
+    ): "is settled: it would change rounding for good",
     ("zero_allow_untested_optimizer",): "is settled: AdamW is torch's",
     ("zero_force_ds_cpu_optimizer",): "is settled: AdamW is torch's",
 }

@@ -28,10 +28,11 @@ ANSWERS = ("yes", "no", "red circle", "no blue yes", "triangle")
 task = cache(EasyVQA)
 
 
-def dense_vlm(kind: str = "blip2") -> VLM:
+def dense_vlm(kind: str = "blip2", dtype: torch.dtype = torch.float32) -> VLM:
     """A model of random weights, the same at every call."""
     torch.manual_seed(0)
     model, processor = BUILD[kind](_words())
+    model.to(dtype)
     return VLM(name=kind, model=model.eval(), processor=processor, towers=find_towers(model))
 
 
@@ -83,7 +84,11 @@ def state(model: torch.nn.Module) -> dict[str, Tensor]:
 
 
 def repaired(
-    plan: Repair, kind: str = "blip2", store: Path | None = None, stop_after: int | None = None
+    plan: Repair,
+    kind: str = "blip2",
+    store: Path | None = None,
+    stop_after: int | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
     """Prunes and repairs a fresh model; returns the curve and the merged weights.
 
@@ -91,7 +96,7 @@ def repaired(
         store: where to leave checkpoints, and whence to go on.
         stop_after: walk away after so many steps.
     """
-    vlm = dense_vlm(kind)
+    vlm = dense_vlm(kind, dtype)
     teacher = teacher_logits(vlm, questions(), task())
     adapters = attach(vlm.model, prune(vlm), vlm.towers, plan, seed=0)
     steps = train(

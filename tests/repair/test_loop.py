@@ -226,7 +226,7 @@ def test_divergence_is_a_numeric_failure_that_names_its_step(stage: int) -> None
     assert raised.value.failure == "numeric"
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("stage", [0, 1, 2])
 def test_updates_in_half_precision_stay_near_those_in_full(
     stage: int, plain: tuple[Curve, dict[str, Tensor]]
 ) -> None:
@@ -241,6 +241,17 @@ def test_updates_in_half_precision_stay_near_those_in_full(
     assert config["zero_optimization"]["stage"] == max(1, stage)
 
 
+def test_every_stage_takes_the_same_steps_on_a_model_in_half_precision() -> None:
+    curves = []
+    for stage in (1, 2, 3):
+        plan = repair_plan(zero_stage=stage, dtype="bfloat16", deepspeed=SHARE_ALL)
+        curve, weights = repaired(plan, dtype=torch.bfloat16)
+        assert all(weight.dtype == torch.bfloat16 for weight in weights.values())
+        curves.append([point["loss"] for point in curve])
+    assert curves[0] == pytest.approx(curves[1], rel=2e-3)
+    assert curves[0] == pytest.approx(curves[2], rel=2e-3)
+
+
 def test_float16_is_refused_without_a_gpu() -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
@@ -253,6 +264,7 @@ def test_zero_3_shares_weights_out_while_it_trains_and_leaves_a_plain_model() ->
     vlm = dense_vlm()
     teacher = teacher_logits(vlm, questions(), task())
     masks = prune(vlm)
+    linear = functional.linear
     own = {name: id(parameter) for name, parameter in vlm.model.named_parameters()}
     adapters = attach(vlm.model, masks, vlm.towers, plan, seed=0)
     layer = next(iter(adapters.layers.values()))
@@ -261,6 +273,7 @@ def test_zero_3_shares_weights_out_while_it_trains_and_leaves_a_plain_model() ->
     assert layer.weight.numel() == layer.lora_a.numel() == 0, "gathered only while it computes"
     assert len(list(steps)) == plan.steps - 1
     merge(adapters)
+    assert functional.linear is linear
     assert {name: id(parameter) for name, parameter in vlm.model.named_parameters()} == own
     for module in vlm.model.modules():
         assert type(module._parameters) is dict
