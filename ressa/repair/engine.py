@@ -11,10 +11,11 @@ Tried: gloo on CPUs with one and two workers, ZeRO 0 to 3. Never run: NCCL betwe
 import logging
 import math
 import os
+import sys
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -51,16 +52,21 @@ def accumulation(repair: Repair, world_size: int, micro_batch: int | None) -> in
 
 
 def deepspeed_config(
-    repair: Repair, world_size: int, micro_batch: int | None = None
+    repair: Repair, world_size: int, weights: int, micro_batch: int | None = None
 ) -> dict[str, Any]:
     """Derives DeepSpeed's configuration; nobody writes it by hand.
 
     Args:
+        weights: how many are trained.
         micro_batch: questions that a worker holds at once; None for what `repair` says.
     """
     how_many = accumulation(repair, world_size, micro_batch or repair.micro_batch)
     questions = math.ceil(repair.batch_size / world_size)  # per worker and step
-    zero: dict[str, Any] = {"stage": zero_stage(repair)}
+    zero: dict[str, Any] = {
+        "stage": zero_stage(repair),
+        # A buffer of so many numbers is made at once; DeepSpeed's 500 million take 2 GB.
+        "reduce_bucket_size": min(weights, 500_000_000),
+    }
     if repair.zero_stage == 3:
         # It would replace torch's linear function for good, by one that rounds otherwise.
         zero["memory_efficient_linear"] = False
@@ -86,8 +92,11 @@ def deepspeed_config(
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Mutes warnings about DeepSpeed's own use of torch, which users can do nothing about."""
-    with warnings.catch_warnings():
+    """Mutes warnings about DeepSpeed's own use of torch, which users can do nothing about.
+
+    What it prints goes where words belong.
+    """
+    with warnings.catch_warnings(), redirect_stdout(sys.stderr):
         warnings.simplefilter("ignore")
         yield
 
@@ -139,9 +148,10 @@ class Engine:
         self, vlm: VLM, adapters: Adapters, repair: Repair, micro_batch: int | None
     ) -> None:
         self.stage = zero_stage(repair)
-        self.config = deepspeed_config(repair, distributed.get_world_size(), micro_batch)
         self._loans = _lend(vlm.model, adapters, getattr(torch, repair.dtype), self.stage)
         lent = [loan.copy for loan in self._loans if loan.trained]
+        weights = sum(copy.numel() for copy in lent)
+        self.config = deepspeed_config(repair, distributed.get_world_size(), weights, micro_batch)
         owners = list({id(loan.owner): loan.owner for loan in self._loans}.values())
         self._student = Student(
             vlm, nn.ModuleList(owners) if self.stage == 3 else nn.ParameterList(lent), repair
@@ -182,8 +192,10 @@ class Engine:
         is_last = self._engine.is_gradient_accumulation_boundary()
         norm = self._own_norm() if self.stage == 0 and is_last else None
         self._engine.step()  # moves the weights after the last micro-batch only
-        if not is_last or getattr(self._engine.optimizer, "overflow", False) is True:
+        if not is_last:
             return None
+        if getattr(self._engine.optimizer, "overflow", False):  # DeepSpeed has moved nothing
+            return None if self._engine.fp16_enabled() else math.inf
         return float(self._engine.get_global_grad_norm() if norm is None else norm)
 
     def _own_norm(self) -> Tensor:
@@ -274,7 +286,7 @@ class Engine:
         if key is None:
             shard.copy_(own)
             optimizer.set_local_hp_param(own, parameter)
-            if parameter.ds_persist:  # type: ignore[attr-defined]
+            if parameter.numel() == value.numel():  # gathered just now, and perhaps to stay so
                 parameter.copy_(value)
         else:
             optimizer.set_local_hp_param(own, parameter, key)
@@ -288,12 +300,18 @@ class Engine:
                 value = self._gathered(loan.copy)[""]
                 loan.original.copy_(value.reshape(loan.original.shape))
                 continue
+            # A step that broke off has left it in use.
+            loan.copy.ds_active_sub_modules.clear()  # type: ignore[attr-defined]
             with _deepspeed().zero.GatheredParameters([loan.copy]):
                 loan.original.data = loan.copy.detach().clone()
 
     @_quiet()
     def close(self) -> None:
-        """Takes DeepSpeed off the model; what was not given back before is as it was at first."""
+        """Takes DeepSpeed off the model.
+
+        What was not given back before is as it was at first; frozen weights that ZeRO 3 has shared
+        out are then gone, and with them the model.
+        """
         self._engine.destroy()
         for loan in self._loans:
             # ZeRO 3 puts its own kind of dictionary there, which would go on gathering.

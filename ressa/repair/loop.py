@@ -20,6 +20,7 @@ from ressa.repair.curve import RepairStep, check_divergence, learning_rate
 from ressa.repair.distillation import Pictures, Teacher
 from ressa.repair.engine import Engine, Moment, Student, accumulation, recomputed
 from ressa.repair.memory import (
+    ADVICE,
     forget_peak,
     free_cache,
     halved,
@@ -96,6 +97,7 @@ def train(
                         break
                     # Weights move at the end of a step: this one has moved nothing yet.
                     moment = engine.moment()
+                    engine.give_back()
                     engine.close()
                     free_cache()
                     size = _smaller(size, step, repair)
@@ -157,7 +159,7 @@ def _smaller(size: int, step: int, repair: Repair) -> int:
     if size == 1:
         raise RepairError(
             f"out of memory at step {step + 1} of {repair.steps} with one question at a time. "
-            "repair.gradient_checkpointing, a lower rank or a larger machine help",
+            f"{ADVICE}",
             "oom",
         )
     log.warning(
@@ -237,22 +239,17 @@ def probe_micro_batch(vlm: VLM, adapters: Adapters, data: _Data) -> int:
     """Computes gradients of ever smaller micro-batches until they fit, on every worker alike."""
     student = Student(vlm, None, data._repair)
 
-    def attempt(size: int) -> None:
-        out_of_memory = None
+    def fits(size: int) -> bool:
+        largest = max(data.micro_batches(0, size), key=lambda micro_batch: len(micro_batch[0]))
+        is_full = False
         try:
-            loss, _ = student(*max(data.micro_batches(0, size), key=lambda micro: len(micro[0])), 1)
+            loss, _ = student(*largest, 1)
             torch.autograd.grad(loss, list(adapters.parameters()), allow_unused=True)
         except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            out_of_memory = str(error)
-        if _anywhere(out_of_memory is not None, vlm.model.device):
-            raise RepairError(
-                f"out of memory with a micro-batch of {size}: {out_of_memory or 'on a worker'}",
-                "oom",
-            )
+            is_full = _answer(error, recoverable=True)
+        return not _anywhere(is_full, vlm.model.device)
 
-    return largest_that_fits(data.share, attempt)
+    return largest_that_fits(data.share, fits)
 
 
 def _take_step(

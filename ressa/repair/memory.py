@@ -7,20 +7,26 @@ from collections.abc import Callable
 
 import torch
 
+from ressa.errors import RepairError
+
 log = logging.getLogger(__name__)
 
+ADVICE = "repair.gradient_checkpointing, a lower rank or a larger machine help"
 _GIB = 2**30
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out, on a GPU or on the CPU.
 
-    torch has a class of errors for GPUs alone; its CPU allocator and oneDNN say it in words.
+    torch has a class of errors for GPUs alone; its CPU allocator and oneDNN say it in words, the
+    latter in general ones.
     """
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    words = ("out of memory", "can't allocate memory", "could not create a memory object")
-    return isinstance(error, RuntimeError) and any(text in str(error) for text in words)
+    text = str(error)
+    words = ("out of memory", "can't allocate memory", "could not create a memory")
+    is_told = any(known in text for known in words) or text == "could not create a primitive"
+    return isinstance(error, RuntimeError) and is_told
 
 
 def free_cache() -> None:
@@ -29,26 +35,21 @@ def free_cache() -> None:
         torch.cuda.empty_cache()
 
 
-def largest_that_fits(size: int, attempt: Callable[[int], object], least: int = 1) -> int:
-    """Halves a micro-batch until `attempt` of it does not run out of memory.
+def largest_that_fits(size: int, fits: Callable[[int], bool]) -> int:
+    """Halves a micro-batch until it fits.
 
     Downwards, so that what fits as a whole is found at once; a failed attempt costs little.
 
     Raises:
-        Exception: what `attempt` raised at the least size, or for any other reason.
+        RepairError: one question alone does not fit; failure "oom".
     """
-    while True:
-        try:
-            attempt(size)
-        except Exception as error:
-            if not is_out_of_memory(error) or size <= least:
-                raise
-        else:
-            return size
-        # Outside of `except`: the error holds on to what the attempt had made.
+    while not fits(size):
         free_cache()
+        if size == 1:
+            raise RepairError(f"out of memory with one question at a time. {ADVICE}", "oom")
         log.warning("a micro-batch of %d does not fit; trying %d", size, halved(size))
         size = halved(size)
+    return size
 
 
 def halved(size: int) -> int:

@@ -213,9 +213,18 @@ def test_the_recorded_rate_is_the_schedule(monkeypatch: pytest.MonkeyPatch) -> N
     wanted = [0.005, 0.01, 0.0075, 0.0025]
     assert used == pytest.approx(wanted)
     assert [point["learning_rate"] for point in curve] == used
-    constant = repair_plan(schedule="constant", warmup_steps=2, learning_rate=0.3, steps=5)
-    rates = [learning_rate(constant, step) for step in range(5)]
-    assert rates == pytest.approx([0.1, 0.2, 0.3, 0.3, 0.3])
+
+
+def test_a_repair_that_runs_away_ends_with_its_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Numbers stay finite: gentle at first, and then the rate is a hundred times the right one."""
+    plan = repair_plan(steps=80, learning_rate=0.003, warmup_steps=0, clip=0.0)
+    gentle = learning_rate
+    monkeypatch.setattr(
+        "ressa.repair.loop.learning_rate",
+        lambda repair, step: gentle(repair, step) if step < 40 else 30.0,
+    )
+    with pytest.raises(RepairError, match=r"diverged at step \d+ of 80: loss [\d.e+]+, for 10"):
+        repaired(plan)
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
@@ -237,7 +246,7 @@ def test_updates_in_half_precision_stay_near_those_in_full(
         assert point["loss"] == pytest.approx(reference["loss"], rel=2e-2)
     assert curve[-1]["loss"] != plain[0][-1]["loss"]
     assert all(weight.dtype == torch.float32 for weight in weights.values())
-    config = deepspeed_config(plan, world_size=1)
+    config = deepspeed_config(plan, world_size=1, weights=1)
     assert config["zero_optimization"]["stage"] == max(1, stage)
 
 
@@ -289,11 +298,11 @@ def test_too_many_workers_for_a_batch_is_said_so(monkeypatch: pytest.MonkeyPatch
 
 def test_deepspeed_is_configured_from_the_plan() -> None:
     plan = repair_plan(batch_size=128, micro_batch=20, zero_stage=2, clip=0.5)
-    assert deepspeed_config(plan, world_size=2) == {
+    assert deepspeed_config(plan, world_size=2, weights=1000) == {
         "train_micro_batch_size_per_gpu": 16,
         "gradient_accumulation_steps": 4,
         "gradient_clipping": 0.5,
-        "zero_optimization": {"stage": 2},
+        "zero_optimization": {"stage": 2, "reduce_bucket_size": 1000},
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "bf16": {"enabled": False},
@@ -301,7 +310,8 @@ def test_deepspeed_is_configured_from_the_plan() -> None:
         "steps_per_print": None,
         "wall_clock_breakdown": False,
     }
-    whole = deepspeed_config(repair_plan(batch_size=128, clip=0.0), world_size=1)
+    whole = deepspeed_config(repair_plan(batch_size=128, clip=0.0), world_size=1, weights=10**9)
     assert whole["train_micro_batch_size_per_gpu"] == 128
     assert whole["gradient_accumulation_steps"] == 1
     assert whole["gradient_clipping"] == 0.0
+    assert whole["zero_optimization"]["reduce_bucket_size"] == 500_000_000

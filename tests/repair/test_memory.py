@@ -3,26 +3,69 @@
 import json
 import os
 import resource
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from pruned import dense_vlm, prune, questions, repair_plan, repaired, task
 
+from ressa.errors import RepairError
+from ressa.repair import attach, loop, teacher_logits
 from ressa.repair.memory import halved, is_out_of_memory, largest_that_fits
+from ressa.spec import Repair
 
-# What a child runs: `room` MiB above what it holds after a first step at one question at a time.
-CHILD = """
-import json, logging, resource, sys
-import torch
-from pruned import dense_vlm, prune, questions, repair_plan, state, task
-from ressa.repair import attach, loop, merge, teacher_logits, train
+PLAN = repair_plan(batch_size=512, steps=3)
 
-torch.set_num_threads(1)
-logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
-"""
+
+def leave_room(gib: float) -> None:
+    """Lets this process have so much more memory than now, and nothing beyond."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    size = pages * resource.getpagesize() + int(gib * 2**30)
+    resource.setrlimit(resource.RLIMIT_AS, (size, resource.RLIM_INFINITY))
+
+
+def repair_in_little_room(folder: str, plans: list[Repair]) -> None:
+    """Repairs by each plan; after the first step there is no more memory than that took."""
+    torch.set_num_threads(1)
+    take = loop._take_step
+
+    def take_step(*args: Any) -> Any:
+        leave_room(0.01 if taken else 2)
+        taken.append(True)
+        return take(*args)
+
+    loop._take_step = take_step
+    for number, plan in enumerate(plans):
+        taken: list[bool] = []
+        curve, _ = repaired(plan)
+        Path(folder, str(number)).write_text(json.dumps(curve))
+        leave_room(2)
+    vlm = dense_vlm()
+    teacher = teacher_logits(vlm, questions(), task())
+    adapters = attach(vlm.model, prune(vlm), vlm.towers, PLAN, seed=0)
+    data = loop._Data(vlm, questions(), task(), teacher, PLAN, seed=0)
+    leave_room(0.01)
+    Path(folder, "probed").write_text(str(loop.probe_micro_batch(vlm, adapters, data)))
+
+
+def in_little_room(rank: int, folder: str, plans: list[Repair]) -> None:
+    """What torch spawns: it hands on a number first."""
+    repair_in_little_room(folder, plans)
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="limits memory as Linux does")
+def test_a_repair_that_runs_out_of_memory_goes_on_with_less_at_once(tmp_path: Path) -> None:
+    plans = [PLAN.model_copy(update={"zero_stage": stage}) for stage in (0, 1, 3)]
+    torch.multiprocessing.spawn(in_little_room, args=(str(tmp_path), plans), nprocs=1)
+    wanted, _ = repaired(PLAN)
+    for number, _ in enumerate(plans):
+        curve = json.loads((tmp_path / str(number)).read_text())
+        assert curve[0]["micro_batch"] == 512 > curve[1]["micro_batch"] == curve[2]["micro_batch"]
+        for point, reference in zip(curve, wanted, strict=True):
+            for name in ("loss", "ce", "kl", "gradient_norm", "learning_rate"):
+                assert point[name] == pytest.approx(reference[name], rel=1e-5)
+    assert int((tmp_path / "probed").read_text()) < 512
 
 
 def test_half_is_rounded_up() -> None:
@@ -32,23 +75,22 @@ def test_half_is_rounded_up() -> None:
 def test_the_whole_is_tried_first_and_then_halves() -> None:
     tried: list[int] = []
 
-    def attempt(size: int) -> None:
+    def fits(size: int) -> bool:
         tried.append(size)
-        torch.empty(size * 2**50, dtype=torch.int8) if size > 3 else None
+        return size < 4
 
-    assert largest_that_fits(14, attempt) == 2
+    assert largest_that_fits(14, fits) == 2
     assert tried == [14, 7, 4, 2]
-    with pytest.raises(RuntimeError, match="memory"):
-        largest_that_fits(4, attempt, least=4)
+    with pytest.raises(RepairError, match="one question at a time") as raised:
+        largest_that_fits(14, lambda size: False)
+    assert raised.value.failure == "oom"
 
 
-def test_other_errors_are_not_taken_for_it() -> None:
-    with pytest.raises(ValueError, match="wrong"):
-        largest_that_fits(14, lambda size: _raise(ValueError("wrong")))
-    assert not is_out_of_memory(RuntimeError("shapes differ"))
+def test_a_lack_of_memory_is_told_from_other_errors() -> None:
+    with pytest.raises(RuntimeError) as raised:
+        torch.empty(2**50, dtype=torch.int8)
+    assert is_out_of_memory(raised.value)
     assert is_out_of_memory(torch.OutOfMemoryError())
     assert is_out_of_memory(MemoryError())
-
-
-def _raise(error: Exception) -> None:
-    raise error
+    assert not is_out_of_memory(RuntimeError("shapes differ"))
+    assert not is_out_of_memory(ValueError("out of memory"))
