@@ -8,12 +8,9 @@ from statistics import median
 from ressa.errors import RepairError
 from ressa.spec import Repair
 
-FIRST = 10
-"""Steps whose median loss a repair is measured against."""
+TEN = 10
 FACTOR, MARGIN = 3.0, 1.0
-"""A loss above FACTOR times that median plus MARGIN nats is out of bounds …"""
-PATIENCE = 10
-"""… and a repair has diverged when it is so for this many steps in a row."""
+"""A loss has run away when it is for ten steps above FACTOR times the best ten's, plus MARGIN."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,20 +52,22 @@ def check_divergence(curve: Sequence[RepairStep], repair: Repair) -> None:
     """Ends a repair that will not come back.
 
     Raises:
-        RepairError: the last step's loss or gradient is not finite, or the loss has been above
-            three times the median of the first ten steps, plus 1 nat, for ten steps in a row;
-            failure "numeric".
+        RepairError: the last step's loss or gradient is not finite; or the loss has been, for ten
+            steps in a row, above three times what it was at best, plus 1 nat. At best is the least
+            median of steps 1 to 10, 11 to 20 and so on before those. Failure "numeric".
     """
     last = curve[-1]
     norm = last.gradient_norm
     if not (math.isfinite(last.loss) and (norm is None or math.isfinite(norm))):
         found = f"loss {last.loss:.4g}, gradient norm {math.nan if norm is None else norm:.4g}"
     else:
-        bound = FACTOR * median(step.loss for step in curve[:FIRST]) + MARGIN
-        late = curve[FIRST:][-PATIENCE:]
-        if len(late) < PATIENCE or any(step.loss <= bound for step in late):
+        losses = [step.loss for step in curve]
+        before, late = losses[:-TEN], losses[-TEN:]
+        tens = [median(before[at : at + TEN]) for at in range(0, len(before) - TEN + 1, TEN)]
+        bound = FACTOR * min(tens, default=math.inf) + MARGIN
+        if min(late) <= bound:
             return
-        found = f"loss {last.loss:.4g}, for {PATIENCE} steps above {bound:.4g}"
+        found = f"loss {last.loss:.4g}, for {TEN} steps above {bound:.4g}"
     raise RepairError(
         f"diverged at step {last.step} of {repair.steps}: {found} at learning rate "
         f"{last.learning_rate:.4g}. Lower the learning rate or clip",

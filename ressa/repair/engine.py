@@ -11,11 +11,10 @@ Tried: gloo on CPUs with one and two workers, ZeRO 0 to 3. Never run: NCCL betwe
 import logging
 import math
 import os
-import sys
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -92,11 +91,8 @@ def deepspeed_config(
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Mutes warnings about DeepSpeed's own use of torch, which users can do nothing about.
-
-    What it prints goes where words belong.
-    """
-    with warnings.catch_warnings(), redirect_stdout(sys.stderr):
+    """Mutes warnings about DeepSpeed's own use of torch, which users can do nothing about."""
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 

@@ -51,11 +51,15 @@ def test_a_gradient_that_is_no_number_ends_it_but_a_skipped_step_does_not() -> N
 
 
 def test_a_loss_that_has_run_away_for_ten_steps_ends_it() -> None:
-    """Beyond three times the first ten steps' median, plus 1: here 7."""
+    """Beyond three times the best ten steps' median, plus 1: here 7."""
     check_divergence(curve([2.0] * 10 + [7.1] * 9), PLAN)
-    with pytest.raises(RepairError, match=r"step 20 of 60: loss 7\.1, for 10 steps above 7") as error:
+    with pytest.raises(
+        RepairError, match=r"step 20 of 60: loss 7\.1, for 10 steps above 7"
+    ) as error:
         check_divergence(curve([2.0] * 10 + [7.1] * 10), PLAN)
     assert error.value.failure == "numeric"
+    with pytest.raises(RepairError, match="for 10 steps above 7"):
+        check_divergence(curve([50.0] * 20 + [2.0] * 10 + [9.0] * 10), PLAN)
 
 
 def test_a_spike_and_a_hard_start_do_not_end_it() -> None:
