@@ -95,13 +95,13 @@ def train(
                     result = _take_step(engine, data.micro_batches(step, size))
                     if result is not None:
                         break
+                    size = _smaller(size, step, repair)
+                    data.check(size)
                     # Weights move at the end of a step: this one has moved nothing yet.
                     moment = engine.moment()
                     engine.give_back()
                     engine.close()
                     free_cache()
-                    size = _smaller(size, step, repair)
-                    data.check(size)
                     engine = _open(vlm, adapters, repair, size, moment)
                 (loss, ce, kl), norm = result
                 curve.append(
@@ -202,7 +202,7 @@ class _Data:
         return math.ceil(self._repair.batch_size / self.world_size)
 
     def check(self, micro_batch: int | None) -> None:
-        """Refuses batches of which some micro-batch would be empty."""
+        """Refuses a size at which some worker would have an empty micro-batch."""
         how_many = accumulation(self._repair, self.world_size, micro_batch)
         ranks = range(self.world_size)
         if any(len(share(b, r, self.world_size)) < how_many for b in self._batches for r in ranks):

@@ -15,7 +15,7 @@ from ressa.repair import attach, loop, teacher_logits
 from ressa.repair.memory import halved, is_out_of_memory, largest_that_fits
 from ressa.spec import Repair
 
-PLAN = repair_plan(batch_size=512, steps=3)
+PLAN = repair_plan(batch_size=512, steps=2)
 
 
 def leave_room(gib: float) -> None:
@@ -56,12 +56,12 @@ def in_little_room(rank: int, folder: str, plans: list[Repair]) -> None:
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="limits memory as Linux does")
 def test_a_repair_that_runs_out_of_memory_goes_on_with_less_at_once(tmp_path: Path) -> None:
-    plans = [PLAN.model_copy(update={"zero_stage": stage}) for stage in (0, 1, 3)]
+    plans = [PLAN.model_copy(update={"zero_stage": stage}) for stage in (1, 3)]
     torch.multiprocessing.spawn(in_little_room, args=(str(tmp_path), plans), nprocs=1)
     wanted, _ = repaired(PLAN)
     for number, _ in enumerate(plans):
         curve = json.loads((tmp_path / str(number)).read_text())
-        assert curve[0]["micro_batch"] == 512 > curve[1]["micro_batch"] == curve[2]["micro_batch"]
+        assert curve[0]["micro_batch"] == 512 > curve[1]["micro_batch"]
         for point, reference in zip(curve, wanted, strict=True):
             for name in ("loss", "ce", "kl", "gradient_norm", "learning_rate"):
                 assert point[name] == pytest.approx(reference[name], rel=1e-5)
