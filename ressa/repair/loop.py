@@ -97,11 +97,11 @@ def train(
                         break
                     size = _smaller(size, step, repair)
                     data.check(size)
+                    free_cache()
                     # Weights move at the end of a step: this one has moved nothing yet.
                     moment = engine.moment()
                     engine.give_back()
                     engine.close()
-                    free_cache()
                     engine = _open(vlm, adapters, repair, size, moment)
                 (loss, ce, kl), norm = result
                 curve.append(

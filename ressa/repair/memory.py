@@ -1,5 +1,6 @@
 """How much memory repair takes: what fits, what it took, and whether an error says it ran out."""
 
+import gc
 import logging
 import resource
 import sys
@@ -30,7 +31,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def free_cache() -> None:
-    """Hands memory that torch keeps for later back to the GPU."""
+    """Lets go of what a broken-off step has left, and of what torch keeps on a GPU for later."""
+    gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
