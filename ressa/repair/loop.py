@@ -92,7 +92,7 @@ def train(
                     # What is random in a step follows from it, so that it is the same when it is
                     # done again.
                     torch.manual_seed(_step_seed(seed, step))
-                    result = _take_step(engine, data.micro_batches(step, size))
+                    result = _take_step(engine, data, step, size)
                     if result is not None:
                         break
                     size = _smaller(size, step, repair)
@@ -197,6 +197,11 @@ class _Data:
         self._encoded = vlm.encode([examples[index] for index in used], task.image, answers=True)
 
     @property
+    def device(self) -> torch.device:
+        """Where the questions are."""
+        return self._encoded.image_index.device
+
+    @property
     def share(self) -> int:
         """Questions of a worker and step."""
         return math.ceil(self._repair.batch_size / self.world_size)
@@ -253,7 +258,7 @@ def probe_micro_batch(vlm: VLM, adapters: Adapters, data: _Data) -> int:
 
 
 def _take_step(
-    engine: Engine, micro_batches: list[MicroBatch]
+    engine: Engine, data: _Data, step: int, size: int
 ) -> tuple[list[float], float | None] | None:
     """Takes one step.
 
@@ -265,15 +270,24 @@ def _take_step(
         RepairError: out of memory in a backward pass of several workers, or at ZeRO 3: the others
             are in the midst of an exchange then, which nothing can call them back from.
     """
-    answers = [
-        (batch.labels != NO_LABEL).sum() for batch, _ in micro_batches if batch.labels is not None
-    ]
-    tokens = _over_workers(torch.stack(answers).sum().double()).item()
+    full = False
+    micro_batches: list[MicroBatch] = []
+    try:
+        micro_batches = data.micro_batches(step, size)
+    except Exception as error:
+        full = _answer(error, recoverable=True)
+    answers = sum(
+        int((b.labels != NO_LABEL).sum()) for b, _ in micro_batches if b.labels is not None
+    )
+    told = torch.tensor([answers, full], dtype=torch.float64, device=data.device)
+    tokens, full_workers = _over_workers(told).tolist()
+    if full_workers:
+        return None
     alone = distributed.get_world_size() == 1
     parts: list[Tensor] = []
     norm = None
     for batch, dense in micro_batches:
-        loss, full = None, False
+        loss = None
         try:
             loss, reported = engine.forward(batch, dense, tokens)
             parts.append(reported)
