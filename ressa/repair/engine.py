@@ -174,20 +174,24 @@ class Engine:
         return loss, reported
 
     @_quiet()
-    def backward(self, loss: Float[Tensor, ""]) -> float | None:
-        """Adds a micro-batch's gradient; after the step's last one moves the weights.
+    def backward(self, loss: Float[Tensor, ""]) -> None:
+        """Adds a micro-batch's gradient."""
+        # DeepSpeed takes a mean over micro-batches and workers; these are already shares of a mean
+        # over the global batch. (ZeRO 3 cannot be told to take a sum.)
+        shares = self._engine.gradient_accumulation_steps() * distributed.get_world_size()
+        self._engine.backward(loss * shares)
+
+    @_quiet()
+    def step(self) -> float | None:
+        """Ends a micro-batch, and after the step's last one moves the weights.
 
         Returns:
             The gradient's norm over all workers before clipping, after the last micro-batch; None
             before it, and for a step that fp16 skips to lower its scale.
         """
-        # DeepSpeed takes a mean over micro-batches and workers; these are already shares of a
-        # mean over the global batch. (ZeRO 3 cannot be told to take a sum.)
-        shares = self._engine.gradient_accumulation_steps() * distributed.get_world_size()
-        self._engine.backward(loss * shares)
         is_last = self._engine.is_gradient_accumulation_boundary()
         norm = self._own_norm() if self.stage == 0 and is_last else None
-        self._engine.step()  # moves the weights after the last micro-batch only
+        self._engine.step()
         if not is_last:
             return None
         if getattr(self._engine.optimizer, "overflow", False):  # DeepSpeed has moved nothing

@@ -297,11 +297,12 @@ def _take_step(
             return None
         assert loss is not None
         try:
-            norm = engine.backward(loss)
+            engine.backward(loss)
         except Exception as error:
             full = _answer(error, recoverable=alone)
         if full:
             return None
+        norm = engine.step()  # what breaks off here may have moved weights: it is not done again
     sums = _over_workers(torch.stack(parts).sum(dim=0))
     return sums.tolist(), norm
 
