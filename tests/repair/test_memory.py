@@ -15,7 +15,7 @@ from ressa.repair import attach, loop, teacher_logits
 from ressa.repair.memory import halved, is_out_of_memory, largest_that_fits
 from ressa.spec import Repair
 
-PLAN = repair_plan(batch_size=512, steps=2)
+PLAN = repair_plan(batch_size=1536, steps=2)
 
 
 def leave_room(gib: float) -> None:
@@ -61,11 +61,11 @@ def test_a_repair_that_runs_out_of_memory_goes_on_with_less_at_once(tmp_path: Pa
     wanted, _ = repaired(PLAN)
     for number, _ in enumerate(plans):
         curve = json.loads((tmp_path / str(number)).read_text())
-        assert curve[0]["micro_batch"] == 512 > curve[1]["micro_batch"]
+        assert curve[0]["micro_batch"] == 1536 > curve[1]["micro_batch"]
         for point, reference in zip(curve, wanted, strict=True):
             for name in ("loss", "ce", "kl", "gradient_norm", "learning_rate"):
                 assert point[name] == pytest.approx(reference[name], rel=1e-5)
-    assert int((tmp_path / "probed").read_text()) < 512
+    assert int((tmp_path / "probed").read_text()) < 1536
 
 
 def test_half_is_rounded_up() -> None:
