@@ -10,7 +10,7 @@ progress, stopping and time-outs have their place, and returns what it found.
 import json
 import math
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cache
@@ -23,19 +23,25 @@ from ressa.catalog import METHODS, TASKS
 from ressa.evaluate import Scores, predictions, score
 from ressa.models import VLM, load_vlm
 from ressa.prune import (
-    PrunedTower,
+    LayerReport,
+    LayerStatistics,
+    PackedMasks,
+    PrunedLayers,
     PruneMethod,
+    Removal,
     Statistics,
-    calibrate,
     count_zeros,
     mask_hash,
-    prune_tower,
+    prune_layers,
+    removals,
+    saliency_of,
+    walk,
 )
 from ressa.records import Example, Outcome, Progress, TrialSpec, content_key
 from ressa.repair import Teacher, attach, merge, teacher_logits, train
-from ressa.sparsity import TOWERS, Tower
+from ressa.sparsity import TOWERS, LayerShape, Tower
 from ressa.spec import DataRef
-from ressa.stages import Stages
+from ressa.stages import Parts, Stages
 from ressa.store import open_store
 from ressa.workers import agree, device, spread, total
 
@@ -71,7 +77,8 @@ class _Trial:
             tower: METHODS[trial.tower(tower).method].from_spec(trial.tower(tower))
             for tower in TOWERS
         }
-        self.towers: dict[Tower, PrunedTower] = {}
+        self.reports: dict[Tower, list[LayerReport]] = {}
+        self.masks = PackedMasks()
         self.seconds: dict[str, float] = {}
         self.outcome = Outcome(summary={})
 
@@ -81,7 +88,7 @@ class _Trial:
         yield Progress(stage="score dense")
         self.score_dense()
         yield Progress(stage="calibrate")
-        statistics = self.calibrate()
+        statistics = {tower: self.calibrate(tower) for tower in TOWERS}
         yield Progress(stage="teacher")
         teacher = self.dense_teacher()
         yield Progress(stage="prune")
@@ -125,20 +132,18 @@ class _Trial:
             key = self._key("dense", self.spec.evaluate, self.spec.workers)
             self.outcome.scores.extend(json.loads(self.stages.once("dense", key, make)))
 
-    def calibrate(self) -> Statistics | None:
-        """Sums up the inputs of every layer of the dense model, as far as the methods need it."""
-        needs = {method.needs for method in self.methods.values()}
-        if needs == {"nothing"}:
-            return None
-        grams = [tower for tower in TOWERS if self.methods[tower].needs == "gram"]
+    def calibrate(self, tower: Tower) -> Parts | None:
+        """Sums up the inputs of a tower's layers on the dense model, block by block."""
+        if self.spec.calibration.activations != "dense":
+            return None  # each block's are taken when its turn to be pruned has come
 
-        def make() -> bytes:
-            task, examples = _examples(self.spec.calibration)
-            return calibrate(self.vlm, examples, task.image, grams=grams).to_bytes()
+        def make() -> Iterator[bytes]:
+            for block in self._walk(tower, prunes=False):
+                yield block.to_bytes()
 
         with self._clock("calibration"):
-            key = self._key("calibration", self.spec.calibration, grams)
-            return Statistics.from_bytes(self.stages.once("calibration", key, make))
+            key = self._key("calibration", tower, self.spec.calibration)
+            return self.stages.once_in_parts("calibration", key, make)
 
     def dense_teacher(self) -> Teacher | None:
         """Asks the dense model for its logits on the repair data, before anything is pruned."""
@@ -155,34 +160,80 @@ class _Trial:
                 self.stages.once("teacher", self._key("teacher", plan.data), make)
             )
 
-    def prune(self, statistics: Statistics | None) -> None:
-        """Chooses what stays of both towers on the dense weights, then sets the rest to zero."""
+    def prune(self, statistics: Mapping[Tower, Parts | None]) -> None:
+        """Chooses what stays of both towers and sets the rest to zero, block by block.
+
+        With `sequential` activations vision is pruned first, so that language is calibrated behind
+        what is left of it; with `tower` it comes second, so that language sees the dense one.
+        """
+        order = TOWERS if self.spec.calibration.activations == "sequential" else TOWERS[::-1]
         with self._clock("prune"):
-            for tower in TOWERS:
-                self.towers[tower] = self._prune_tower(tower, statistics)
-            for pruned in self.towers.values():
-                pruned.apply(self.vlm.model)
+            above = ""
+            for tower in order:
+                above = self._prune_tower(tower, statistics[tower], above)
 
-    def _prune_tower(self, tower: Tower, statistics: Statistics | None) -> PrunedTower:
-        wanted, method = self.spec.tower(tower), self.methods[tower]
-        calibration = None if method.needs == "nothing" else (self.spec.calibration, method.needs)
-        seed = self.spec.calibration.seed
-        key = self._key("mask", tower, wanted, method.versions, calibration, seed)
+    def _prune_tower(self, tower: Tower, statistics: Parts | None, above: str) -> str:
+        """Prunes one tower, or takes its masks from the store; returns the stage's key.
 
-        def make() -> bytes:
-            pruned = prune_tower(
-                self.vlm.model,
-                self.inventory.tower(tower),
-                method,
-                target=wanted.target,
-                group=wanted.group,
-                statistics=statistics,
-                seed=seed,
+        Args:
+            tower: which one.
+            statistics: of its blocks, if they were taken beforehand.
+            above: the key of what was pruned before, which these statistics may depend on.
+        """
+        wanted, method, ref = self.spec.tower(tower), self.methods[tower], self.spec.calibration
+        depends = above if ref.activations == "sequential" else ""
+        key = self._key("mask", tower, wanted, method.versions, ref, depends)
+        layers = self.inventory.tower(tower)
+
+        def make() -> Iterator[bytes]:
+            lost = self._removals(tower, statistics)
+            blocks = (
+                self._walk(tower, prunes=True)
+                if statistics is None
+                else map(Statistics.from_bytes, statistics)
             )
-            # One worker's, lest processors that round differently give the workers other weights.
-            return agree(pruned.to_bytes())
+            for known in blocks:
+                block = [layer for layer in layers if layer.name in known.layers]
+                pruned = prune_layers(
+                    self.vlm.model,
+                    block,
+                    method,
+                    [lost[layer.name] for layer in block],
+                    group=wanted.group,
+                    statistics=known.layers,
+                    seed=ref.seed,
+                )
+                # One worker's, lest processors that round differently give them other weights.
+                content = agree(pruned.to_bytes())
+                PrunedLayers.from_bytes(content).apply(self.vlm.model)
+                yield content
 
-        return PrunedTower.from_bytes(self.stages.once(f"{tower}-mask", key, make))
+        self.reports[tower] = []
+        for content in self.stages.once_in_parts(f"{tower}-mask", key, make):
+            pruned = PrunedLayers.from_bytes(content)
+            pruned.apply(self.vlm.model)
+            self.masks |= pruned.masks
+            self.reports[tower].extend(pruned.layers)
+        return key
+
+    def _removals(self, tower: Tower, statistics: Parts | None) -> dict[str, Removal]:
+        """Says what each layer of a tower loses, by the layer's name."""
+        wanted, layers = self.spec.tower(tower), self.inventory.tower(tower)
+        known: dict[str, LayerStatistics] = {}
+        if wanted.group == "tower" and statistics is not None:
+            for part in statistics:
+                known |= Statistics.from_bytes(part).layers
+
+        def saliency(layer: LayerShape) -> Tensor:
+            seed = self.spec.calibration.seed
+            return saliency_of(self.vlm.model, layer, self.methods[tower], known, seed)
+
+        lost = removals(layers, wanted.target, wanted.group, saliency)
+        return {layer.name: removal for layer, removal in zip(layers, lost, strict=True)}
+
+    def _walk(self, tower: Tower, *, prunes: bool) -> Iterator[Statistics]:
+        task, examples = _examples(self.spec.calibration)
+        return walk(self.vlm, examples, task.image, tower, prunes=prunes, device=device())
 
     def repair(self, teacher: Teacher | None) -> Generator[Progress]:
         """Trains SparseLoRA on what is left of the weights and merges it, zeros untouched."""
@@ -211,7 +262,7 @@ class _Trial:
     def prove_zeros(self) -> None:
         """Counts, weight by weight, what was asked, what was pruned and what is zero at the end."""
         counts = count_zeros(self.vlm.model, self.inventory.layers, self.masks)
-        reports = [report for tower in TOWERS for report in self.towers[tower].layers]
+        reports = [report for tower in TOWERS for report in self.reports[tower]]
         for count, report in zip(counts, reports, strict=True):
             self.outcome.layers.append(
                 {
@@ -240,11 +291,6 @@ class _Trial:
             pruned_nonzero=nonzero,
             mask_hash=mask_hash(self.masks),
         )
-
-    @property
-    def masks(self) -> dict[str, Tensor]:
-        """The keep masks of both towers."""
-        return {name: mask for tower in self.towers.values() for name, mask in tower.masks.items()}
 
     def _key(self, *parts: Any) -> str:
         """Names a stage by all that can change it: its options, the weights, the code's version."""

@@ -29,6 +29,7 @@ from ressa.spec.space import (
 from ressa.spec.yaml import write
 
 Part = Literal["vision", "connector", "language"]
+Activations = Literal["dense", "tower", "sequential"]
 
 
 def _as_float(value: Any) -> Any:
@@ -99,8 +100,11 @@ class Calibration(SpecModel):
     task: str = Field(default="easy-vqa", description="A task of the catalog or of a plug-in.")
     samples: int = Field(default=128, ge=1, description="Number of questions, ≥ 1.")
     seed: int = Field(default=0, ge=0, description="Seed of the draw.")
-    activations: Literal["dense"] = Field(
-        default="dense", description="dense: all statistics come from the dense model."
+    activations: Activations = Field(
+        default="dense",
+        description="Which model the statistics are taken on. dense: the dense one. tower: each "
+        "block behind the pruned blocks of its own tower. sequential: and language behind pruned "
+        "vision, as the papers' code does.",
     )
 
     @property

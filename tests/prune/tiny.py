@@ -18,7 +18,7 @@ from transformers import (
 
 from ressa.models.towers import find_towers
 from ressa.models.vlm import VLM
-from ressa.prune import calibrate
+from ressa.prune import Statistics, calibrate
 from ressa.records import Example
 from ressa.sparsity import TOWERS
 
@@ -120,12 +120,19 @@ def picture(image_id: str) -> Image.Image:
     return Image.fromarray(pixels.astype(np.uint8))
 
 
+def calibrate_all(vlm: VLM, examples: list[Example] | None = None, **options: Any) -> Statistics:
+    """Takes the statistics of both towers, of all questions by default."""
+    examples = questions() if examples is None else examples
+    towers = [calibrate(vlm, examples, picture, tower, **options) for tower in TOWERS]
+    return Statistics({name: known for tower in towers for name, known in tower.layers.items()})
+
+
 def calibrate_as_worker(rank: int, workers: int, folder: str) -> None:
     """Joins a group of workers, calibrates each tiny model with it, and writes what came out."""
     torch.set_num_threads(1)
     rendezvous = dist.FileStore(f"{folder}/rendezvous", workers)
     dist.init_process_group("gloo", store=rendezvous, rank=rank, world_size=workers)
     for name, build in MODELS.items():
-        statistics = calibrate(build(), questions(), picture, chunk=4, grams=TOWERS)
+        statistics = calibrate_all(build(), chunk=4)
         Path(folder, f"{name}-{rank}").write_bytes(statistics.to_bytes())
     dist.destroy_process_group()
