@@ -43,7 +43,7 @@ from ressa.sparsity import TOWERS, LayerShape, Tower
 from ressa.spec import DataRef
 from ressa.stages import Parts, Stages
 from ressa.store import open_store
-from ressa.workers import agree, device, spread, total
+from ressa.workers import agree, device, fits, spread, total
 
 STAGE_VERSION = 1
 """Raised when a stage's content would change though its key would not."""
@@ -71,7 +71,8 @@ class _Trial:
     def __init__(self, trial: TrialSpec, stages: Stages) -> None:
         self.spec, self.stages = trial, stages
         self.vlm: VLM = load_vlm(trial.model)
-        self.vlm.model.to(device())  # type: ignore[arg-type]  # transformers wraps it untyped
+        if fits(self.vlm.model.get_memory_footprint()):
+            self.vlm.model.to(device())  # type: ignore[arg-type]  # transformers wraps it untyped
         self.inventory = self.vlm.towers.inventory
         self.methods: dict[Tower, PruneMethod] = {
             tower: METHODS[trial.tower(tower).method].from_spec(trial.tower(tower))

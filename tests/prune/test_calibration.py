@@ -1,3 +1,6 @@
+import json
+import weakref
+
 import numpy as np
 import pytest
 import tiny
@@ -6,11 +9,11 @@ import torch.multiprocessing
 
 from ressa.errors import CalibrationError
 from ressa.models.vlm import VLM
-from ressa.prune import Statistics, prune_tower
+from ressa.prune import PrunedLayers, Statistics, prune_tower, walk
 from ressa.prune.dsnot import DSnoT
 from ressa.prune.sparsegpt import SparseGPT
 from ressa.prune.wanda import Wanda
-from ressa.sparsity import Target
+from ressa.sparsity import TOWERS, Target
 
 
 @pytest.fixture(params=tiny.MODELS)
@@ -134,6 +137,64 @@ def test_two_workers_get_the_same_bytes_as_one(tmp_path):
         alone = tiny.calibrate_all(build(), chunk=4).to_bytes()
         assert (tmp_path / f"{name}-0").read_bytes() == alone
         assert (tmp_path / f"{name}-1").read_bytes() == alone
+        masks = tiny.mask_hashes(tiny.prune_both_towers(build(), Wanda(), chunk=4))
+        for rank in (0, 1):
+            assert json.loads((tmp_path / f"{name}-{rank}-masks").read_text()) == masks
+
+
+@pytest.mark.parametrize("method", [Wanda, SparseGPT])
+def test_each_block_is_calibrated_behind_the_pruned_blocks_before_it(vlm, method):
+    """The published protocol, done the slow way: all examples from the start for every block."""
+    blocks = tiny.prune_both_towers(vlm, method(), chunk=4)
+
+    slow = tiny.MODELS[vlm.name.removeprefix("tiny-")]()
+    expected = []
+    for tower in TOWERS:
+        for number in range(len(slow.towers.blocks[tower])):
+            layers = [x for x in slow.towers.inventory.tower(tower) if x.block == number]
+            known = tiny.calibrate_all(slow, chunk=4)
+            known = Statistics({layer.name: known.layers[layer.name] for layer in layers})
+            expected.append(tiny.prune_one_block(slow, method(), known))
+    for content, other in zip(blocks, expected, strict=True):
+        pruned = PrunedLayers.from_bytes(content)
+        assert list(pruned.masks) == list(other.masks)
+        for name, mask in pruned.masks.items():
+            assert mask.equal(other.masks[name])
+        for name, weight in pruned.weights.items():
+            assert weight.equal(other.weights[name])
+    assert len(blocks) == sum(map(len, slow.towers.blocks.values()))
+
+
+def test_behind_pruned_blocks_statistics_differ(vlm):
+    dense = tiny.calibrate_all(vlm)
+    sequential = [
+        (known, tiny.prune_one_block(vlm, Wanda(), known))[0]
+        for tower in TOWERS
+        for known in walk(vlm, tiny.questions(), tiny.picture, tower, prunes=True)
+    ]
+    first, *later = sequential
+    for name, layer in first.layers.items():
+        assert layer.gram.equal(dense.layers[name].gram)
+    for known in later:  # a decoder's first layers read embeddings, which are not pruned
+        assert any(not x.gram.equal(dense.layers[n].gram) for n, x in known.layers.items())
+        assert all(x.tokens == dense.layers[n].tokens for n, x in known.layers.items())
+
+
+def test_one_blocks_statistics_are_held_at_a_time(vlm):
+    seen = []
+    for known in walk(vlm, tiny.questions(), tiny.picture, "vision"):
+        seen.append(weakref.ref(next(iter(known.layers.values())).gram))
+        assert all(ref() is None for ref in seen[:-1])
+        del known
+
+
+def test_a_walk_that_is_left_half_way_leaves_the_model_as_it_was(vlm):
+    before = vlm.answer_logits(vlm.encode(tiny.questions(), tiny.picture, answers=True))[0]
+    for _ in walk(vlm, tiny.questions(), tiny.picture, "language", chunk=3):
+        break
+    after = vlm.answer_logits(vlm.encode(tiny.questions(), tiny.picture, answers=True))[0]
+    assert after.equal(before)
+    assert not any("forward" in vars(module) for module in vlm.model.modules())
 
 
 def test_calibration_leaves_the_model_as_it_was(vlm):
