@@ -18,6 +18,7 @@ workers share the chunks.
 """
 
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -46,8 +47,8 @@ from ressa.workers import rank_and_world_size
 
 CHUNK = 16  # examples in a pass; the sums depend on it by rounding only
 
-_Sums: TypeAlias = dict[str, Tensor]
-"""What is summed up: "moments/<layer>" in doubles, "gram/<layer>" in floats."""
+_Sums: TypeAlias = tuple[Tensor, Tensor]
+"""What is summed up of a layer's inputs: moments in doubles, the Gram matrix in floats."""
 
 
 def calibrate(
@@ -120,22 +121,20 @@ def walk(
             block = _common_block(vlm, tower, (*scouts, *own))
             with on_device(blocks[block], device):
                 observer.scout(block, scouts[0], keep=not prunes)
-                total = observer.empty(block)
                 for first in range(0, len(chunks), workers):
-                    part = {}
-                    if first + rank < len(chunks):
-                        part = observer.observe(own[first // workers], keep=not prunes)
-                    for name, sums in total.items():
-                        mine = part.pop(name, None)
-                        mine = torch.zeros_like(sums) if mine is None else mine
-                        for chunk_part in _gather(mine, workers)[: len(chunks) - first]:
-                            sums += chunk_part
-                yield observer.statistics(block, total, len(examples))
-                if count < len(blocks):  # what comes behind the last block is not looked at
-                    for each in (*scouts, *own):
-                        if prunes:
-                            each.run_block(keep=True)
-                        each.go_on()
+                    mine = own[first // workers] if first + rank < len(chunks) else None
+                    observer.observe(mine, len(chunks) - first, keep=not prunes)
+                    if mine is not None and not prunes and count < len(blocks):
+                        mine.go_on()
+                yield observer.statistics(block, len(examples))
+                if count == len(blocks):  # what comes behind the last block is not looked at
+                    break
+                if not prunes:
+                    scouts[0].go_on()
+                    continue
+                for each in (*scouts, *own):
+                    each.run_block(keep=True)
+                    each.go_on()
 
 
 def _common_block(vlm: VLM, tower: Tower, passes: Sequence["_ChunkPass"]) -> int:
@@ -191,7 +190,10 @@ class _Observer:
         self._shared: dict[str, LayerStatistics] = {}  # of leaders that later blocks may follow
         self._scout: _ChunkPass | None = None
         self._pass: _ChunkPass | None = None  # whose block is being observed
-        self._sums: _Sums = {}
+        self._workers = rank_and_world_size()[1]
+        self._calls: Counter[str] = Counter()  # how often a pass runs each leader of the block
+        self._total: dict[str, _Sums] = {}
+        self._parts: dict[str, list[_Sums]] = {}  # this worker's, to be sent to the others
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -214,43 +216,60 @@ class _Observer:
             for leader, known in self._shared.items()
             if scout.inputs[leader][0]() is not None
         }
-        self._scout = scout
-        self.observe(scout, keep=keep)
-        self._scout = None
-
-    def empty(self, block: int) -> _Sums:
-        """Returns sums of nothing, of one layer for each distinct input of the block."""
-        sums: _Sums = {}
+        self._calls.clear()
+        self._scout = self._pass = scout
+        scout.run_block(keep=keep)
+        self._scout = self._pass = None
+        device = next(self.blocks[block].parameters()).device
+        self._total = {}
         for layer in self._layers.get(block, ()):
-            if self._leaders.get(layer.name) == layer.name:
-                size, device = layer.columns, next(self.blocks[block].parameters()).device
-                sums[f"moments/{layer.name}"] = torch.zeros(
-                    2 * size + 1, dtype=torch.float64, device=device
-                )
-                sums[f"gram/{layer.name}"] = torch.zeros(
-                    size, size, dtype=torch.float32, device=device
-                )
-        return sums
+            if layer.name in self._calls:
+                size = layer.columns
+                moments = torch.zeros(2 * size + 1, dtype=torch.float64, device=device)
+                gram = torch.zeros(size, size, dtype=torch.float32, device=device)
+                self._total[layer.name] = (moments, gram)
 
-    def observe(self, each: _ChunkPass, *, keep: bool) -> _Sums:
-        """Runs a chunk through the block that it stands before; returns the sums of its tokens."""
-        self._sums, self._pass = {}, each
-        each.run_block(keep=keep)
-        self._pass = None
-        return self._sums
+    def observe(self, each: _ChunkPass | None, chunks: int, *, keep: bool) -> None:
+        """Runs a chunk on every worker through the block they stand before, and adds it all up.
 
-    def statistics(self, block: int, total: _Sums, samples: int) -> Statistics:
+        Args:
+            each: this worker's chunk, if there is one left for it.
+            chunks: how many chunks are left for the workers.
+            keep: as for `Pass.run_block`.
+        """
+        self._parts = {name: [] for name in self._total}
+        if each is not None:
+            self._pass = each
+            each.run_block(keep=keep)
+            self._pass = None
+        if self._workers == 1:
+            return  # added up while the chunk ran
+        for name, sums in self._total.items():
+            own = self._parts.pop(name) or [_zeros(sums)] * self._calls[name]
+            if len(own) != self._calls[name]:
+                raise CalibrationError(
+                    f"{name} runs {len(own)} times for a chunk of examples and "
+                    f"{self._calls[name]} times for one question. Statistics of this architecture "
+                    "are not supported."
+                )
+            for kind, total in enumerate(sums):
+                calls = [_gather(part[kind], self._workers) for part in own]
+                for worker in range(min(self._workers, chunks)):
+                    for parts in calls:
+                        total += parts[worker]
+
+    def statistics(self, block: int, samples: int) -> Statistics:
         """Makes a block's statistics of the sums of all chunks, and checks them."""
+        total, self._total = self._total, {}
         found: dict[str, LayerStatistics] = {}
         for layer in self._layers.get(block, ()):
             leader = self._leaders.get(layer.name)
             if leader in self._shared:
                 found[layer.name] = self._shared[leader]
                 continue
-            moments = total.get(f"moments/{leader}")
-            if leader is None or moments is None or not moments[-1]:
+            if leader not in total or not total[leader][0][-1]:
                 raise CalibrationError(f"{layer.name} saw no calibration token.", "data")
-            gram = total[f"gram/{leader}"]
+            moments, gram = total[leader]
             if not moments.isfinite().all() or not gram.isfinite().all():
                 raise CalibrationError(
                     f"{layer.name}: its calibration inputs are not finite.", "numeric"
@@ -282,7 +301,9 @@ class _Observer:
                 )
             return
         each.remember(layer.name, inputs)
-        if each is not self._scout:
+        if each is self._scout:
+            self._calls[layer.name] += 1
+        else:
             self._add(layer, inputs, self._token_weights(layer, in_encoder, inputs, each))
 
     def _add(self, layer: LayerShape, inputs: Tensor, weights: Tensor) -> None:
@@ -295,9 +316,13 @@ class _Observer:
         weights = weights.to(rows.device)
         counted = weights > 0  # padding does not enter, not even as NaN
         rows, weights = rows[counted].float(), weights[counted]
-        for kind, summed in (("moments", weighted_moments), ("gram", weighted_gram)):
-            name, part = f"{kind}/{layer.name}", summed(rows, weights)
-            self._sums[name] = part + self._sums[name] if name in self._sums else part
+        if self._workers > 1:
+            part = weighted_moments(rows, weights), weighted_gram(rows, weights)
+            self._parts[layer.name].append(part)
+            return
+        moments, gram = self._total[layer.name]
+        moments += weighted_moments(rows, weights)
+        gram += weighted_gram(rows, weights)
 
     def _token_weights(
         self, layer: LayerShape, in_encoder: bool, inputs: Tensor, each: _ChunkPass
@@ -341,6 +366,11 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         model.train(was_training)
+
+
+def _zeros(sums: _Sums) -> _Sums:
+    moments, gram = sums
+    return torch.zeros_like(moments), torch.zeros_like(gram)
 
 
 def _gather(part: Tensor, workers: int) -> list[Tensor]:
