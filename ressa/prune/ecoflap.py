@@ -75,7 +75,7 @@ def importances(
     broken = [name for name, value in found.items() if not value < float("inf")]
     if broken:
         raise CalibrationError(
-            f"ecoflap: the loss is not finite with noise on {', '.join(broken)}. A smaller "
+            f"ecoflap: the loss is not finite with noise on {broken[0]}. A smaller "
             "prune.ecoflap.epsilon may help.",
             "numeric",
         )

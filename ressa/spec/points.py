@@ -55,6 +55,11 @@ class TowerTarget:
     """What sparsegpt adds to its Hessian; None where it does not prune."""
 
     @property
+    def is_shared(self) -> bool:
+        """Whether the towers lose the target together, so that nobody knows each one's before."""
+        return self.group == "all" and 0 < self.target.sparsity < 1
+
+    @property
     def layerwise(self) -> str:
         """How the target is split over the layers: uniform, owl, ecoflap or table."""
         if self.layers is None:
