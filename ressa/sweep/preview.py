@@ -56,10 +56,8 @@ def _row(plan: SweepPlan, point: dict[str, str]) -> dict[str, Any]:
     trial = plan.trial(point)
     lost = plan.all_zeros(trial)
     asked = {tower: trial.tower(tower) for tower in TOWERS}
-    # What only both lose together has the column of its dimension, and no count of one tower's.
-    named = SPARSITIES if trial.vision.is_shared else (*SPARSITIES, SPARSITY)
     return {
-        **{field: value for field, value in point.items() if field not in named},
+        **{field: value for field, value in point.items() if field not in (*SPARSITIES, SPARSITY)},
         **{tower: None if one.is_shared else str(one.target) for tower, one in asked.items()},
         **{f"{tower}_zeros": plan.zeros(trial, tower) for tower in TOWERS},
         "sparsity": lost / plan.inventory.prunable(),
