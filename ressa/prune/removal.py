@@ -2,8 +2,10 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from fractions import Fraction
 
+import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
@@ -11,6 +13,7 @@ from ressa.prune.masks import Removal
 from ressa.prune.threshold import zeros_by_saliency
 from ressa.sparsity import (
     LayerShape,
+    Pattern,
     Target,
     check_pattern,
     check_table,
@@ -68,6 +71,32 @@ def removals(
             counted = zeros_per_matrix(part, own, shares=parts, counting=wanted.counting)
             found.update(zip(names, counted, strict=True))
     return [found[layer.name] for layer in layers]
+
+
+def requested_zeros(
+    layers: Sequence[LayerShape],
+    wanted: TowerTarget,
+    lost: Sequence[Removal],
+    *,
+    shares: Mapping[str, Fraction] | None = None,
+) -> list[int]:
+    """Counts what the target asks of each layer, which `counting: reference` falls short of.
+
+    Args:
+        layers: those that `removals` was asked about.
+        wanted: as of `removals`.
+        lost: what `removals` returned.
+        shares: as of `removals`.
+    """
+    if wanted.counting == "reference" and wanted.group in ("row", "matrix"):
+        lost = removals(layers, replace(wanted, counting="exact"), shares=shares)
+    return [_zeros(layer, removal) for layer, removal in zip(layers, lost, strict=True)]
+
+
+def _zeros(layer: LayerShape, removal: Removal) -> int:
+    if isinstance(removal, Pattern):
+        return layer.weights // removal.group * (removal.group - removal.kept)
+    return int(np.sum(removal))
 
 
 def _pools(

@@ -12,7 +12,7 @@ from torch import Tensor
 from ressa.errors import InfeasibleAllocation
 from ressa.prune import keep_mask
 from ressa.prune.layerwise import owl_shares
-from ressa.prune.removal import removals
+from ressa.prune.removal import removals, requested_zeros
 from ressa.sparsity import LayerShape, Pattern, Target, round_half_up, tower_zeros
 from ressa.spec import Owl, TowerTarget
 
@@ -82,6 +82,19 @@ def test_reference_counting_takes_the_floor_of_each_row_matrix_or_tower():
         tower = wanted(sparsity, "tower", counting="reference")
         weights = sum(layer.weights for layer in LAYERS)
         assert sum(removals(LAYERS, tower, saliency=saliency)) == (share * weights).__floor__()
+
+
+@pytest.mark.parametrize("group", ["row", "matrix", "tower"])
+@pytest.mark.parametrize("sparsity", ["0.29", "2:4"])
+def test_what_was_asked_is_the_exact_count_though_the_reference_takes_less(group, sparsity):
+    exact, floors = wanted(sparsity, group), wanted(sparsity, group, counting="reference")
+    lost_exactly = removals(LAYERS, exact, saliency=saliency)
+    asked = requested_zeros(LAYERS, exact, lost_exactly)
+    assert asked == list(map(lost, lost_exactly, LAYERS))
+    taken = removals(LAYERS, floors, saliency=saliency)
+    assert requested_zeros(LAYERS, floors, taken) == (
+        asked if group != "tower" else [*map(lost, taken, LAYERS)]
+    )
 
 
 def test_reference_counting_is_exact_where_the_references_float_is_not():
