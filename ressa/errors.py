@@ -89,6 +89,10 @@ class StoreError(RessaError):
     exit_code = 5
 
 
+class DamagedStage(StoreError):
+    """A stage's bytes are no longer those that were written; it will be made again."""
+
+
 class TrialError(RessaError):
     """One trial failed by itself; `failure` says what kind of failure it was."""
 

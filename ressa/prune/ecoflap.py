@@ -13,13 +13,10 @@ from torch.nn import functional
 
 from ressa.errors import CalibrationError
 from ressa.models.vlm import NO_LABEL, VLM, Batch
-from ressa.prune.walk import layer_generator
+from ressa.prune.layers import layer_generator
 from ressa.records import Example
 from ressa.sparsity import LayerShape
 from ressa.workers import rank_and_world_size, total
-
-VERSION = 1
-"""Raised when the importances would change though nothing asked of them did."""
 
 
 @torch.no_grad()

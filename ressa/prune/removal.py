@@ -90,10 +90,11 @@ def requested_zeros(
     """
     if wanted.counting == "reference" and wanted.group in ("row", "matrix"):
         lost = removals(layers, replace(wanted, counting="exact"), shares=shares)
-    return [_zeros(layer, removal) for layer, removal in zip(layers, lost, strict=True)]
+    return [zeros_of(layer, removal) for layer, removal in zip(layers, lost, strict=True)]
 
 
-def _zeros(layer: LayerShape, removal: Removal) -> int:
+def zeros_of(layer: LayerShape, removal: Removal) -> int:
+    """Counts the zeros of a layer's removal."""
     if isinstance(removal, Pattern):
         return layer.weights // removal.group * (removal.group - removal.kept)
     return int(np.sum(removal))

@@ -31,6 +31,7 @@ from ressa.spec.space import (
 from ressa.spec.yaml import write
 
 Part = Literal["vision", "connector", "language"]
+Activations = Literal["dense", "tower", "sequential"]
 
 
 def _as_float(value: Any) -> Any:
@@ -129,10 +130,11 @@ class Calibration(SpecModel):
     task: str = Field(default="easy-vqa", description="A task of the catalog or of a plug-in.")
     samples: int = Field(default=128, ge=1, description="Number of questions, ≥ 1.")
     seed: int = Field(default=0, ge=0, description="Seed of the draw.")
-    activations: Literal["dense", "tower", "sequential"] = Field(
+    activations: Activations = Field(
         default="dense",
-        description="What the inputs come from. dense: the dense model; tower: block by block, "
-        "what lies before the tower dense; sequential: block by block, all before it pruned.",
+        description="Which model the statistics are taken on. dense: the dense one. tower: each "
+        "block behind the pruned blocks of its own tower. sequential: and language behind pruned "
+        "vision, as the papers' code does.",
     )
 
     @property
@@ -142,7 +144,7 @@ class Calibration(SpecModel):
 
 
 class Owl(SpecModel):
-    """Options of `layers: owl`."""
+    """Options of `layers: owl`; outliers are counted on the dense model."""
 
     threshold: Number = Field(
         default=5.0,

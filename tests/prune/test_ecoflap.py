@@ -11,7 +11,7 @@ from torch.nn import functional
 from ressa.errors import CalibrationError
 from ressa.models.vlm import VLM
 from ressa.prune.ecoflap import importances
-from ressa.prune.walk import layer_generator
+from ressa.prune.layers import layer_generator
 from tests.prune.tiny import MODELS, picture, questions
 
 
