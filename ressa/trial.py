@@ -232,7 +232,10 @@ class _Trial:
         return key
 
     def _removals(self, statistics: Mapping[Tower, Parts | None]) -> dict[str, tuple[Removal, int]]:
-        """Says what each layer loses, and what its share of the target is, by the layer's name."""
+        """Says what each layer loses, and what its share of the target is, by the layer's name.
+
+        Decided on the dense model. What takes time is one worker's answer, kept as a stage.
+        """
         found: dict[str, tuple[Removal, int]] = {}
         both = [self.inventory.tower(tower) for tower in TOWERS]
         if self.spec.vision.group == "all" and self.spec.vision.target.pattern is None:
@@ -263,7 +266,7 @@ class _Trial:
             return saliency_of(self.vlm.model, layer, method, own, ref.seed)
 
         def make() -> bytes:
-            return json.dumps(removals(layers, wanted, saliency=saliency)).encode()
+            return agree(json.dumps(removals(layers, wanted, saliency=saliency)).encode())
 
         key = self._key("threshold", layers[0].tower, wanted, method.versions, ref)
         counts: list[Removal] = json.loads(self.stages.once("threshold", key, make))
@@ -291,7 +294,7 @@ class _Trial:
             for block in known:
                 own = [layer for layer in layers if layer.name in block.layers]
                 shares |= outlier_shares(own, block.layers, self._weight, threshold)
-            return json.dumps(list(shares.items())).encode()
+            return agree(json.dumps(list(shares.items())).encode())
 
         def importances_of(options: Ecoflap) -> bytes:
             task, examples = _examples(ref)
