@@ -71,4 +71,5 @@ class Parts(Sequence[bytes]):
     def __getitem__(self, index: int | slice) -> bytes | list[bytes]:
         if isinstance(index, slice):
             return [self[number] for number in range(*index.indices(len(self)))]
-        return agree(None if self._files is None else self._files[self._names[index]])
+        name = self._names[index]  # raises IndexError on every worker, which ends an iteration
+        return agree(None if self._files is None else self._files[name])

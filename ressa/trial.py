@@ -13,7 +13,9 @@ import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from fractions import Fraction
 from functools import cache
+from itertools import cycle
 from typing import Any, TypeAlias
 
 import torch
@@ -34,13 +36,16 @@ from ressa.prune import (
     mask_hash,
     prune_layers,
     removals,
+    requested_zeros,
     saliency_of,
     walk,
 )
+from ressa.prune.ecoflap import importances
+from ressa.prune.layerwise import ecoflap_shares, outlier_shares, owl_shares
 from ressa.records import Example, Outcome, Progress, TrialSpec, content_key
 from ressa.repair import Teacher, attach, merge, teacher_logits, train
 from ressa.sparsity import TOWERS, LayerShape, Tower
-from ressa.spec import DataRef
+from ressa.spec import DataRef, Ecoflap, Owl, TowerTarget
 from ressa.stages import Parts, Stages
 from ressa.store import open_store
 from ressa.workers import agree, device, fits, spread, total
@@ -169,16 +174,25 @@ class _Trial:
         """
         order = TOWERS if self.spec.calibration.activations == "sequential" else TOWERS[::-1]
         with self._clock("prune"):
+            # Of both towers at once: what each layer loses is decided on the dense model.
+            lost = self._removals(statistics)
             above = ""
             for tower in order:
-                above = self._prune_tower(tower, statistics[tower], above)
+                above = self._prune_tower(tower, statistics[tower], lost, above)
 
-    def _prune_tower(self, tower: Tower, statistics: Parts | None, above: str) -> str:
+    def _prune_tower(
+        self,
+        tower: Tower,
+        statistics: Parts | None,
+        lost: Mapping[str, tuple[Removal, int]],
+        above: str,
+    ) -> str:
         """Prunes one tower, or takes its masks from the store; returns the stage's key.
 
         Args:
             tower: which one.
             statistics: of its blocks, if they were taken beforehand.
+            lost: what each layer is to lose, and what its share of the target is.
             above: the key of what was pruned before, which these statistics may depend on.
         """
         wanted, method, ref = self.spec.tower(tower), self.methods[tower], self.spec.calibration
@@ -187,7 +201,6 @@ class _Trial:
         layers = self.inventory.tower(tower)
 
         def make() -> Iterator[bytes]:
-            lost = self._removals(tower, statistics)
             blocks = (
                 self._walk(tower, prunes=True)
                 if statistics is None
@@ -199,7 +212,8 @@ class _Trial:
                     self.vlm.model,
                     block,
                     method,
-                    [lost[layer.name] for layer in block],
+                    [lost[layer.name][0] for layer in block],
+                    requested=[lost[layer.name][1] for layer in block],
                     group=wanted.group,
                     statistics=known.layers,
                     seed=ref.seed,
@@ -217,20 +231,93 @@ class _Trial:
             self.reports[tower].extend(pruned.layers)
         return key
 
-    def _removals(self, tower: Tower, statistics: Parts | None) -> dict[str, Removal]:
-        """Says what each layer of a tower loses, by the layer's name."""
-        wanted, layers = self.spec.tower(tower), self.inventory.tower(tower)
-        known: dict[str, LayerStatistics] = {}
-        if wanted.group == "tower" and statistics is not None:
-            for part in statistics:
-                known |= Statistics.from_bytes(part).layers
+    def _removals(self, statistics: Mapping[Tower, Parts | None]) -> dict[str, tuple[Removal, int]]:
+        """Says what each layer loses, and what its share of the target is, by the layer's name.
+
+        Decided on the dense model. What takes time is one worker's answer, kept as a stage.
+        """
+        found: dict[str, tuple[Removal, int]] = {}
+        both = [self.inventory.tower(tower) for tower in TOWERS]
+        if self.spec.vision.group == "all" and self.spec.vision.target.pattern is None:
+            both = [self.inventory.layers]  # they lose their share together
+        for layers in both:
+            wanted = self.spec.tower(layers[0].tower)
+            shares = self._shares(layers, wanted, statistics)
+            lost = self._lost(layers, wanted, shares, statistics)
+            asked = requested_zeros(layers, wanted, lost, shares=shares)
+            names = [layer.name for layer in layers]
+            found |= dict(zip(names, zip(lost, asked, strict=True), strict=True))
+        return found
+
+    def _lost(
+        self,
+        layers: Sequence[LayerShape],
+        wanted: TowerTarget,
+        shares: Mapping[str, Fraction] | None,
+        statistics: Mapping[Tower, Parts | None],
+    ) -> list[Removal]:
+        if wanted.group in ("row", "matrix") or wanted.target.pattern is not None:
+            return removals(layers, wanted, shares=shares)
+        method, ref = self.methods[layers[0].tower], self.spec.calibration
+        known = _Known(statistics)
 
         def saliency(layer: LayerShape) -> Tensor:
-            seed = self.spec.calibration.seed
-            return saliency_of(self.vlm.model, layer, self.methods[tower], known, seed)
+            own = {} if method.needs == "nothing" else {layer.name: known(layer)}
+            return saliency_of(self.vlm.model, layer, method, own, ref.seed)
 
-        lost = removals(layers, wanted.target, wanted.group, saliency)
-        return {layer.name: removal for layer, removal in zip(layers, lost, strict=True)}
+        def make() -> bytes:
+            return agree(json.dumps(removals(layers, wanted, saliency=saliency)).encode())
+
+        key = self._key("threshold", layers[0].tower, wanted, method.versions, ref)
+        counts: list[Removal] = json.loads(self.stages.once("threshold", key, make))
+        return counts
+
+    def _shares(
+        self,
+        layers: Sequence[LayerShape],
+        wanted: TowerTarget,
+        statistics: Mapping[Tower, Parts | None],
+    ) -> dict[str, Fraction] | None:
+        """Splits a tower's sparsity over its layers, where they are not to be alike."""
+        tower, asked = layers[0].tower, wanted.layers
+        # Taken on the dense model, whatever the masks will see.
+        ref = self.spec.calibration.model_copy(update={"activations": "dense"})
+
+        def outliers(threshold: float) -> bytes:
+            blocks = statistics[tower]
+            known = (
+                self._walk(tower, prunes=False)
+                if blocks is None
+                else map(Statistics.from_bytes, blocks)
+            )
+            shares: dict[int, float] = {}
+            for block in known:
+                own = [layer for layer in layers if layer.name in block.layers]
+                shares |= outlier_shares(own, block.layers, self._weight, threshold)
+            return agree(json.dumps(list(shares.items())).encode())
+
+        def importances_of(options: Ecoflap) -> bytes:
+            task, examples = _examples(ref)
+            few = examples[: options.samples]
+            found = importances(
+                self.vlm, few, task.image, layers, epsilon=options.epsilon, seed=ref.seed
+            )
+            return json.dumps(found).encode()
+
+        if isinstance(asked, Owl):
+            key = self._key("outliers", tower, ref, asked.threshold)
+            content = self.stages.once("outliers", key, lambda: outliers(asked.threshold))
+            return owl_shares(layers, wanted.target, dict(json.loads(content)), asked)
+        if isinstance(asked, Ecoflap):
+            key = self._key("importance", tower, ref, asked.samples, asked.epsilon)
+            content = self.stages.once("importance", key, lambda: importances_of(asked))
+            return ecoflap_shares(layers, wanted.target, json.loads(content), asked)
+        return None
+
+    def _weight(self, layer: LayerShape) -> Tensor:
+        weight = self.vlm.model.get_submodule(layer.name).weight
+        assert isinstance(weight, Tensor)
+        return weight
 
     def _walk(self, tower: Tower, *, prunes: bool) -> Iterator[Statistics]:
         task, examples = _examples(self.spec.calibration)
@@ -269,10 +356,16 @@ class _Trial:
                 {
                     "name": report.name,
                     "tower": report.tower,
+                    "block": report.block,
                     "rows": report.rows,
                     "columns": report.columns,
+                    "method": report.method,
+                    "group": report.group,
+                    "pattern": report.pattern,
                     "requested_zeros": report.requested_zeros,
                     "zeros": report.zeros,
+                    "requested_sparsity": report.requested_zeros / count.weights,
+                    "sparsity": report.zeros / count.weights,
                     "zeros_after_merge": count.zeros,
                     "output_error": report.output_error,
                     "seconds": report.seconds,
@@ -336,6 +429,21 @@ class _Trial:
         began = time.perf_counter()
         yield
         self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - began
+
+
+class _Known:
+    """Statistics of layers that are asked for in their order; one block's are held at a time."""
+
+    def __init__(self, statistics: Mapping[Tower, Parts | None]) -> None:
+        self._parts = {tower: cycle(range(len(parts or ()))) for tower, parts in statistics.items()}
+        self._statistics, self._held = statistics, Statistics({})
+
+    def __call__(self, layer: LayerShape) -> LayerStatistics:
+        parts = self._statistics[layer.tower]
+        assert parts is not None, "a threshold over layers needs statistics of the dense model"
+        while layer.name not in self._held.layers:
+            self._held = Statistics.from_bytes(parts[next(self._parts[layer.tower])])
+        return self._held.layers[layer.name]
 
 
 def _examples(ref: Any) -> tuple[Any, tuple[Example, ...]]:

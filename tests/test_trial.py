@@ -64,6 +64,71 @@ def test_what_is_pruned_stays_pruned_and_every_layer_says_what_it_lost(tmp_path,
         assert 0 < layer["output_error"] < 1
 
 
+def specify_both(sparsity: str, **prune: object) -> TrialSpec:
+    """Both towers at one sparsity, without repair."""
+    content = LEAST | {"space": {"sparsity": sparsity}, "repair": {"method": "none"}}
+    loaded = spec_from_mapping(content | {"prune": {"calibration": {"samples": 16}} | prune})
+    assert loaded.inventory is not None
+    effective = apply_point(loaded.spec, loaded.inventory, {"sparsity": sparsity})
+    values = {name: getattr(effective, name) for name in ("vision", "language", "calibration")}
+    return dataclasses.replace(specify(), **values, repair=None)
+
+
+SEQUENTIAL = {"samples": 16, "activations": "sequential"}
+
+
+@pytest.mark.parametrize(
+    "prune",
+    [
+        {"layers": "owl", "owl": {"threshold": 3, "spread": 0.1}},
+        {"layers": "owl", "method": "magnitude", "calibration": SEQUENTIAL},
+        {"layers": "ecoflap", "ecoflap": {"samples": 4}, "group": "matrix"},
+        {"layers": "ecoflap", "ecoflap": {"samples": 4}, "language": {"layers": "uniform"}},
+    ],
+    ids=lambda prune: "-".join(map(str, prune)),
+)
+def test_a_split_over_layers_differs_by_block_and_meets_each_tower(tmp_path, prune):
+    spec = specify_both("0.37", **prune)
+    outcome = run(spec, str(tmp_path))
+    for tower in ("vision", "language"):
+        layers = [layer for layer in outcome.layers if layer["tower"] == tower]
+        weights = sum(layer["rows"] * layer["columns"] for layer in layers)
+        zeros = sum(layer["zeros"] for layer in layers)
+        assert zeros == outcome.summary[f"{tower}_zeros"] == int(0.37 * weights + 0.5)
+        by_block = {layer["block"]: layer["sparsity"] for layer in layers}
+        is_split = spec.tower(tower).layers is not None
+        assert (max(by_block.values()) - min(by_block.values()) > 0.01) == is_split
+        for layer in layers:
+            assert layer["zeros"] == layer["requested_zeros"]
+            # A block's layers are alike, to a weight a row.
+            away = abs(layer["sparsity"] - by_block[layer["block"]])
+            assert away <= 2 / min(layer["columns"] for layer in layers)
+
+
+def test_both_towers_lose_one_share_together(tmp_path):
+    found = {
+        group: run(specify_both("0.4", method="magnitude", group=group), str(tmp_path))
+        for group in ("tower", "all")
+    }
+    weights = sum(layer["rows"] * layer["columns"] for layer in found["all"].layers)
+    for outcome in found.values():
+        assert sum(layer["zeros"] for layer in outcome.layers) == int(0.4 * weights + 0.5)
+    assert found["all"].summary["vision_zeros"] != found["tower"].summary["vision_zeros"]
+    assert {layer["group"] for layer in found["all"].layers} == {"all"}
+    again = run(specify_both("0.4", group="all"), str(tmp_path))  # with statistics: Wanda
+    assert sum(layer["zeros"] for layer in again.layers) == int(0.4 * weights + 0.5)
+
+
+def test_floors_lose_less_than_was_asked(tmp_path):
+    outcome = run(specify_both("0.37", counting="reference"), str(tmp_path))
+    for layer in outcome.layers:
+        assert layer["zeros"] == int(0.37 * layer["columns"]) * layer["rows"]
+        assert layer["requested_sparsity"] == pytest.approx(0.37, abs=1 / layer["columns"])
+    lost, asked = (sum(x[name] for x in outcome.layers) for name in ("zeros", "requested_zeros"))
+    weights = sum(layer["rows"] * layer["columns"] for layer in outcome.layers)
+    assert lost < asked == pytest.approx(0.37 * weights, abs=1)
+
+
 def test_a_trial_that_finds_its_masks_comes_to_the_same_scores(tmp_path):
     spec = specify(method="sparsegpt")
     first = run(spec, str(tmp_path))

@@ -14,7 +14,7 @@ from ressa.prune.layers import (
 )
 from ressa.prune.masks import Removal, keep_mask, mask_hash
 from ressa.prune.method import Need, Pruned, PruneMethod
-from ressa.prune.removal import removals
+from ressa.prune.removal import removals, requested_zeros
 from ressa.prune.statistics import LayerStatistics, Statistics
 
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
     "prune_layers",
     "prune_tower",
     "removals",
+    "requested_zeros",
     "saliency_of",
     "walk",
 ]

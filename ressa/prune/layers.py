@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
@@ -15,9 +14,10 @@ from ressa.errors import PruneError
 from ressa.prune.masks import Removal, mask_bits, mask_of_bits
 from ressa.prune.method import PruneMethod
 from ressa.prune.packing import pack, unpack
-from ressa.prune.removal import removals
+from ressa.prune.removal import removals, zeros_of
 from ressa.prune.statistics import LayerStatistics, Statistics, squared_output
 from ressa.sparsity import Group, LayerShape, Pattern, Target
+from ressa.spec import TowerTarget
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +31,7 @@ class LayerReport:
     columns: int
     method: str
     group: str
-    """Where weights competed: row, matrix, tower, or "pattern" when a pattern fixes the groups."""
+    """Where weights competed: row, matrix, tower, all, or "pattern" when that fixes the groups."""
     pattern: str | None
     requested_zeros: int
     zeros: int
@@ -145,7 +145,8 @@ def prune_tower(
     def saliency(layer: LayerShape) -> Tensor:
         return saliency_of(model, layer, method, known, seed)
 
-    lost = removals(layers, target, group, saliency)
+    wanted = TowerTarget(method=method.name, group=group, target=target)
+    lost = removals(layers, wanted, saliency=saliency)
     return prune_layers(model, layers, method, lost, group=group, statistics=known, seed=seed)
 
 
@@ -156,6 +157,7 @@ def prune_layers(
     method: PruneMethod,
     removals: Sequence[Removal],
     *,
+    requested: Sequence[int] | None = None,
     group: Group = "row",
     statistics: Mapping[str, LayerStatistics] | None = None,
     seed: int = 0,
@@ -169,6 +171,8 @@ def prune_layers(
         layers: the layers to prune.
         method: says which weights stay.
         removals: what each layer loses, from `removals`.
+        requested: zeros that each layer's share of the target is, for the report; by default what
+            it loses.
         group: where weights competed when removals were shared out; for the report alone.
         statistics: of the layers' inputs, by name, for a method that needs them.
         seed: with the layer's name, seeds a method that draws random numbers.
@@ -177,7 +181,8 @@ def prune_layers(
         PruneError: statistics are missing, or the method fails on a layer.
     """
     masks, weights, reports = {}, {}, []
-    for layer, removal in zip(layers, removals, strict=True):
+    asked = map(zeros_of, layers, removals) if requested is None else requested
+    for layer, removal, zeros in zip(layers, removals, asked, strict=True):
         began = time.perf_counter()
         weight, known = _weight(model, layer.name), _statistics(method, layer, statistics)
         with _naming(method, layer):
@@ -199,7 +204,7 @@ def prune_layers(
                 method=method.name,
                 group="pattern" if pattern else group,
                 pattern=str(pattern) if pattern else None,
-                requested_zeros=_requested_zeros(layer, removal),
+                requested_zeros=zeros,
                 zeros=int((~mask).sum()),
                 output_error=_output_error(weight, mask, changed, gram),
                 seconds=time.perf_counter() - began,
@@ -310,14 +315,6 @@ def count_zeros(
             )
         )
     return tuple(counts)
-
-
-def _requested_zeros(layer: LayerShape, removal: Removal) -> int:
-    if isinstance(removal, int):
-        return removal
-    if isinstance(removal, np.ndarray):
-        return int(removal.sum())
-    return layer.weights // removal.group * (removal.group - removal.kept)
 
 
 def _weight(model: nn.Module, name: str) -> Tensor:
