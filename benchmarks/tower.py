@@ -180,4 +180,4 @@ def _reset_peak() -> None:
 
 
 if __name__ == "__main__":
-    print(json.dumps(_measure_memory(*sys.argv[1:])))
+    sys.stdout.write(json.dumps(_measure_memory(*sys.argv[1:])))

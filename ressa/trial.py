@@ -10,45 +10,27 @@ progress, stopping and time-outs have their place, and returns what it found.
 import json
 import math
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from fractions import Fraction
 from functools import cache
-from itertools import cycle
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
-from ressa.catalog import METHODS, TASKS
+from ressa.catalog import TASKS
 from ressa.evaluate import Scores, predictions, score
 from ressa.models import VLM, load_vlm
-from ressa.prune import (
-    LayerReport,
-    LayerStatistics,
-    PackedMasks,
-    PrunedLayers,
-    PruneMethod,
-    Removal,
-    Statistics,
-    count_zeros,
-    mask_hash,
-    prune_layers,
-    removals,
-    requested_zeros,
-    saliency_of,
-    walk,
-)
-from ressa.prune.ecoflap import importances
-from ressa.prune.layerwise import ecoflap_shares, outlier_shares, owl_shares
+from ressa.prune import count_zeros, mask_hash
+from ressa.pruning import Pruning
 from ressa.records import Example, Outcome, Progress, TrialSpec, content_key
 from ressa.repair import Teacher, attach, merge, teacher_logits, train
-from ressa.sparsity import TOWERS, LayerShape, Tower
-from ressa.spec import DataRef, Ecoflap, Owl, TowerTarget
-from ressa.stages import Parts, Stages
+from ressa.sparsity import TOWERS
+from ressa.spec import DataRef
+from ressa.stages import Stages
 from ressa.store import open_store
-from ressa.workers import agree, device, fits, spread, total
+from ressa.workers import device, fits, spread, total
 
 STAGE_VERSION = 1
 """Raised when a stage's content would change though its key would not."""
@@ -79,12 +61,8 @@ class _Trial:
         if fits(self.vlm.model.get_memory_footprint()):
             self.vlm.model.to(device())  # type: ignore[arg-type]  # transformers wraps it untyped
         self.inventory = self.vlm.towers.inventory
-        self.methods: dict[Tower, PruneMethod] = {
-            tower: METHODS[trial.tower(tower).method].from_spec(trial.tower(tower))
-            for tower in TOWERS
-        }
-        self.reports: dict[Tower, list[LayerReport]] = {}
-        self.masks = PackedMasks()
+        task, examples = _examples(trial.calibration)
+        self.pruning = Pruning(trial, self.vlm, stages, self._key, examples, task.image)
         self.seconds: dict[str, float] = {}
         self.outcome = Outcome(summary={})
 
@@ -94,11 +72,13 @@ class _Trial:
         yield Progress(stage="score dense")
         self.score_dense()
         yield Progress(stage="calibrate")
-        statistics = {tower: self.calibrate(tower) for tower in TOWERS}
+        with self._clock("calibration"):
+            self.pruning.calibrate()
         yield Progress(stage="teacher")
         teacher = self.dense_teacher()
         yield Progress(stage="prune")
-        self.prune(statistics)
+        with self._clock("prune"):
+            self.pruning.prune()
         yield Progress(stage="score pruned")
         self.score_model("pruned")
         if self.spec.repair is not None:
@@ -138,19 +118,6 @@ class _Trial:
             key = self._key("dense", self.spec.evaluate, self.spec.workers)
             self.outcome.scores.extend(json.loads(self.stages.once("dense", key, make)))
 
-    def calibrate(self, tower: Tower) -> Parts | None:
-        """Sums up the inputs of a tower's layers on the dense model, block by block."""
-        if self.spec.calibration.activations != "dense":
-            return None  # each block's are taken when its turn to be pruned has come
-
-        def make() -> Iterator[bytes]:
-            for block in self._walk(tower, prunes=False):
-                yield block.to_bytes()
-
-        with self._clock("calibration"):
-            key = self._key("calibration", tower, self.spec.calibration)
-            return self.stages.once_in_parts("calibration", key, make)
-
     def dense_teacher(self) -> Teacher | None:
         """Asks the dense model for its logits on the repair data, before anything is pruned."""
         plan = self.spec.repair
@@ -166,163 +133,6 @@ class _Trial:
                 self.stages.once("teacher", self._key("teacher", plan.data), make)
             )
 
-    def prune(self, statistics: Mapping[Tower, Parts | None]) -> None:
-        """Chooses what stays of both towers and sets the rest to zero, block by block.
-
-        With `sequential` activations vision is pruned first, so that language is calibrated behind
-        what is left of it; with `tower` it comes second, so that language sees the dense one.
-        """
-        order = TOWERS if self.spec.calibration.activations == "sequential" else TOWERS[::-1]
-        with self._clock("prune"):
-            # Of both towers at once: what each layer loses is decided on the dense model.
-            lost = self._removals(statistics)
-            above = ""
-            for tower in order:
-                above = self._prune_tower(tower, statistics[tower], lost, above)
-
-    def _prune_tower(
-        self,
-        tower: Tower,
-        statistics: Parts | None,
-        lost: Mapping[str, tuple[Removal, int]],
-        above: str,
-    ) -> str:
-        """Prunes one tower, or takes its masks from the store; returns the stage's key.
-
-        Args:
-            tower: which one.
-            statistics: of its blocks, if they were taken beforehand.
-            lost: what each layer is to lose, and what its share of the target is.
-            above: the key of what was pruned before, which these statistics may depend on.
-        """
-        wanted, method, ref = self.spec.tower(tower), self.methods[tower], self.spec.calibration
-        depends = above if ref.activations == "sequential" else ""
-        key = self._key("mask", tower, wanted, method.versions, ref, depends)
-        layers = self.inventory.tower(tower)
-
-        def make() -> Iterator[bytes]:
-            blocks = (
-                self._walk(tower, prunes=True)
-                if statistics is None
-                else map(Statistics.from_bytes, statistics)
-            )
-            for known in blocks:
-                block = [layer for layer in layers if layer.name in known.layers]
-                pruned = prune_layers(
-                    self.vlm.model,
-                    block,
-                    method,
-                    [lost[layer.name][0] for layer in block],
-                    requested=[lost[layer.name][1] for layer in block],
-                    group=wanted.group,
-                    statistics=known.layers,
-                    seed=ref.seed,
-                )
-                # One worker's, lest processors that round differently give them other weights.
-                content = agree(pruned.to_bytes())
-                PrunedLayers.from_bytes(content).apply(self.vlm.model)
-                yield content
-
-        self.reports[tower] = []
-        for content in self.stages.once_in_parts(f"{tower}-mask", key, make):
-            pruned = PrunedLayers.from_bytes(content)
-            pruned.apply(self.vlm.model)
-            self.masks |= pruned.masks
-            self.reports[tower].extend(pruned.layers)
-        return key
-
-    def _removals(self, statistics: Mapping[Tower, Parts | None]) -> dict[str, tuple[Removal, int]]:
-        """Says what each layer loses, and what its share of the target is, by the layer's name.
-
-        Decided on the dense model. What takes time is one worker's answer, kept as a stage.
-        """
-        found: dict[str, tuple[Removal, int]] = {}
-        both = [self.inventory.tower(tower) for tower in TOWERS]
-        if self.spec.vision.group == "all" and self.spec.vision.target.pattern is None:
-            both = [self.inventory.layers]  # they lose their share together
-        for layers in both:
-            wanted = self.spec.tower(layers[0].tower)
-            shares = self._shares(layers, wanted, statistics)
-            lost = self._lost(layers, wanted, shares, statistics)
-            asked = requested_zeros(layers, wanted, lost, shares=shares)
-            names = [layer.name for layer in layers]
-            found |= dict(zip(names, zip(lost, asked, strict=True), strict=True))
-        return found
-
-    def _lost(
-        self,
-        layers: Sequence[LayerShape],
-        wanted: TowerTarget,
-        shares: Mapping[str, Fraction] | None,
-        statistics: Mapping[Tower, Parts | None],
-    ) -> list[Removal]:
-        if wanted.group in ("row", "matrix") or wanted.target.pattern is not None:
-            return removals(layers, wanted, shares=shares)
-        method, ref = self.methods[layers[0].tower], self.spec.calibration
-        known = _Known(statistics)
-
-        def saliency(layer: LayerShape) -> Tensor:
-            own = {} if method.needs == "nothing" else {layer.name: known(layer)}
-            return saliency_of(self.vlm.model, layer, method, own, ref.seed)
-
-        def make() -> bytes:
-            return agree(json.dumps(removals(layers, wanted, saliency=saliency)).encode())
-
-        key = self._key("threshold", layers[0].tower, wanted, method.versions, ref)
-        counts: list[Removal] = json.loads(self.stages.once("threshold", key, make))
-        return counts
-
-    def _shares(
-        self,
-        layers: Sequence[LayerShape],
-        wanted: TowerTarget,
-        statistics: Mapping[Tower, Parts | None],
-    ) -> dict[str, Fraction] | None:
-        """Splits a tower's sparsity over its layers, where they are not to be alike."""
-        tower, asked = layers[0].tower, wanted.layers
-        # Taken on the dense model, whatever the masks will see.
-        ref = self.spec.calibration.model_copy(update={"activations": "dense"})
-
-        def outliers(threshold: float) -> bytes:
-            blocks = statistics[tower]
-            known = (
-                self._walk(tower, prunes=False)
-                if blocks is None
-                else map(Statistics.from_bytes, blocks)
-            )
-            shares: dict[int, float] = {}
-            for block in known:
-                own = [layer for layer in layers if layer.name in block.layers]
-                shares |= outlier_shares(own, block.layers, self._weight, threshold)
-            return agree(json.dumps(list(shares.items())).encode())
-
-        def importances_of(options: Ecoflap) -> bytes:
-            task, examples = _examples(ref)
-            few = examples[: options.samples]
-            found = importances(
-                self.vlm, few, task.image, layers, epsilon=options.epsilon, seed=ref.seed
-            )
-            return json.dumps(found).encode()
-
-        if isinstance(asked, Owl):
-            key = self._key("outliers", tower, ref, asked.threshold)
-            content = self.stages.once("outliers", key, lambda: outliers(asked.threshold))
-            return owl_shares(layers, wanted.target, dict(json.loads(content)), asked)
-        if isinstance(asked, Ecoflap):
-            key = self._key("importance", tower, ref, asked.samples, asked.epsilon)
-            content = self.stages.once("importance", key, lambda: importances_of(asked))
-            return ecoflap_shares(layers, wanted.target, json.loads(content), asked)
-        return None
-
-    def _weight(self, layer: LayerShape) -> Tensor:
-        weight = self.vlm.model.get_submodule(layer.name).weight
-        assert isinstance(weight, Tensor)
-        return weight
-
-    def _walk(self, tower: Tower, *, prunes: bool) -> Iterator[Statistics]:
-        task, examples = _examples(self.spec.calibration)
-        return walk(self.vlm, examples, task.image, tower, prunes=prunes, device=device())
-
     def repair(self, teacher: Teacher | None) -> Generator[Progress]:
         """Trains SparseLoRA on what is left of the weights and merges it, zeros untouched."""
         plan = self.spec.repair
@@ -330,7 +140,7 @@ class _Trial:
         task, examples = _examples(plan.data)
         seed = plan.data.seed
         with self._clock("repair"):
-            adapters = attach(self.vlm.model, self.masks, self.vlm.towers, plan, seed=seed)
+            adapters = attach(self.vlm.model, self.pruning.masks, self.vlm.towers, plan, seed=seed)
             for step in train(self.vlm, adapters, examples, task, teacher, plan, seed=seed):
                 self.outcome.curves.append(asdict(step))
                 if step.step % REPORT_EVERY == 0:
@@ -349,8 +159,8 @@ class _Trial:
 
     def prove_zeros(self) -> None:
         """Counts, weight by weight, what was asked, what was pruned and what is zero at the end."""
-        counts = count_zeros(self.vlm.model, self.inventory.layers, self.masks)
-        reports = [report for tower in TOWERS for report in self.reports[tower]]
+        counts = count_zeros(self.vlm.model, self.inventory.layers, self.pruning.masks)
+        reports = [report for tower in TOWERS for report in self.pruning.reports[tower]]
         for count, report in zip(counts, reports, strict=True):
             self.outcome.layers.append(
                 {
@@ -383,7 +193,7 @@ class _Trial:
             whole_sparsity=whole_zeros / whole,
             zeros_after_merge_ok=nonzero == 0,
             pruned_nonzero=nonzero,
-            mask_hash=mask_hash(self.masks),
+            mask_hash=mask_hash(self.pruning.masks),
         )
 
     def _key(self, *parts: Any) -> str:
@@ -429,21 +239,6 @@ class _Trial:
         began = time.perf_counter()
         yield
         self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - began
-
-
-class _Known:
-    """Statistics of layers that are asked for in their order; one block's are held at a time."""
-
-    def __init__(self, statistics: Mapping[Tower, Parts | None]) -> None:
-        self._parts = {tower: cycle(range(len(parts or ()))) for tower, parts in statistics.items()}
-        self._statistics, self._held = statistics, Statistics({})
-
-    def __call__(self, layer: LayerShape) -> LayerStatistics:
-        parts = self._statistics[layer.tower]
-        assert parts is not None, "a threshold over layers needs statistics of the dense model"
-        while layer.name not in self._held.layers:
-            self._held = Statistics.from_bytes(parts[next(self._parts[layer.tower])])
-        return self._held.layers[layer.name]
 
 
 def _examples(ref: Any) -> tuple[Any, tuple[Example, ...]]:
