@@ -27,6 +27,7 @@ Removal: TypeAlias = Int[np.ndarray, " out"] | int | Pattern
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by their size in bytes
 _CACHE_VALUES = 2**17  # half a megabyte of floats, and what is made of them
 
+
 def keep_mask(saliency: Float[Tensor, "out in"], removal: Removal) -> Bool[Tensor, "out in"]:
     """Chooses which weights of a layer stay.
 
