@@ -64,7 +64,7 @@ def _wanda(path: object, compressor: peers.LLMCompressor | None) -> Iterator[Row
             ("Wanda, eight ratios", EIGHT, 40, 60),
             ("Wanda, 2:4", [None], 5, 8),
         ):
-            rounds = 1 if len(sparsities) > 1 else 5
+            rounds = 1 if len(sparsities) > 1 else 3
             removals = [_row_zeros(s, out, columns) for s in sparsities]
             yield from _compare(
                 name, shape, weight, sparsities, theirs, rounds, floor, goal,
@@ -87,7 +87,7 @@ def _sparsegpt(path: object, compressor: peers.LLMCompressor | None) -> Iterator
             ("SparseGPT, eight ratios", EIGHT, 5, 10),
             ("SparseGPT, 2:4", [None], None, None),
         ):
-            rounds = 1 if large or len(sparsities) > 1 else 5
+            rounds = 1 if large or len(sparsities) > 1 else 3
             removals = [_matrix_zeros(s, out, columns) for s in sparsities]
             yield from _compare(
                 name, shape, weight, sparsities, theirs, rounds, floor, goal,
@@ -99,8 +99,13 @@ def _sparsegpt(path: object, compressor: peers.LLMCompressor | None) -> Iterator
             ours, lost = _sparsegpt_errors(weight, known, peer)
             yield Row(
                 name=f"SparseGPT, float32 error{inputs}", shape=shape, peer_name="sparsegpt",
-                ours=ours, peer=lost, unit="relative", rounds=1,
+                ours=ours[0], peer=lost[0], unit="relative", rounds=1,
                 floor=None if inputs else 50, goal=None if inputs else 1000,
+            )  # fmt: skip
+            yield Row(
+                name=f"SparseGPT, float32 error in rows whose mask is the same{inputs}",
+                shape=f"{shape} ({ours[2]:.1%} / {lost[2]:.1%} of rows)",
+                peer_name="sparsegpt", ours=ours[1], peer=lost[1], unit="relative", rounds=1,
             )  # fmt: skip
         batches = [_inputs(2048, columns, seed=seed)[None] for seed in range(2)]
         ones = torch.ones(2048)
@@ -214,8 +219,11 @@ def _assert_equal_zeros(weight: Tensor, statistics: LayerStatistics, peer: peers
 
 def _sparsegpt_errors(
     weight: Tensor, statistics: LayerStatistics, peer: peers.SparseGPT
-) -> tuple[float, float]:
-    """How far float32 weights are from the same code's in float64, ours and theirs, relative."""
+) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    """How far float32 weights are from the same code's in float64, ours and theirs, relative.
+
+    Of all rows, and of those whose choices are the same in both; and the share of those.
+    """
     gram = statistics.gram
     assert gram is not None
     removal = _matrix_zeros(0.5, *weight.shape)
@@ -231,8 +239,14 @@ def _sparsegpt_errors(
     precisions = (torch.float32, torch.float64)
     theirs = [peer.prune(weight.to(p).clone(), gram.to(p), 0.5).double() for p in precisions]
 
-    def apart(single: Tensor, double: Tensor) -> float:
-        return float((single - double).norm() / double.norm())
+    def apart(single: Tensor, double: Tensor) -> tuple[float, float, float]:
+        same = ((single == 0) == (double == 0)).all(dim=1)
+        lost = single - double
+        return (
+            float(lost.norm() / double.norm()),
+            float(lost[same].norm() / double[same].norm()),
+            float(same.double().mean()),
+        )
 
     return apart(*left), apart(*theirs)
 

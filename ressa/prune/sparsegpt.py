@@ -214,11 +214,11 @@ def _prune_block(
         keep[chosen] = _choose(
             dense[chosen], offset, own[first:last, first:last], hessian.scale[chosen], share
         )
-        rows = zip(offset, change[chosen], keep[chosen], dense[chosen], strict=True)
-        for column, (before, new, stays, old) in enumerate(rows):
-            done = change[chosen][:column].T
-            before.addmv_(done, own[first + column, first : first + column])
-            torch.where(stays, before.neg_(), old, out=new)
+        inner, done = own[first:last, first:last], change[chosen].T
+        rows = zip(inner, offset, done.T, keep[chosen], dense[chosen], strict=True)
+        for column, (factor, moved_by, new, stays, old) in enumerate(rows):
+            moved_by.addmv_(done[:, :column], factor[:column])
+            torch.where(stays, moved_by.neg_(), old, out=new)
 
 
 def _choose(
