@@ -84,6 +84,14 @@ def test_two_of_four_keeps_the_pair_of_the_largest_sum():
     assert torch.allclose(kept, torch.stack(pairs).amax(dim=0))
 
 
+def test_two_of_four_is_four_of_eight_and_not_the_other_way_round():
+    saliency = drawn(6, 32)
+    narrow = keep_mask(saliency, Pattern(2, 4)).reshape(-1, 8).sum(dim=1)
+    wide = keep_mask(saliency, Pattern(4, 8)).reshape(-1, 4).sum(dim=1)
+    assert (narrow == 4).all()
+    assert (wide != 2).any()
+
+
 def test_a_narrower_choice_never_keeps_more_saliency():
     saliency = drawn(8, 32)
     removals = [8 * 16, np.full(8, 16), Pattern(4, 8), Pattern(2, 4)]
