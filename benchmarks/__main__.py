@@ -24,13 +24,15 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     measured: dict[str, list[Row]] = {}
-    for group in [given.only] if given.only else GROUPS:
-        measured[group] = []
-        with torch.no_grad():
-            for row in GROUPS[group](given):
-                measured[group].append(row)
-                print(f"{row.name} {row.shape} vs {row.peer_name}: {row.ratio:.2f}×", flush=True)
-    publish(measured)
+    try:
+        for group in [given.only] if given.only else GROUPS:
+            measured[group] = []
+            with torch.no_grad():
+                for row in GROUPS[group](given):
+                    measured[group].append(row)
+                    print(f"{row.name} {row.shape}, {row.peer_name}: {row.ratio:.2f}×", flush=True)
+    finally:  # also what Ctrl-C leaves of a long run
+        publish(measured)
 
 
 if __name__ == "__main__":

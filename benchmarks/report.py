@@ -57,13 +57,14 @@ def interleaved(rounds: int, **work: Callable[[], Callable[[], object]]) -> dict
 
 
 def publish(groups: Mapping[str, Sequence[Row]]) -> None:
-    """Prints the rows and writes them; those of groups that did not run stay as they are."""
+    """Prints the rows and writes them; those that were not measured this time stay as they are."""
     path = HERE / "results.json"
     known: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     runs, rows = known.get("runs", {}), known.get("rows", [])
     for group, measured in groups.items():
         runs[group] = {"date": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC", **_surroundings()}
-        rows = [row for row in rows if row["group"] != group]
+        again = {(group, row.name, row.peer_name) for row in measured}
+        rows = [r for r in rows if (r["group"], r["name"], r["peer_name"]) not in again]
         rows += [{"group": group, **asdict(row), "ratio": row.ratio} for row in measured]
     path.write_text(json.dumps({"runs": runs, "rows": rows}, indent=1) + "\n")
     readme = HERE / "README.md"
