@@ -98,8 +98,7 @@ def calibrated(vlm: VLM, stages: Stages) -> Parts:
     """Takes the vision tower's dense statistics, block by block, into the store."""
 
     def make() -> Iterator[bytes]:
-        for block in walk(vlm, examples(), picture, "vision", chunk=CHUNK):
-            yield block.to_bytes()
+        return map(Statistics.to_bytes, walk(vlm, examples(), picture, "vision", chunk=CHUNK))
 
     return stages.once_in_parts("calibration", "vision", make)
 
@@ -107,11 +106,11 @@ def calibrated(vlm: VLM, stages: Stages) -> Parts:
 def prune(vlm: VLM, name: str, target: str, parts: Parts, *, apply: bool) -> None:
     """Prunes the vision tower as a trial does, block by block."""
     method = METHODS[name]()
-    for part in parts:
-        pruned = _prune_block(vlm, method, target, Statistics.from_bytes(part))
-        content = pruned.to_bytes()
+    for known in map(Statistics.from_bytes, parts):
+        content = _prune_block(vlm, method, target, known).to_bytes()
         if apply:
             PrunedLayers.from_bytes(content).apply(vlm.model)
+        del known, content
 
 
 def _prune_block(vlm: VLM, method: PruneMethod, target: str, known: Statistics) -> PrunedLayers:

@@ -87,8 +87,8 @@ class Pruning:
             )
 
     def _dense_statistics(self, tower: Tower) -> Iterator[bytes]:
-        for block in self._walk(tower, prunes=False):
-            yield block.to_bytes()
+        # No name is given to a block's statistics, so that they are gone before the next one's.
+        return map(Statistics.to_bytes, self._walk(tower, prunes=False))
 
     def prune(self) -> None:
         """Chooses what stays of both towers and sets the rest to zero, block by block.
@@ -142,6 +142,7 @@ class Pruning:
                 # One worker's, lest processors that round differently give them other weights.
                 content = agree(pruned.to_bytes())
                 PrunedLayers.from_bytes(content).apply(self.vlm.model)
+                del known, pruned  # before the next block's are made
                 yield content
 
         self.reports[tower] = []

@@ -37,6 +37,7 @@ class Stages:
             for number, content in enumerate(make()):
                 if writer is not None:
                     writer.add(f"{number:05d}", content)
+                del content  # not held while the next one is made
             if writer is not None:
                 writer.finish()
                 files = self._store.open(stage, key)
