@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: help quickstart test check format pocket clean
+.PHONY: help quickstart test check format pocket bench clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -29,6 +29,14 @@ format: $(VENV)/.dev ## Reformat the code
 
 pocket: $(VENV)/.run ## Train both pocket models again from their seeds (an hour)
 	$(BIN)/python -m ressa.models.pocket
+
+# Checkouts of the peers' code; rows of a peer that is not given are left out.
+WANDA ?=
+SPARSEGPT ?=
+DSNOT ?=
+bench: $(VENV)/.dev ## Time ours beside the peers (minutes): make bench WANDA=dir SPARSEGPT=dir DSNOT=dir
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks $(if $(WANDA),--wanda $(WANDA)) \
+		$(if $(SPARSEGPT),--sparsegpt $(SPARSEGPT)) $(if $(DSNOT),--dsnot $(DSNOT)) $(if $(ONLY),--only $(ONLY))
 
 clean: ## Remove the virtual environment and caches; results stay
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

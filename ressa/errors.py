@@ -9,6 +9,7 @@ RessaError
 ├── ConflictError              same name, other spec; the lease is held              exit 4
 ├── ClusterError               Ray cannot start or be reached                        exit 5
 ├── StoreError                 results cannot be read or written; the sweep stops    exit 5
+│   └── DamagedStage
 ├── TrialError                 one trial is lost; the sweep goes on                  exit 1
 │   └── CalibrationError · PruneError · RepairError · EvaluationError
 └── VerificationError          something is not what its record says                 exit 7
@@ -87,6 +88,10 @@ class StoreError(RessaError):
     """The store cannot be read or written."""
 
     exit_code = 5
+
+
+class DamagedStage(StoreError):
+    """A stage's bytes are no longer those that were written; it will be made again."""
 
 
 class TrialError(RessaError):

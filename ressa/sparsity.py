@@ -4,11 +4,16 @@ One rule everywhere. A tower of P prunable weights at sparsity s loses round-hal
 shared out over its rows (or matrices) by largest remainder in the fixed order of its layers. A
 pattern N:M keeps at most N of each aligned group of M inputs and is exempt from the rule. All
 arithmetic is on integers and fractions: `int(0.29 * 100)` is 28.
+
+`counting: reference` is the other rule: the floor of each row's (or matrix's) share, as the papers'
+code has it, and the tower then loses what it loses.
 """
 
+import fnmatch
 import json
+import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from decimal import Decimal
 from fractions import Fraction
@@ -23,8 +28,11 @@ if TYPE_CHECKING:
 Tower = Literal["vision", "language"]
 TOWERS: tuple[Tower, Tower] = ("vision", "language")
 
-Group = Literal["row", "matrix", "tower"]
-"""Where weights compete: within a row of a matrix, within a matrix, or over a whole tower."""
+Group = Literal["row", "matrix", "tower", "all"]
+"""Where weights compete: within a row, a matrix, a whole tower, or over both towers together."""
+
+Counting = Literal["exact", "reference"]
+"""exact: the tower's count is met to the weight; reference: a row loses the floor of its share."""
 
 _PATTERN = re.compile(r"(\d{1,4}):(\d{1,4})")
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,3})?")
@@ -202,55 +210,154 @@ def round_half_up(value: Fraction) -> int:
     return (2 * value.numerator + value.denominator) // (2 * value.denominator)
 
 
-def zeros_per_row(layers: Sequence[LayerShape], target: Target) -> "list[NDArray[np.int64]]":
+def zeros_per_row(
+    layers: Sequence[LayerShape],
+    target: Target,
+    *,
+    shares: Sequence[Fraction] | None = None,
+    counting: Counting = "exact",
+) -> "list[NDArray[np.int64]]":
     """Shares a tower's zeros out over its rows.
 
-    Each row of `columns` inputs loses ⌊s·columns⌋ or ⌈s·columns⌉ weights, and the tower exactly
-    `tower_zeros(layers, target)`. The rows with the largest remainder lose the extra one; among
-    equal remainders the first layers, and in a layer the first rows, do.
+    Each row of `columns` inputs loses ⌊s·columns⌋ or ⌈s·columns⌉ weights, s being its matrix's
+    sparsity, and the tower exactly `tower_zeros(layers, target)`. The rows with the largest
+    remainder lose the extra one; among equal remainders the first layers, and in a layer the first
+    rows, do.
+
+    Args:
+        layers: the tower's layers.
+        target: what the tower loses.
+        shares: each layer's sparsity where they differ, of weighted mean `target.sparsity`;
+            None gives all of them the target's.
+        counting: `reference` leaves every row at the floor.
 
     Returns:
         One array `[rows]` for each layer.
     """
     import numpy as np  # here, so that reading a sweep file does not pay for numpy
 
-    extras = _extras(layers, target, [layer.rows for layer in layers])
     counts = []
-    for layer, extra in zip(layers, extras, strict=True):
-        zeros = np.full(layer.rows, _floor(target.sparsity * layer.columns), dtype=np.int64)
+    units = [layer.rows for layer in layers]
+    for layer, (floor, extra) in zip(
+        layers, _floors(layers, target, shares, units, counting), strict=True
+    ):
+        zeros = np.full(layer.rows, floor, dtype=np.int64)
         zeros[:extra] += 1
         counts.append(zeros)
     return counts
 
 
-def zeros_per_matrix(layers: Sequence[LayerShape], target: Target) -> list[int]:
+def zeros_per_matrix(
+    layers: Sequence[LayerShape],
+    target: Target,
+    *,
+    shares: Sequence[Fraction] | None = None,
+    counting: Counting = "exact",
+) -> list[int]:
     """Shares a tower's zeros out over its matrices, by the rule of `zeros_per_row`."""
-    extras = _extras(layers, target, [1] * len(layers))
-    return [
-        _floor(target.sparsity * layer.weights) + extra
-        for layer, extra in zip(layers, extras, strict=True)
-    ]
+    floors = _floors(layers, target, shares, [1] * len(layers), counting)
+    return [floor + extra for floor, extra in floors]
 
 
-def _extras(layers: Sequence[LayerShape], target: Target, units: Sequence[int]) -> list[int]:
-    """How many of each layer's units (its rows, or itself) lose one weight more than the floor."""
-    total = tower_zeros(layers, target)
-    shares = [
-        target.sparsity * (layer.weights // unit) for layer, unit in zip(layers, units, strict=True)
+def _floors(
+    layers: Sequence[LayerShape],
+    target: Target,
+    shares: Sequence[Fraction] | None,
+    units: Sequence[int],
+    counting: Counting,
+) -> Iterator[tuple[int, int]]:
+    """Yields what each of a layer's units (its rows, or itself) loses, and how many lose one more.
+
+    Raises:
+        ValueError: the shares do not come to the target.
+    """
+    shares = [target.sparsity] * len(layers) if shares is None else shares
+    exact = [
+        share * (layer.weights // unit)
+        for layer, share, unit in zip(layers, shares, units, strict=True)
     ]
-    left = total - sum(_floor(share) * unit for share, unit in zip(shares, units, strict=True))
+    floors = [math.floor(share) for share in exact]
     extras = [0] * len(layers)
-    # Stable, so that equal remainders are served in the order of the layers.
-    for index in sorted(
-        range(len(layers)), key=lambda index: _floor(shares[index]) - shares[index]
-    ):
-        extras[index] = min(left, units[index])
-        left -= extras[index]
-    return extras
+    left = tower_zeros(layers, target) if counting == "exact" else 0
+    if counting == "exact":
+        left -= sum(floor * unit for floor, unit in zip(floors, units, strict=True))
+        # Stable, so that equal remainders are served in the order of the layers.
+        for index in sorted(range(len(layers)), key=lambda index: floors[index] - exact[index]):
+            extras[index] = max(0, min(left, units[index])) if exact[index] > floors[index] else 0
+            left -= extras[index]
+    if left:
+        raise ValueError(f"the layers' shares miss the tower's target {target} by {left} zeros")
+    return zip(floors, extras, strict=True)
 
 
-def _floor(value: Fraction) -> int:
-    return value.numerator // value.denominator
+def check_table(
+    layers: Sequence[LayerShape], target: Target, table: Mapping[str, Fraction]
+) -> Fraction:
+    """Returns the sparsity of the layers that a table of layers leaves out, exactly.
+
+    The listed layers lose round-half-up of their share each, the others what the tower's count
+    leaves, evenly.
+
+    Args:
+        layers: the tower's layers.
+        target: what the tower loses, a fraction.
+        table: sparsities of some layers, or of all, by name.
+
+    Returns:
+        Zeros left / weights left; the target's sparsity if nothing is left.
+
+    Raises:
+        InfeasibleAllocation: the rest would lose less than nothing or more than it has, or the
+            table lists every layer and comes to another count than the tower's.
+    """
+    zeros = tower_zeros(layers, target)
+    listed = [layer for layer in layers if layer.name in table]
+    weights = sum(layer.weights for layer in layers)
+    rest = weights - sum(layer.weights for layer in listed)
+    tower = layers[0].tower
+    if not rest:
+        count = round_half_up(sum((table[x.name] * x.weights for x in listed), Fraction(0)))
+        if count != zeros:
+            raise InfeasibleAllocation(
+                f"{tower}: the table lists every layer and comes to sparsity {count / weights:.4f} "
+                f"({count} zeros), the tower is to lose {zeros / weights:.4f} ({zeros}). Leave a "
+                f"layer out, which then makes up for it, or ask for {tower} sparsity "
+                f"{format_fraction(Fraction(count, weights))}."
+            )
+        return target.sparsity
+    left = zeros - sum(round_half_up(table[layer.name] * layer.weights) for layer in listed)
+    if not 0 <= left <= rest:
+        raise InfeasibleAllocation(
+            f"{tower}: the table's layers come to {zeros - left} zeros, the tower is to lose "
+            f"{zeros}: its other layers would have sparsity {left / rest:.3f}, which is to be in "
+            f"[0, 1]. List {'lower' if left < 0 else 'higher'} sparsities, or ask for "
+            f"{'more' if left < 0 else 'fewer'} zeros of the tower."
+        )
+    return Fraction(left, rest)
+
+
+def listed_layers(
+    layers: Iterable[LayerShape], table: Mapping[str, Decimal]
+) -> dict[str, Fraction]:
+    """Finds the layers that a table of name patterns means, such as `*.layers.0.*: 0.3`.
+
+    Args:
+        layers: those that may be meant.
+        table: sparsities by name or by a pattern of `*`, `?` and `[…]`, case as written.
+
+    Raises:
+        SpecError: two entries mean one layer.
+    """
+    found: dict[str, Fraction] = {}
+    for layer in layers:
+        entries = [entry for entry in table if fnmatch.fnmatchcase(layer.name, entry)]
+        if len(entries) > 1:
+            raise SpecError(
+                f"layer {layer.name} is listed by {' and by '.join(map(repr, entries))}. Once each."
+            )
+        if entries:
+            found[layer.name] = Fraction(table[entries[0]])
+    return found
 
 
 def check_pattern(layers: Iterable[LayerShape], pattern: Pattern) -> None:

@@ -1,8 +1,9 @@
 """Work that trials share: found in the store under its key, or made now and left there."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from typing import overload
 
-from ressa.store import Store
+from ressa.store import StageFiles, Store
 from ressa.workers import agree, rank_and_world_size
 
 
@@ -24,6 +25,24 @@ class Stages:
             self.leave(stage, key, content)
         return content
 
+    def once_in_parts(self, stage: str, key: str, make: Callable[[], Iterable[bytes]]) -> "Parts":
+        """Returns what a stage left, part by part, or makes it with all workers.
+
+        For what is too large to be held at once: a part is written before the next one is made.
+        """
+        leads = rank_and_world_size()[0] == 0
+        files = self.store.open(stage, key) if leads else None
+        if not agree(files is not None):
+            writer = self.store.writer(stage, key) if leads else None
+            for number, content in enumerate(make()):
+                if writer is not None:
+                    writer.add(f"{number:05d}", content)
+                del content  # not held while the next one is made
+            if writer is not None:
+                writer.finish()
+                files = self.store.open(stage, key)
+        return Parts(files)
+
     def leave(self, stage: str, key: str, content: bytes) -> None:
         """Stores what a stage made; if another trial was first, its bytes stay."""
         if rank_and_world_size()[0] == 0:
@@ -34,3 +53,24 @@ class Stages:
             return None
         files = self.store.get(stage, key)
         return None if files is None else files["content"]
+
+
+class Parts(Sequence[bytes]):
+    """The parts of a stage, each read when it is asked for, by all workers together."""
+
+    def __init__(self, files: StageFiles | None) -> None:
+        self._files = files  # rank 0's alone
+        self._names = agree(sorted(files or ()))
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    @overload
+    def __getitem__(self, index: int) -> bytes: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[bytes]: ...
+    def __getitem__(self, index: int | slice) -> bytes | list[bytes]:
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        name = self._names[index]  # raises IndexError on every worker, which ends an iteration
+        return agree(None if self._files is None else self._files[name])

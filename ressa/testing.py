@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ressa.prune import (
     LayerStatistics,
-    PrunedTower,
+    PrunedLayers,
     PruneMethod,
     Statistics,
     count_zeros,
@@ -111,7 +111,7 @@ class PruneMethodContract:
     @pytest.mark.parametrize("target", ["0.5", "2:4"])
     def test_what_was_pruned_comes_back_from_bytes(self, target: str) -> None:
         pruned = self._prune(Target.parse(target))
-        restored = PrunedTower.from_bytes(pruned.to_bytes())
+        restored = PrunedLayers.from_bytes(pruned.to_bytes())
         assert restored.layers == pruned.layers
         assert _equal(restored.masks, pruned.masks)
         assert _equal(restored.weights, pruned.weights)
@@ -135,7 +135,7 @@ class PruneMethodContract:
 
     def _prune(
         self, target: Target, group: Group = "row", tower: nn.Module | None = None
-    ) -> PrunedTower:
+    ) -> PrunedLayers:
         return prune_tower(
             _tower() if tower is None else tower,
             _LAYERS,

@@ -19,18 +19,11 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from ressa.catalog import METHODS, TASKS
+from ressa.catalog import TASKS
 from ressa.evaluate import Scores, predictions, score
 from ressa.models import VLM, load_vlm
-from ressa.prune import (
-    PrunedTower,
-    PruneMethod,
-    Statistics,
-    calibrate,
-    count_zeros,
-    mask_hash,
-    prune_tower,
-)
+from ressa.prune import count_zeros, mask_hash
+from ressa.pruning import Pruning
 from ressa.records import Example, Outcome, Progress, TrialSpec, content_key
 from ressa.repair import (
     Checkpoints,
@@ -41,11 +34,11 @@ from ressa.repair import (
     teacher_logits,
     train,
 )
-from ressa.sparsity import TOWERS, Tower
+from ressa.sparsity import TOWERS
 from ressa.spec import DataRef
 from ressa.stages import Stages
 from ressa.store import open_store
-from ressa.workers import agree, device, spread, total
+from ressa.workers import device, fits, spread, total
 
 STAGE_VERSION = 1
 """Raised when a stage's content would change though its key would not."""
@@ -75,13 +68,11 @@ class _Trial:
     def __init__(self, trial: TrialSpec, stages: Stages) -> None:
         self.spec, self.stages = trial, stages
         self.vlm: VLM = load_vlm(trial.model)
-        self.vlm.model.to(device())  # type: ignore[arg-type]  # transformers wraps it untyped
+        if fits(self.vlm.model.get_memory_footprint()):
+            self.vlm.model.to(device())  # type: ignore[arg-type]  # transformers wraps it untyped
         self.inventory = self.vlm.towers.inventory
-        self.methods: dict[Tower, PruneMethod] = {
-            tower: METHODS[trial.tower(tower).method].from_spec(trial.tower(tower))
-            for tower in TOWERS
-        }
-        self.towers: dict[Tower, PrunedTower] = {}
+        task, examples = _examples(trial.calibration)
+        self.pruning = Pruning(trial, self.vlm, stages, self._key, examples, task.image)
         self.seconds: dict[str, float] = {}
         self.outcome = Outcome(summary={})
 
@@ -91,11 +82,13 @@ class _Trial:
         yield Progress(stage="score dense")
         self.score_dense()
         yield Progress(stage="calibrate")
-        statistics = self.calibrate()
+        with self._clock("calibration"):
+            self.pruning.calibrate()
         yield Progress(stage="teacher")
         teacher = self.dense_teacher()
         yield Progress(stage="prune")
-        self.prune(statistics)
+        with self._clock("prune"):
+            self.pruning.prune()
         yield Progress(stage="score pruned")
         self.score_model("pruned")
         if self.spec.repair is not None:
@@ -135,21 +128,6 @@ class _Trial:
             key = self._key("dense", self.spec.evaluate, self.spec.workers)
             self.outcome.scores.extend(json.loads(self.stages.once("dense", key, make)))
 
-    def calibrate(self) -> Statistics | None:
-        """Sums up the inputs of every layer of the dense model, as far as the methods need it."""
-        needs = {method.needs for method in self.methods.values()}
-        if needs == {"nothing"}:
-            return None
-        grams = [tower for tower in TOWERS if self.methods[tower].needs == "gram"]
-
-        def make() -> bytes:
-            task, examples = _examples(self.spec.calibration)
-            return calibrate(self.vlm, examples, task.image, grams=grams).to_bytes()
-
-        with self._clock("calibration"):
-            key = self._key("calibration", self.spec.calibration, grams)
-            return Statistics.from_bytes(self.stages.once("calibration", key, make))
-
     def dense_teacher(self) -> Teacher | None:
         """Asks the dense model for its logits on the repair data, before anything is pruned."""
         plan = self.spec.repair
@@ -165,35 +143,6 @@ class _Trial:
                 self.stages.once("teacher", self._key("teacher", plan.data), make)
             )
 
-    def prune(self, statistics: Statistics | None) -> None:
-        """Chooses what stays of both towers on the dense weights, then sets the rest to zero."""
-        with self._clock("prune"):
-            for tower in TOWERS:
-                self.towers[tower] = self._prune_tower(tower, statistics)
-            for pruned in self.towers.values():
-                pruned.apply(self.vlm.model)
-
-    def _prune_tower(self, tower: Tower, statistics: Statistics | None) -> PrunedTower:
-        wanted, method = self.spec.tower(tower), self.methods[tower]
-        calibration = None if method.needs == "nothing" else (self.spec.calibration, method.needs)
-        seed = self.spec.calibration.seed
-        key = self._key("mask", tower, wanted, method.versions, calibration, seed)
-
-        def make() -> bytes:
-            pruned = prune_tower(
-                self.vlm.model,
-                self.inventory.tower(tower),
-                method,
-                target=wanted.target,
-                group=wanted.group,
-                statistics=statistics,
-                seed=seed,
-            )
-            # One worker's, lest processors that round differently give the workers other weights.
-            return agree(pruned.to_bytes())
-
-        return PrunedTower.from_bytes(self.stages.once(f"{tower}-mask", key, make))
-
     def repair(self, teacher: Teacher | None) -> Generator[Progress]:
         """Trains SparseLoRA on what is left of the weights and merges it, zeros untouched."""
         plan = self.spec.repair
@@ -201,9 +150,9 @@ class _Trial:
         task, examples = _examples(plan.data)
         seed = plan.data.seed
         with self._clock("repair"):
-            adapters = attach(self.vlm.model, self.masks, self.vlm.towers, plan, seed=seed)
+            adapters = attach(self.vlm.model, self.pruning.masks, self.vlm.towers, plan, seed=seed)
             checkpoints = Checkpoints(
-                self.stages.store, self.spec.key, mask_hash=mask_hash(self.masks)
+                self.stages.store, self.spec.key, mask_hash=mask_hash(self.pruning.masks)
             )
             for step in train(
                 self.vlm,
@@ -233,17 +182,23 @@ class _Trial:
 
     def prove_zeros(self) -> None:
         """Counts, weight by weight, what was asked, what was pruned and what is zero at the end."""
-        counts = count_zeros(self.vlm.model, self.inventory.layers, self.masks)
-        reports = [report for tower in TOWERS for report in self.towers[tower].layers]
+        counts = count_zeros(self.vlm.model, self.inventory.layers, self.pruning.masks)
+        reports = [report for tower in TOWERS for report in self.pruning.reports[tower]]
         for count, report in zip(counts, reports, strict=True):
             self.outcome.layers.append(
                 {
                     "name": report.name,
                     "tower": report.tower,
+                    "block": report.block,
                     "rows": report.rows,
                     "columns": report.columns,
+                    "method": report.method,
+                    "group": report.group,
+                    "pattern": report.pattern,
                     "requested_zeros": report.requested_zeros,
                     "zeros": report.zeros,
+                    "requested_sparsity": report.requested_zeros / count.weights,
+                    "sparsity": report.zeros / count.weights,
                     "zeros_after_merge": count.zeros,
                     "output_error": report.output_error,
                     "seconds": report.seconds,
@@ -261,13 +216,8 @@ class _Trial:
             whole_sparsity=whole_zeros / whole,
             zeros_after_merge_ok=nonzero == 0,
             pruned_nonzero=nonzero,
-            mask_hash=mask_hash(self.masks),
+            mask_hash=mask_hash(self.pruning.masks),
         )
-
-    @property
-    def masks(self) -> dict[str, Tensor]:
-        """The keep masks of both towers."""
-        return {name: mask for tower in self.towers.values() for name, mask in tower.masks.items()}
 
     def _key(self, *parts: Any) -> str:
         """Names a stage by all that can change it: its options, the weights, the code's version."""

@@ -36,6 +36,17 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def fits(size: int) -> bool:
+    """Whether a model of so many bytes fits where this worker computes, with room to work.
+
+    One that does not stays on the CPU and is pruned by sending one block after another to the GPU.
+    """
+    if not torch.cuda.is_available():
+        return True
+    free, _ = torch.cuda.mem_get_info()
+    return 1.3 * size < free
+
+
 def free_port(address: str) -> int:
     """Finds a free port on one of this machine's addresses."""
     with closing(socket.socket()) as probe:

@@ -14,8 +14,10 @@ from ressa.sparsity import (
     Pattern,
     Target,
     check_pattern,
+    check_table,
     exact_fraction,
     format_fraction,
+    listed_layers,
     round_half_up,
     solve_language,
     solve_vision,
@@ -28,6 +30,7 @@ shares = st.fractions(0, 1, max_denominator=1000) | st.decimals(
     0, 1, places=4, allow_nan=False
 ).map(Fraction)
 targets = shares.map(Target)
+HALF = Fraction(1, 2)
 shapes = st.lists(st.tuples(st.integers(1, 9), st.integers(1, 13)), min_size=1, max_size=6)
 
 
@@ -201,3 +204,59 @@ def test_an_inventory_lists_vision_first_and_each_layer_once():
         Inventory(layers=layers[::-1], parameters={})
     with pytest.raises(ValueError, match="once"):
         Inventory(layers=(layers[0], layers[0]), parameters={})
+
+
+@given(shapes, st.data())
+def test_layers_that_differ_meet_the_tower_to_the_weight(sizes, data):
+    layers = tower(sizes)
+    parts = [data.draw(shares) for _ in layers]
+    whole = sum(share * layer.weights for share, layer in zip(parts, layers, strict=True))
+    target = Target(Fraction(whole) / sum(layer.weights for layer in layers))
+    rows = zeros_per_row(layers, target, shares=parts)
+    assert sum(zeros.sum() for zeros in rows) == tower_zeros(layers, target)
+    for layer, share, zeros in zip(layers, parts, rows, strict=True):
+        exact = share * layer.columns
+        assert set(zeros.tolist()) <= {exact.__floor__(), exact.__ceil__()}
+    counts = zeros_per_matrix(layers, target, shares=parts)
+    assert sum(counts) == tower_zeros(layers, target)
+    for layer, share, count in zip(layers, parts, counts, strict=True):
+        exact = share * layer.weights
+        assert count in (exact.__floor__(), exact.__ceil__())
+
+
+def test_shares_that_miss_the_target_are_no_allocation():
+    with pytest.raises(ValueError, match="miss the tower"):
+        zeros_per_row(tower([(4, 10)]), Target.parse("0.5"), shares=[Fraction(1, 4)])
+
+
+@given(shapes, targets)
+def test_reference_counting_takes_floors_and_loses_what_it_loses(sizes, target):
+    layers = tower(sizes)
+    for layer, zeros in zip(
+        layers, zeros_per_row(layers, target, counting="reference"), strict=True
+    ):
+        assert set(zeros.tolist()) == {(target.sparsity * layer.columns).__floor__()}
+    counts = zeros_per_matrix(layers, target, counting="reference")
+    assert counts == [(target.sparsity * layer.weights).__floor__() for layer in layers]
+    assert sum(counts) <= tower_zeros(layers, target)
+
+
+def test_a_table_names_layers_by_patterns_and_each_once():
+    layers = tower([(4, 10), (4, 10)]) + tower([(2, 5)], "language")
+    table = {"vision.*": Decimal("0.25"), "language.0": Decimal("0.5")}
+    found = listed_layers(layers, table)
+    assert found == {"vision.0": Fraction(1, 4), "vision.1": Fraction(1, 4), "language.0": HALF}
+    with pytest.raises(SpecError, match=r"vision.1 is listed by 'vision.\*' and by 'vision.1'"):
+        listed_layers(layers, table | {"vision.1": Decimal(0)})
+
+
+def test_layers_left_out_of_a_table_share_the_rest():
+    layers = tower([(4, 10), (4, 10), (2, 10)])
+    assert check_table(layers, Target(HALF), {"vision.0": Fraction(1, 4)}) == Fraction(40, 60)
+    assert check_table(layers, Target(HALF), {layer.name: HALF for layer in layers}) == HALF
+    with pytest.raises(InfeasibleAllocation, match=r"would have sparsity -0.500.*List lower"):
+        check_table(layers, Target.parse("0.3"), {"vision.0": HALF, "vision.1": HALF})
+    with pytest.raises(InfeasibleAllocation, match=r"would have sparsity 1.500.*List higher"):
+        check_table(
+            layers, Target.parse("0.9"), dict.fromkeys(("vision.0", "vision.1"), Fraction(3, 4))
+        )

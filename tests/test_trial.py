@@ -1,5 +1,6 @@
 """One trial in this process, without Ray: what pruning hands on reaches the end."""
 
+import dataclasses
 import multiprocessing
 import os
 import random
@@ -24,14 +25,14 @@ LEAST = {
 }
 
 
-def specify(repair: dict | None = None, **prune: object) -> TrialSpec:
+def specify(repair: dict | None = None, vision_target: str = "2:4", **prune: object) -> TrialSpec:
     sections = {
         "prune": {"calibration": {"samples": 16}} | prune,
         "repair": LEAST["repair"] | (repair or {}),
     }
     loaded = spec_from_mapping(LEAST | sections)
     assert loaded.inventory is not None
-    point = {"vision_sparsity": "2:4", "language_sparsity": "0.5"}
+    point = {"vision_sparsity": vision_target, "language_sparsity": "0.5"}
     effective = apply_point(loaded.spec, loaded.inventory, point)
     return TrialSpec(
         model=loaded.spec.model,
@@ -59,6 +60,8 @@ def run(spec: TrialSpec, store: str) -> Outcome:
         {"method": "sparsegpt", "dampening": 0.05},
         {"method": "dsnot", "from": "sparsegpt", "group": "tower"},
         {"method": "sparsegpt", "vision": {"method": "magnitude"}},
+        {"method": "sparsegpt", "calibration": {"samples": 16, "activations": "tower"}},
+        {"method": "wanda", "calibration": {"samples": 16, "activations": "sequential"}},
     ],
     ids=lambda prune: "-".join(map(str, prune)),
 )
@@ -69,9 +72,72 @@ def test_what_is_pruned_stays_pruned_and_every_layer_says_what_it_lost(tmp_path,
     assert outcome.summary["sparsity"] == pytest.approx(0.5, abs=1e-4)
     for layer in outcome.layers:
         assert layer["zeros"] == layer["requested_zeros"] <= layer["zeros_after_merge"]
-        knows = layer["tower"] == "language" or "vision" not in prune
-        assert (layer["output_error"] is not None) == knows
-        assert not knows or 0 < layer["output_error"] < 1
+        assert 0 < layer["output_error"] < 1
+
+
+def specify_both(sparsity: str, **prune: object) -> TrialSpec:
+    """Both towers at one sparsity, without repair."""
+    content = LEAST | {"space": {"sparsity": sparsity}, "repair": {"method": "none"}}
+    loaded = spec_from_mapping(content | {"prune": {"calibration": {"samples": 16}} | prune})
+    assert loaded.inventory is not None
+    effective = apply_point(loaded.spec, loaded.inventory, {"sparsity": sparsity})
+    values = {name: getattr(effective, name) for name in ("vision", "language", "calibration")}
+    return dataclasses.replace(specify(), **values, repair=None)
+
+
+SEQUENTIAL = {"samples": 16, "activations": "sequential"}
+
+
+@pytest.mark.parametrize(
+    "prune",
+    [
+        {"layers": "owl", "owl": {"threshold": 3, "spread": 0.1}},
+        {"layers": "owl", "method": "magnitude", "calibration": SEQUENTIAL},
+        {"layers": "ecoflap", "ecoflap": {"samples": 4}, "group": "matrix"},
+        {"layers": "ecoflap", "ecoflap": {"samples": 4}, "language": {"layers": "uniform"}},
+    ],
+    ids=lambda prune: "-".join(map(str, prune)),
+)
+def test_a_split_over_layers_differs_by_block_and_meets_each_tower(tmp_path, prune):
+    spec = specify_both("0.37", **prune)
+    outcome = run(spec, str(tmp_path))
+    for tower in ("vision", "language"):
+        layers = [layer for layer in outcome.layers if layer["tower"] == tower]
+        weights = sum(layer["rows"] * layer["columns"] for layer in layers)
+        zeros = sum(layer["zeros"] for layer in layers)
+        assert zeros == outcome.summary[f"{tower}_zeros"] == int(0.37 * weights + 0.5)
+        by_block = {layer["block"]: layer["sparsity"] for layer in layers}
+        is_split = spec.tower(tower).layers is not None
+        assert (max(by_block.values()) - min(by_block.values()) > 0.01) == is_split
+        for layer in layers:
+            assert layer["zeros"] == layer["requested_zeros"]
+            # A block's layers are alike, to a weight a row.
+            away = abs(layer["sparsity"] - by_block[layer["block"]])
+            assert away <= 2 / min(layer["columns"] for layer in layers)
+
+
+def test_both_towers_lose_one_share_together(tmp_path):
+    found = {
+        group: run(specify_both("0.4", method="magnitude", group=group), str(tmp_path))
+        for group in ("tower", "all")
+    }
+    weights = sum(layer["rows"] * layer["columns"] for layer in found["all"].layers)
+    for outcome in found.values():
+        assert sum(layer["zeros"] for layer in outcome.layers) == int(0.4 * weights + 0.5)
+    assert found["all"].summary["vision_zeros"] != found["tower"].summary["vision_zeros"]
+    assert {layer["group"] for layer in found["all"].layers} == {"all"}
+    again = run(specify_both("0.4", group="all"), str(tmp_path))  # with statistics: Wanda
+    assert sum(layer["zeros"] for layer in again.layers) == int(0.4 * weights + 0.5)
+
+
+def test_floors_lose_less_than_was_asked(tmp_path):
+    outcome = run(specify_both("0.37", counting="reference"), str(tmp_path))
+    for layer in outcome.layers:
+        assert layer["zeros"] == int(0.37 * layer["columns"]) * layer["rows"]
+        assert layer["requested_sparsity"] == pytest.approx(0.37, abs=1 / layer["columns"])
+    lost, asked = (sum(x[name] for x in outcome.layers) for name in ("zeros", "requested_zeros"))
+    weights = sum(layer["rows"] * layer["columns"] for layer in outcome.layers)
+    assert lost < asked == pytest.approx(0.37 * weights, abs=1)
 
 
 def test_a_trial_that_finds_its_masks_comes_to_the_same_scores(tmp_path):
@@ -166,3 +232,40 @@ def test_repair_learns_from_the_task_that_its_data_names(tmp_path, monkeypatch):
     losses = {place: [p["loss"] for p in outcome.curves] for place, outcome in outcomes.items()}
     assert losses["a"] == losses["b"] != losses["c"]
     assert outcomes["a"].scores == outcomes["b"].scores
+
+
+@pytest.mark.parametrize(
+    ("activations", "language_masks", "calibrations"),
+    [("dense", 1, 2), ("tower", 1, 0), ("sequential", 2, 0)],
+)
+def test_towers_are_pruned_once_for_all_trials_that_may_share_them(
+    tmp_path, activations, language_masks, calibrations
+):
+    """Two trials that differ in vision: language depends on it only if it is calibrated behind."""
+    calibration = {"samples": 16, "activations": activations}
+    for vision in ("2:4", "0.7"):
+        spec = specify(vision_target=vision, calibration=calibration)
+        run(dataclasses.replace(spec, repair=None), str(tmp_path))
+    stages = tmp_path / "stages"
+    assert len(list(stages.glob("vision-mask/*"))) == 2
+    assert len(list(stages.glob("language-mask/*"))) == language_masks
+    assert len(list(stages.glob("calibration/*"))) == calibrations
+
+
+def test_each_regime_takes_other_statistics(tmp_path):
+    """First blocks see the same inputs; only `sequential` shows language the pruned vision."""
+    errors = {}
+    for activations in ("dense", "tower", "sequential"):
+        calibration = {"samples": 16, "activations": activations}
+        spec = dataclasses.replace(specify(calibration=calibration), repair=None)
+        (tmp_path / activations).mkdir()
+        layers = run(spec, str(tmp_path / activations)).layers
+        for tower in ("vision", "language"):
+            own = [layer["output_error"] for layer in layers if layer["tower"] == tower]
+            errors[activations, tower] = own
+    assert errors["dense", "vision"][0] == errors["tower", "vision"][0]
+    assert errors["tower", "vision"] == errors["sequential", "vision"]
+    assert errors["dense", "vision"][-1] != errors["tower", "vision"][-1]
+    assert errors["dense", "language"][0] == errors["tower", "language"][0]
+    assert errors["tower", "language"][0] != errors["sequential", "language"][0]
+    assert errors["dense", "language"][-1] != errors["tower", "language"][-1]

@@ -155,6 +155,11 @@ def _pattern(asked: Any) -> str | None:
     return asked if isinstance(asked, str) and ":" in asked else None
 
 
+def _asked(point: dict[str, Any], tower: str) -> Any:
+    """What was asked of a tower; where both were asked for one sparsity, what it came to."""
+    return point[tower] if isinstance(point[tower], str) else point[f"{tower}_sparsity"]
+
+
 def _levels(points: Sequence[dict[str, Any]], tower: str) -> list[_Level]:
     """Returns an axis' levels, rising: each value if they are few, else ranges of one width.
 
@@ -169,7 +174,7 @@ def _levels(points: Sequence[dict[str, Any]], tower: str) -> list[_Level]:
         levels += [_Level(value - 1e-6, value + 1e-6, f"{value:.3g}") for value in values]
     else:
         other = "language" if tower == "vision" else "vision"
-        places = [(point[f"{tower}_sparsity"], point[other]) for point in free]
+        places = [(point[f"{tower}_sparsity"], _asked(point, other)) for point in free]
         width = next((w for w in _WIDTHS if not _collide(places, w)), _WIDTHS[0])
         first, last = _bin(values[0], width), _bin(values[-1], width)
         levels += [_range(at, width) for at in range(first, last + 1)]

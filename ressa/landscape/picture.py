@@ -276,7 +276,14 @@ def _visible(searched: "pandas.DataFrame") -> list[dict[str, Any]]:
     A pattern that would cover an unstructured point gets an `aside` to stand next to it.
     """
     best_last = searched.sort_values("score")
-    last = best_last.groupby(["vision", "language"], dropna=False).tail(1)
+    # Where both towers were asked for one sparsity together, an allocation is what came of it.
+    places = [
+        best_last[tower]
+        .astype(object)
+        .where(best_last[tower].notna(), best_last[f"{tower}_sparsity"])
+        for tower in ("vision", "language")
+    ]
+    last = best_last.groupby(places, dropna=False).tail(1)
     kept: list[dict[str, Any]] = last.to_dict("records")
     taken = [_place(point) for point in kept if not _names_pattern(point)]
     for point in kept:

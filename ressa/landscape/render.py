@@ -212,9 +212,12 @@ def fraction(value: float | None, digits: int = 3) -> str:
 
 
 def target(text: Any, sparsity: float) -> str:
-    """Returns what a tower was asked for, short enough for a table: 98304/196608 is 0.500."""
+    """Returns what a tower was asked for, short enough for a table: 98304/196608 is 0.500.
+
+    Where nothing was asked of it alone (`group: all`), what it came to.
+    """
     if not isinstance(text, str):
-        return NOTHING
+        return fraction(sparsity)
     return text if len(text) <= 5 else fraction(sparsity)
 
 

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 
 COLUMNS = {
     "trial": "name of the trial",
-    "vision": "what was asked of the vision tower: '0.5', '2:4', '98304/196608'",
+    "vision": "what was asked of the vision tower: '0.5', '2:4', '98304/196608'; null where both "
+    "towers were asked for one sparsity together",
     "language": "what was asked of the language tower",
     "sparsity": "zeros counted over all prunable weights",
     "whole": "zeros counted over all parameters of the model",
@@ -37,7 +38,7 @@ COLUMNS = {
 """Columns of `results_table`, in order: scores and sparsities are fractions."""
 
 _SUCCESSFUL = ("succeeded", "reused")
-_CHOSEN = ("vision_sparsity", "language_sparsity", "budget")  # these have columns
+_CHOSEN = ("vision_sparsity", "language_sparsity", "sparsity", "budget")  # these have columns
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -255,7 +256,7 @@ def _methods(trials: "pandas.DataFrame") -> str | None:
     pairs = {
         tower: sorted(
             {
-                f"{method} per {group}" if isinstance(group, str) else str(method)
+                _method_words(method, group)
                 for method, group in zip(
                     searched[f"{tower}_method"], searched[f"{tower}_group"], strict=True
                 )
@@ -269,6 +270,12 @@ def _methods(trials: "pandas.DataFrame") -> str | None:
     if pairs["vision"] == pairs["language"]:
         return " or ".join(pairs["vision"])
     return f"vision {' or '.join(pairs['vision'])}, language {' or '.join(pairs['language'])}"
+
+
+def _method_words(method: str, group: Any) -> str:
+    if not isinstance(group, str):
+        return method
+    return f"{method} over both towers" if group == "all" else f"{method} per {group}"
 
 
 def _number(value: Any) -> float | None:

@@ -4,7 +4,7 @@ Transformers says which modules the vision tower and the language model are; all
 them. What can be pruned is every linear layer inside a transformer block of either tower.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -24,6 +24,8 @@ class Towers:
     language: tuple[str, ...]
     projector: str
     """The connector's last module: what it puts out for a picture, the language model reads."""
+    blocks: Mapping[Tower, tuple[str, ...]]
+    """Module names of each tower's transformer blocks, by the number that its layers give."""
     inventory: Inventory
 
     def of(self, part: str) -> tuple[str, ...]:
@@ -55,13 +57,15 @@ def find_towers(model: PreTrainedModel) -> Towers:
         for part, keys in parts.items()
     }
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
-    layers = [
-        *_linear_layers(model, vision, "vision"),
-        *_linear_layers(model, language, "language"),
-    ]
+    blocks: dict[Tower, tuple[str, ...]] = {
+        "vision": _blocks(model, vision),
+        "language": _blocks(model, language),
+    }
+    layers = [layer for tower in blocks for layer in _linear_layers(model, blocks[tower], tower)]
     return Towers(
         **members,
         projector=_projector(model, rest),
+        blocks=blocks,
         inventory=Inventory(
             layers=tuple(layers),
             parameters={part: sum(sizes[n] for n in names) for part, names in members.items()},
@@ -91,22 +95,25 @@ def _language_modules(model: PreTrainedModel) -> list[nn.Module]:
     return [decoder] if head is None else [decoder, head]
 
 
-def _linear_layers(
-    model: PreTrainedModel, modules: Iterable[nn.Module], tower: Tower
-) -> list[LayerShape]:
-    """Lists a tower's prunable layers in module order; blocks of several stacks are numbered on."""
+def _blocks(model: PreTrainedModel, modules: Iterable[nn.Module]) -> tuple[str, ...]:
+    """Names a tower's transformer blocks in module order, those of several stacks in a row."""
     names = {id(module): name for name, module in model.named_modules()}
-    blocks = [block for module in modules for stack in _stacks(module) for block in stack]
+    stacks = [stack for module in modules for stack in _stacks(module)]
+    return tuple(names[id(block)] for stack in stacks for block in stack)
+
+
+def _linear_layers(model: PreTrainedModel, blocks: Sequence[str], tower: Tower) -> list[LayerShape]:
+    """Lists a tower's prunable layers in module order."""
     layers = [
         LayerShape(
-            name=names[id(layer)],
+            name=f"{block}.{name}",
             tower=tower,
             block=number,
             rows=layer.out_features,
             columns=layer.in_features,
         )
         for number, block in enumerate(blocks)
-        for layer in block.modules()
+        for name, layer in model.get_submodule(block).named_modules()
         if isinstance(layer, nn.Linear)
     ]
     if not layers:

@@ -6,6 +6,7 @@ question's text; token = answer tokens of all questions, end to end.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -23,6 +24,9 @@ from ressa.records import Example
 
 NO_LABEL = -100
 """Marks a place where no answer token stands; transformers' losses skip it too."""
+
+_shown: ContextVar["Batch | None"] = ContextVar("shown", default=None)
+"""The batch that runs through the model; passes that run side by side each have their own."""
 
 # For checkpoints that come without a chat template: how their authors asked questions.
 _PROMPTS = {
@@ -103,7 +107,7 @@ class VLM:
             raise ValueError("answer_logits needs a batch that was encoded with answers=True")
         with self._shared_pictures(batch):
             if self.has_encoder:
-                logits = self.model(**batch.inputs, labels=batch.labels).logits
+                logits = self.model(**batch.inputs, labels=batch.labels, use_cache=False).logits
                 labels = batch.labels
             else:
                 # A decoder's logits at one place predict the token at the next.
@@ -194,7 +198,9 @@ class VLM:
         """
         pictures = len(batch.inputs["pixel_values"])
 
-        def repeat(module: nn.Module, args: object, output: Tensor) -> Tensor:
+        def repeat(module: nn.Module, args: object, output: Tensor) -> Tensor | None:
+            if _shown.get() is not batch:  # another pass of the model, in a context of its own
+                return None
             if output.dim() != 3 or len(output) != pictures:  # [image token hidden]
                 raise SpecError(
                     f"model {self.name}: its connector makes {tuple(output.shape)} of {pictures} "
@@ -204,9 +210,11 @@ class VLM:
             return output.index_select(0, batch.image_index)
 
         hook = self.model.get_submodule(self.towers.projector).register_forward_hook(repeat)
+        token = _shown.set(batch)
         try:
             yield
         finally:
+            _shown.reset(token)
             hook.remove()
 
 

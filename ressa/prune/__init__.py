@@ -1,25 +1,30 @@
-"""Pruning: statistics · masks · one module per method · the walk over a tower."""
+"""Pruning: statistics · masks · one module per method · calibration and layers, block by block."""
 
-from ressa.prune.calibration import calibrate
-from ressa.prune.masks import Removal, keep_mask, mask_hash
-from ressa.prune.method import Need, Pruned, PruneMethod
-from ressa.prune.statistics import LayerStatistics, Statistics
-from ressa.prune.walk import (
+from ressa.prune.calibration import calibrate, walk
+from ressa.prune.layers import (
     LayerReport,
-    PrunedTower,
+    PackedMasks,
+    PrunedLayers,
     ZeroCount,
     apply_masks,
     count_zeros,
+    prune_layers,
     prune_tower,
+    saliency_of,
 )
+from ressa.prune.masks import Removal, keep_mask, mask_hash
+from ressa.prune.method import Need, Pruned, PruneMethod
+from ressa.prune.removal import removals, requested_zeros
+from ressa.prune.statistics import LayerStatistics, Statistics
 
 __all__ = [
     "LayerReport",
     "LayerStatistics",
     "Need",
+    "PackedMasks",
     "PruneMethod",
     "Pruned",
-    "PrunedTower",
+    "PrunedLayers",
     "Removal",
     "Statistics",
     "ZeroCount",
@@ -28,5 +33,10 @@ __all__ = [
     "count_zeros",
     "keep_mask",
     "mask_hash",
+    "prune_layers",
     "prune_tower",
+    "removals",
+    "requested_zeros",
+    "saliency_of",
+    "walk",
 ]

@@ -1,5 +1,9 @@
 """Calibration: examples run through the whole model, and each layer's inputs are summed up.
 
+The examples go through the model in chunks, all chunks together from block to block, so that one
+block's statistics are held at a time, and a block may be pruned before the next one sees its
+output. See `passes.py` for how.
+
 What counts as a token, and how often, is chosen so that the sums depend on the calibration
 examples alone: neither on padding, nor on how the examples are cut into chunks, nor on how many
 workers share the chunks.
@@ -14,96 +18,182 @@ workers share the chunks.
 """
 
 import weakref
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any, TypeAlias
 
 import torch
 import torch.distributed as dist
+from greenlet import getcurrent
 from jaxtyping import Num
 from PIL.Image import Image
 from torch import Tensor, nn
 
 from ressa.errors import CalibrationError
 from ressa.models.vlm import NO_LABEL, VLM, Batch
-from ressa.prune.statistics import LayerStatistics, Statistics, weighted_gram, weighted_moments
+from ressa.prune.passes import Pass, on_device, stopping_before
+from ressa.prune.statistics import (
+    LayerStatistics,
+    Statistics,
+    mirror_upper,
+    weighted_gram,
+    weighted_moments,
+)
 from ressa.records import Example
-from ressa.sparsity import LayerShape
+from ressa.sparsity import LayerShape, Tower
 from ressa.workers import rank_and_world_size
 
-_Sums: TypeAlias = dict[str, Tensor]
-"""What is summed up: "moments/<layer>" in doubles, "gram/<layer>" in floats."""
+CHUNK = 16  # examples in a pass; the sums depend on it by rounding only
+
+_Sums: TypeAlias = tuple[Tensor, Tensor]
+"""What is summed up of a layer's inputs: moments in doubles, the Gram matrix in floats."""
 
 
-@torch.no_grad()
 def calibrate(
     vlm: VLM,
     examples: Sequence[Example],
     images: Callable[[str], Image],
-    *,
-    layers: Sequence[LayerShape] | None = None,
-    grams: Collection[str] = (),
-    chunk: int = 16,
+    tower: Tower,
+    **options: Any,
 ) -> Statistics:
-    """Takes the statistics of the model as it stands, each example with its true answer.
+    """Takes the statistics of a tower as the model stands; arguments as of `walk`."""
+    blocks = list(walk(vlm, examples, images, tower, **options))
+    return Statistics({name: known for block in blocks for name, known in block.layers.items()})
 
-    In a torch.distributed group every worker calls this with the same arguments. Chunks are dealt
-    to the workers in turn and their sums added in the order of the chunks, so that all workers
-    get the same numbers, which are also those of a single worker, bit for bit.
+
+@torch.no_grad()
+def walk(
+    vlm: VLM,
+    examples: Sequence[Example],
+    images: Callable[[str], Image],
+    tower: Tower,
+    *,
+    prunes: bool = False,
+    chunk: int = CHUNK,
+    device: torch.device | None = None,
+) -> Iterator[Statistics]:
+    """Goes through a tower block by block and yields the statistics of each block's layers.
+
+    Each example runs through the whole model with its true answer. In a torch.distributed group
+    every worker calls this with the same arguments. Chunks are dealt to the workers in turn and
+    their sums added in the order of the chunks, so that all workers get the same numbers, which
+    are also those of a single worker, bit for bit.
 
     Args:
-        vlm: the model; of a dense one these are the statistics of the regime `dense`.
+        vlm: the model; what lies before the tower counts as it stands.
         examples: the calibration set, the same on every worker.
         images: gives an image by its id.
-        layers: the layers to observe; by default all that can be pruned.
-        grams: towers whose layers' Gram matrices are taken too, in² numbers for each input.
+        tower: the tower whose layers are observed.
+        prunes: whether the caller changes a block's weights before asking for the next one's
+            statistics, which are then those behind the changed block.
         chunk: how many examples the model sees at a time. It moves the sums by rounding only.
+        device: where blocks compute; by default where the model is. A model that does not fit
+            there stays on the CPU and sends one block after another.
 
     Raises:
-        CalibrationError: a layer saw no token, or inputs that are not finite.
+        CalibrationError: a layer saw no token, or inputs that are not finite; or the model runs
+            its blocks in a way that cannot be followed.
     """
-    layers = vlm.towers.inventory.layers if layers is None else layers
-    chunks = [examples[start : start + chunk] for start in range(0, len(examples), chunk)]
+    device = vlm.model.device if device is None else device
     rank, workers = rank_and_world_size()
-    observer = _Observer(vlm, layers, grams)
-    with _evaluating(vlm.model), observer.watching():
-        if examples:  # one question shows which layers share an input, on every worker
-            observer.observe(vlm.encode(examples[:1], images, answers=True))
-        total = observer.empty()
-        for first in range(0, len(chunks), workers):
-            part = observer.empty()
-            if first + rank < len(chunks):
-                part = observer.observe(vlm.encode(chunks[first + rank], images, answers=True))
-            for name, sums in total.items():
-                for chunk_part in _gather(part.pop(name), workers)[: len(chunks) - first]:
-                    sums += chunk_part
-    return observer.statistics(total, len(examples))
+    chunks = [examples[start : start + chunk] for start in range(0, len(examples), chunk)]
+    observer = _Observer(vlm, tower)
+    blocks = observer.blocks
+
+    def begin(part: Sequence[Example]) -> _ChunkPass:
+        return _ChunkPass(vlm, vlm.encode(part, images, answers=True))
+
+    with (
+        _evaluating(vlm.model),
+        stopping_before(blocks, device),
+        observer.watching(),
+        ExitStack() as cleanup,
+    ):
+        own = [begin(part) for part in chunks[rank::workers]]
+        # One question goes ahead and shows every worker which layers share an input.
+        scouts = [begin(part[:1]) for part in chunks[:1]]
+        for each in (*scouts, *own):
+            cleanup.callback(each.end)
+            each.go_on()
+        for count in range(1, len(blocks) + 1):
+            block = _common_block(vlm, tower, (*scouts, *own))
+            with on_device(blocks[block], device):
+                observer.scout(block, scouts[0], keep=not prunes)
+                for first in range(0, len(chunks), workers):
+                    mine = own[first // workers] if first + rank < len(chunks) else None
+                    observer.observe(mine, len(chunks) - first, keep=not prunes)
+                    if mine is not None and not prunes and count < len(blocks):
+                        mine.go_on()
+                yield observer.statistics(block, len(examples))
+                if count == len(blocks):  # what comes behind the last block is not looked at
+                    break
+                if not prunes:
+                    scouts[0].go_on()
+                    continue
+                for each in (*scouts, *own):
+                    each.run_block(keep=True)
+                    each.go_on()
+
+
+def _common_block(vlm: VLM, tower: Tower, passes: Sequence["_ChunkPass"]) -> int:
+    """Returns the block that all passes have come to."""
+    reached = {each.block for each in passes}
+    if len(reached) > 1:
+        raise CalibrationError(
+            f"{vlm.name}: chunks of examples go through the {tower} tower's blocks in different "
+            "orders. Statistics of this architecture are not supported."
+        )
+    block = next(iter(reached), None)
+    if block is None:
+        raise CalibrationError(
+            f"{vlm.name}: a block of the {tower} tower saw no calibration token.", "data"
+        )
+    return block
+
+
+class _ChunkPass(Pass):
+    """The pass of one chunk of examples, and what is remembered of its tensors."""
+
+    def __init__(self, vlm: VLM, batch: Batch) -> None:
+        super().__init__(partial(vlm.answer_logits, batch))
+        self.batch = batch
+        self.encoded: Tensor | None = None
+        """The language encoder's output."""
+        self.inputs: dict[str, tuple[weakref.ref[Tensor], int]] = {}
+        """What each leader read last."""
+
+    def reader(self, inputs: Tensor) -> str | None:
+        """Returns the layer that has read this very tensor, unchanged since."""
+        for name, (seen, version) in self.inputs.items():
+            if seen() is inputs and inputs._version == version:
+                return name
+        return None
+
+    def remember(self, name: str, inputs: Tensor) -> None:
+        # Not the tensor itself, which would keep every activation of the chunk alive.
+        self.inputs[name] = (weakref.ref(inputs), inputs._version)
 
 
 class _Observer:
-    """Sums up the inputs of a model's layers while chunks of examples run through it."""
+    """Sums up the inputs of a tower's layers while chunks of examples run through its blocks."""
 
-    def __init__(self, vlm: VLM, layers: Sequence[LayerShape], grams: Collection[str]) -> None:
-        self._vlm, self._layers, self._grams = vlm, layers, grams
-        self._device = next(vlm.model.parameters()).device
+    def __init__(self, vlm: VLM, tower: Tower) -> None:
+        self._vlm, self._tower = vlm, tower
+        self._layers: dict[int, list[LayerShape]] = {}
+        for layer in vlm.towers.inventory.tower(tower):
+            self._layers.setdefault(layer.block, []).append(layer)
+        self.blocks = [vlm.model.get_submodule(name) for name in vlm.towers.blocks[tower]]
         self._encoder = _language_encoder(vlm)
-        self._encoded: Tensor | None = None  # the language encoder's output, during a forward pass
-        self._batch: Batch | None = None
         self._leaders: dict[str, str] = {}  # of each layer, the first one that reads its input
-        self._inputs: dict[str, tuple[weakref.ref[Tensor], int]] = {}  # what each leader read last
-        self._sums: _Sums = {}
-
-    def empty(self) -> _Sums:
-        """Returns sums of nothing, of one layer for each distinct input."""
-        sums = {}
-        for layer in self._layers:
-            if self._leaders.get(layer.name) == layer.name:
-                size = layer.columns
-                sums[f"moments/{layer.name}"] = self._zeros(2 * size + 1, dtype=torch.float64)
-                if layer.tower in self._grams:
-                    sums[f"gram/{layer.name}"] = self._zeros(size, size, dtype=torch.float32)
-        return sums
+        self._shared: dict[str, LayerStatistics] = {}  # of leaders that later blocks may follow
+        self._scout: _ChunkPass | None = None
+        self._pass: _ChunkPass | None = None  # whose block is being observed
+        self._workers = rank_and_world_size()[1]
+        self._calls: Counter[str] = Counter()  # how often a pass runs each leader of the block
+        self._total: dict[str, _Sums] = {}
+        self._parts: dict[str, list[_Sums]] = {}  # this worker's, to be sent to the others
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -112,58 +202,96 @@ class _Observer:
         inside = set() if encoder is None else set(encoder.modules())
         with ExitStack() as hooks:
             if encoder is not None:
-                hooks.callback(encoder.register_forward_hook(self._remember_encoded).remove)
-            for layer in self._layers:
+                hooks.callback(encoder.register_forward_hook(_remember_encoded).remove)
+            for layer in (layer for layers in self._layers.values() for layer in layers):
                 module = self._vlm.model.get_submodule(layer.name)
                 listen = partial(self._listen, layer, module in inside)
                 hooks.callback(module.register_forward_pre_hook(listen).remove)
             yield
 
-    def observe(self, batch: Batch) -> _Sums:
-        """Runs one chunk through the model and returns the sums of its tokens."""
-        self._sums, self._batch, self._encoded = self.empty(), batch, None
-        self._inputs.clear()
-        self._vlm.answer_logits(batch)
-        self._batch, self._encoded = None, None
-        return self._sums
+    def scout(self, block: int, scout: _ChunkPass, *, keep: bool) -> None:
+        """Runs one question through the block, to see which layers share an input."""
+        self._shared = {
+            leader: known
+            for leader, known in self._shared.items()
+            if scout.inputs[leader][0]() is not None
+        }
+        self._calls.clear()
+        self._scout = self._pass = scout
+        scout.run_block(keep=keep)
+        self._scout = self._pass = None
+        device = next(self.blocks[block].parameters()).device
+        self._total = {}
+        for layer in self._layers.get(block, ()):
+            if layer.name in self._calls:
+                size = layer.columns
+                moments = torch.zeros(2 * size + 1, dtype=torch.float64, device=device)
+                gram = torch.zeros(size, size, dtype=torch.float32, device=device)
+                self._total[layer.name] = (moments, gram)
 
-    def statistics(self, total: _Sums, samples: int) -> Statistics:
-        """Makes each layer's statistics of the sums of all chunks, and checks them."""
+    def observe(self, each: _ChunkPass | None, chunks: int, *, keep: bool) -> None:
+        """Runs a chunk on every worker through the block they stand before, and adds it all up.
+
+        Args:
+            each: this worker's chunk, if there is one left for it.
+            chunks: how many chunks are left for the workers.
+            keep: as for `Pass.run_block`.
+        """
+        self._parts = {name: [] for name in self._total}
+        if each is not None:
+            self._pass = each
+            each.run_block(keep=keep)
+            self._pass = None
+        if self._workers == 1:
+            return  # added up while the chunk ran
+        for name, sums in self._total.items():
+            own = self._parts.pop(name) or [_zeros(sums)] * self._calls[name]
+            if len(own) != self._calls[name]:
+                raise CalibrationError(
+                    f"{name} runs {len(own)} times for a chunk of examples and "
+                    f"{self._calls[name]} times for one question. Statistics of this architecture "
+                    "are not supported."
+                )
+            for kind, total in enumerate(sums):
+                calls = [_gather(part[kind], self._workers) for part in own]
+                for worker in range(min(self._workers, chunks)):
+                    for parts in calls:
+                        total += parts[worker]
+
+    def statistics(self, block: int, samples: int) -> Statistics:
+        """Makes a block's statistics of the sums of all chunks, and checks them."""
+        total, self._total = self._total, {}
         found: dict[str, LayerStatistics] = {}
-        for layer in self._layers:
-            leader = self._leaders.get(layer.name, layer.name)
-            if leader in found:
-                found[layer.name] = found[leader]
+        for layer in self._layers.get(block, ()):
+            leader = self._leaders.get(layer.name)
+            if leader in self._shared:
+                found[layer.name] = self._shared[leader]
                 continue
-            moments = total.get(f"moments/{leader}")
-            if moments is None or not moments[-1]:
+            if leader not in total or not total[leader][0][-1]:
                 raise CalibrationError(f"{layer.name} saw no calibration token.", "data")
-            gram = total.get(f"gram/{leader}")
-            if not moments.isfinite().all() or not (gram is None or gram.isfinite().all()):
+            moments, gram = total[leader]
+            if not moments.isfinite().all() or not gram.isfinite().all():
                 raise CalibrationError(
                     f"{layer.name}: its calibration inputs are not finite.", "numeric"
                 )
+            mirror_upper(gram)
             sums, square_sums, tokens = moments.cpu().split([layer.columns, layer.columns, 1])
-            found[layer.name] = LayerStatistics(
+            found[layer.name] = self._shared[leader] = LayerStatistics(
                 samples=samples,
                 tokens=int(tokens),
                 sums=sums.clone(),
                 square_sums=square_sums.clone(),
-                gram=None if gram is None else (gram.triu() + gram.triu(1).T).cpu(),
+                gram=gram,
             )
         return Statistics(found)
-
-    def _zeros(self, *shape: int, dtype: torch.dtype) -> Tensor:
-        return torch.zeros(shape, dtype=dtype, device=self._device)
-
-    def _remember_encoded(self, module: nn.Module, args: Any, output: Any) -> None:
-        self._encoded = output if isinstance(output, Tensor) else output[0]
 
     def _listen(
         self, layer: LayerShape, in_encoder: bool, module: nn.Module, args: tuple[Tensor, ...]
     ) -> None:
-        inputs = args[0]
-        reader = self._reader(inputs)
+        each, inputs = self._pass, args[0]
+        if each is None:
+            return
+        reader = each.reader(inputs)
         leader = self._leaders.setdefault(layer.name, reader or layer.name)
         if leader != layer.name:
             if reader != leader:
@@ -172,16 +300,11 @@ class _Observer:
                     "Statistics of this architecture are not supported."
                 )
             return
-        # Not the tensor itself, which would keep every activation of the chunk alive.
-        self._inputs[layer.name] = (weakref.ref(inputs), inputs._version)
-        self._add(layer, inputs, self._token_weights(layer, in_encoder, inputs))
-
-    def _reader(self, inputs: Tensor) -> str | None:
-        """Returns the layer that has read this very tensor, unchanged since."""
-        for name, (seen, version) in self._inputs.items():
-            if seen() is inputs and inputs._version == version:
-                return name
-        return None
+        each.remember(layer.name, inputs)
+        if each is self._scout:
+            self._calls[layer.name] += 1
+        else:
+            self._add(layer, inputs, self._token_weights(layer, in_encoder, inputs, each))
 
     def _add(self, layer: LayerShape, inputs: Tensor, weights: Tensor) -> None:
         rows = inputs.reshape(-1, layer.columns)  # [token in]
@@ -193,24 +316,31 @@ class _Observer:
         weights = weights.to(rows.device)
         counted = weights > 0  # padding does not enter, not even as NaN
         rows, weights = rows[counted].float(), weights[counted]
-        sums = {"moments": weighted_moments}
-        if layer.tower in self._grams:
-            sums["gram"] = weighted_gram
-        for kind, summed in sums.items():
-            name, part = f"{kind}/{layer.name}", summed(rows, weights)
-            self._sums[name] = part + self._sums[name] if name in self._sums else part
+        if self._workers > 1:
+            part = weighted_moments(rows, weights), weighted_gram(rows, weights)
+            self._parts[layer.name].append(part)
+            return
+        moments, gram = self._total[layer.name]
+        moments += weighted_moments(rows, weights)
+        gram += weighted_gram(rows, weights)
 
-    def _token_weights(self, layer: LayerShape, in_encoder: bool, inputs: Tensor) -> Tensor:
+    def _token_weights(
+        self, layer: LayerShape, in_encoder: bool, inputs: Tensor, each: _ChunkPass
+    ) -> Tensor:
         """How often each input row of a layer counts: 0 for padding."""
-        batch = self._batch
-        assert batch is not None
+        batch = each.batch
         if layer.tower == "vision":
             return _image_weights(batch, inputs.numel() // layer.columns)
-        reads_encoder = in_encoder or inputs is self._encoded
-        if self._encoder is None or reads_encoder:
+        if self._encoder is None or in_encoder or inputs is each.encoded:
             return batch.inputs["attention_mask"].reshape(-1)
         assert batch.labels is not None  # encoded with answers
         return (batch.labels != NO_LABEL).long().reshape(-1)
+
+
+def _remember_encoded(module: nn.Module, args: Any, output: Any) -> None:
+    current = getcurrent()
+    if isinstance(current, _ChunkPass):
+        current.encoded = output if isinstance(output, Tensor) else output[0]
 
 
 def _image_weights(batch: Batch, rows: int) -> Num[Tensor, " token"]:
@@ -236,6 +366,11 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         model.train(was_training)
+
+
+def _zeros(sums: _Sums) -> _Sums:
+    moments, gram = sums
+    return torch.zeros_like(moments), torch.zeros_like(gram)
 
 
 def _gather(part: Tensor, workers: int) -> list[Tensor]:

@@ -10,7 +10,7 @@ compete, one group a row.
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -23,6 +23,9 @@ from ressa.sparsity import Pattern
 
 Removal: TypeAlias = Int[np.ndarray, " out"] | int | Pattern
 """What a layer loses: zeros of each row, zeros of the whole matrix, or an N:M pattern."""
+
+_INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by their size in bytes
+_CACHE_VALUES = 2**17  # half a megabyte of floats, and what is made of them
 
 
 def keep_mask(saliency: Float[Tensor, "out in"], removal: Removal) -> Bool[Tensor, "out in"]:
@@ -43,14 +46,25 @@ def keep_mask(saliency: Float[Tensor, "out in"], removal: Removal) -> Bool[Tenso
         >>> keep_mask(torch.tensor([[3.0, 8.0, 2.0, 4.0]]), np.array([2]))
         tensor([[False,  True, False,  True]])
     """
+    return next(keep_masks(saliency, [removal]))
+
+
+def keep_masks(
+    saliency: Float[Tensor, "out in"], removals: Sequence[Removal]
+) -> Iterator[Bool[Tensor, "out in"]]:
+    """Chooses several times from one saliency, which is sorted once: a `keep_mask` per removal."""
     values = _to_numpy(saliency)
-    if isinstance(removal, Pattern):
-        kept = _keep_pattern(values.reshape(-1, removal.group), removal)
-    elif isinstance(removal, int):
-        kept = _keep_highest(values.reshape(1, -1), np.array([removal]))
-    else:
-        kept = _keep_highest(values, removal)
-    return torch.from_numpy(kept.reshape(values.shape))
+    whole = values.reshape(1, -1)
+    by_row = _last_pruned(values, [r for r in removals if isinstance(r, np.ndarray)])
+    in_matrix = _last_pruned(whole, [np.array([r]) for r in removals if isinstance(r, int)])
+    for removal in removals:
+        if isinstance(removal, Pattern):
+            kept = _keep_pattern(values.reshape(-1, removal.group), removal)
+        elif isinstance(removal, int):
+            kept = _keep_above(whole, next(in_matrix), np.array([removal]))
+        else:
+            kept = _keep_above(values, next(by_row), removal)
+        yield torch.from_numpy(kept.reshape(values.shape))
 
 
 def _to_numpy(saliency: Float[Tensor, "out in"]) -> Float[np.ndarray, "out in"]:
@@ -58,29 +72,51 @@ def _to_numpy(saliency: Float[Tensor, "out in"]) -> Float[np.ndarray, "out in"]:
     values = saliency.detach().cpu()
     if values.dtype in (torch.float16, torch.bfloat16):
         values = values.float()
-    array: Float[np.ndarray, "out in"] = values.numpy()
-    if not np.isfinite(array).all():
+    array: Float[np.ndarray, "out in"] = values.contiguous().numpy()
+    if not all(np.isfinite(array[rows]).all() for rows in _cache_fuls(array)):
         raise PruneError("a saliency is not finite: check the weights for NaN.", "numeric")
     return array
 
 
-def _keep_highest(
-    values: Float[np.ndarray, "row column"], zeros: Int[np.ndarray, " row"]
-) -> Bool[np.ndarray, "row column"]:
-    """Drops the `zeros` lowest values of each row, the earlier ones first among equals."""
-    last = np.maximum(zeros, 1) - 1  # [row]
+def _cache_fuls(values: Float[np.ndarray, "row column"]) -> Iterator[slice]:
+    """Cuts an array into rows that a processor's cache holds, so that passes over them are fast."""
+    height = max(_CACHE_VALUES // max(values.shape[1], 1), 1)
+    for first in range(0, len(values), height):
+        yield slice(first, first + height)
+
+
+def _last_pruned(
+    values: Float[np.ndarray, "row column"], counts: Sequence[Int[np.ndarray, " row"]]
+) -> Iterator[Float[np.ndarray, " row"]]:
+    """Finds for each count the highest value of each row that goes; -inf where none does."""
+    if not counts:
+        return iter(())
+    zeros = np.stack(counts)  # [count row]
+    last = np.maximum(zeros, 1) - 1
     places = np.unique(last)
-    # Rows mostly lose one of two counts, and two places are found faster than all are sorted.
-    ordered = np.partition(values, places, axis=1) if len(places) <= 2 else np.sort(values, axis=1)
-    last_pruned = ordered[np.arange(len(values)), last]
-    threshold = np.where(zeros > 0, last_pruned, -np.inf)[:, None]  # [row 1]
-    kept = values > threshold
+    found = np.empty(last.shape, dtype=values.dtype)
+    for rows in _cache_fuls(values):
+        # Rows mostly lose one of two counts, and two places are found faster than all are sorted.
+        few = len(places) <= 2
+        ordered = np.partition(values[rows], places) if few else np.sort(values[rows])
+        found[:, rows] = np.take_along_axis(ordered, last[:, rows].T, axis=1).T
+    return iter(np.where(zeros > 0, found, -np.inf))
+
+
+def _keep_above(
+    values: Float[np.ndarray, "row column"],
+    last_pruned: Float[np.ndarray, " row"],
+    zeros: Int[np.ndarray, " row"],
+) -> Bool[np.ndarray, "row column"]:
+    """Keeps what is higher than the last that goes, and the later ones of its equals."""
+    kept = values > last_pruned[:, None].astype(values.dtype)
+    if np.count_nonzero(kept) == kept.size - zeros.sum():
+        return kept  # rows without ties, all of them: never is one kept that should go
     missing = kept.shape[1] - zeros - np.count_nonzero(kept, axis=1)  # [row]
     tied_rows = np.flatnonzero(missing)
-    if len(tied_rows):  # several values equal the threshold, and not all of them go
-        ties = values[tied_rows] == threshold[tied_rows]
-        rank_from_the_right = ties[:, ::-1].cumsum(axis=1)[:, ::-1]
-        kept[tied_rows] |= ties & (rank_from_the_right <= missing[tied_rows, None])
+    ties = values[tied_rows] == last_pruned[tied_rows, None]
+    rank_from_the_right = ties[:, ::-1].cumsum(axis=1)[:, ::-1]
+    kept[tied_rows] |= ties & (rank_from_the_right <= missing[tied_rows, None])
     return kept
 
 
@@ -88,14 +124,27 @@ def _keep_pattern(
     values: Float[np.ndarray, "row column"], pattern: Pattern
 ) -> Bool[np.ndarray, "row column"]:
     """Keeps the N highest of each row of M values, the later ones among equals."""
-    columns = np.ascontiguousarray(values.T)  # [column row]: long rows, so that numpy vectorises
-    rank = np.zeros(columns.shape, dtype=np.int16)
-    for late in range(pattern.group):
-        for early in range(late):
-            late_is_higher = columns[early] <= columns[late]
-            rank[late] += late_is_higher
-            rank[early] += ~late_is_higher
-    return np.ascontiguousarray((rank >= pattern.group - pattern.kept).T)
+    kept = np.empty(values.shape, dtype=bool)
+    for rows in _cache_fuls(values):
+        columns = np.ascontiguousarray(values[rows].T)  # long rows, so that numpy vectorises
+        rank = np.zeros(columns.shape, dtype=np.int16 if pattern.group > 127 else np.int8)
+        for late in range(pattern.group):
+            for early in range(late):
+                late_is_higher = columns[early] <= columns[late]
+                rank[late] += late_is_higher
+                rank[early] += ~late_is_higher
+        kept[rows] = (rank >= pattern.group - pattern.kept).T
+    return kept
+
+
+def zero_pruned_(weight: Float[Tensor, "out in"], keep: Bool[Tensor, "out in"]) -> None:
+    """Sets the weights that go to exactly +0.0, in place."""
+    # Products of integers: those of floats would leave -0.0, and on a CPU `masked_fill_` takes
+    # seven times as long.
+    bits = weight.detach().view(_INTEGERS[weight.element_size()])
+    height = max(_CACHE_VALUES // max(weight.shape[1], 1), 1)
+    for part, stays in zip(bits.split(height), keep.split(height), strict=True):
+        part.mul_(stays)
 
 
 def mask_bits(mask: Bool[Tensor, "_ _"]) -> UInt8[Tensor, " byte"]:

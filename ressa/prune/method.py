@@ -6,6 +6,7 @@ surviving weights, or refines a choice, prunes by itself.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, TypeAlias
 
@@ -14,7 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ressa.errors import PruneError
-from ressa.prune.masks import Removal, keep_mask
+from ressa.prune.masks import Removal, keep_masks
 from ressa.prune.statistics import LayerStatistics
 from ressa.spec import TowerTarget
 
@@ -96,9 +97,38 @@ class PruneMethod(ABC):
         Raises:
             PruneError: a saliency is not finite, or of the wrong shape.
         """
+        return next(self._by_saliency(weight, statistics, [removal], generator))
+
+    def prune_each(
+        self,
+        weight: Float[Tensor, "out in"],
+        statistics: LayerStatistics | None,
+        removals: Sequence[Removal],
+        generator: torch.Generator,
+    ) -> Iterator[Pruned]:
+        """Prunes one layer several times over, each time as `prune` does.
+
+        What all have in common is worked out once, so that eight sparsities of a layer cost far
+        less than eight times one.
+        """
+        if type(self).prune is PruneMethod.prune:
+            yield from self._by_saliency(weight, statistics, removals, generator)
+            return
+        state = generator.get_state()  # each draws what it would draw alone
+        for removal in removals:
+            generator.set_state(state)
+            yield self.prune(weight, statistics, removal, generator)
+
+    def _by_saliency(
+        self,
+        weight: Float[Tensor, "out in"],
+        statistics: LayerStatistics | None,
+        removals: Sequence[Removal],
+        generator: torch.Generator,
+    ) -> Iterator[Pruned]:
         saliency = self.saliency(weight, statistics, generator)
         if saliency.shape != weight.shape:
             raise PruneError(
                 f"saliencies of shape {tuple(saliency.shape)}, the weight is {tuple(weight.shape)}."
             )
-        return Pruned(keep_mask(saliency, removal))
+        yield from map(Pruned, keep_masks(saliency, removals))

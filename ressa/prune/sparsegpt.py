@@ -36,6 +36,7 @@ from ressa.spec import TowerTarget
 
 DAMPENING = 0.01
 BLOCK = 128
+_PANEL = 4  # blocks that one large product serves
 
 
 class SparseGPT(PruneMethod):
@@ -92,21 +93,17 @@ class SparseGPT(PruneMethod):
         dense = weight.detach().to(hessian.scale.dtype).T.contiguous()
         keep = torch.empty(dense.shape, dtype=torch.bool, device=dense.device)  # [in out]
         change = torch.zeros_like(dense)
-        for start, end in _cuts(0, len(dense), self._width(removal)):
-            moved = hessian.factor[:start, start:end].T @ change[:start]  # [block out]
-            step = removal.group if isinstance(removal, Pattern) else end - start
-            for first, last in _cuts(start, end, step):
-                inner = hessian.factor[start:first, first:last].T
-                before = moved[first - start : last - start]
-                choice = torch.addmm(before, inner, change[start:first])  # [choice out]
-                share = _share(removal, first, last, len(dense))
-                keep[first:last] = _choose(dense, choice, hessian, first, last, share)
-                for column in range(first, last):
-                    own = hessian.factor[first:column, column]
-                    offset = torch.addmv(choice[column - first], change[first:column].T, own)
-                    torch.where(keep[column], -offset, dense[column], out=change[column])
-        moved_weight = (dense - change).T.to(weight.dtype).contiguous()
-        return Pruned(keep.T.contiguous().cpu(), moved_weight)
+        width = self._width(removal)
+        for begin, stop in _cuts(0, len(dense), _PANEL * width):
+            # What has changed before is read once for several blocks: it is more than caches hold.
+            panel = hessian.factor[:begin, begin:stop].T @ change[:begin]  # [panel out]
+            for start, end in _cuts(begin, stop, width):
+                block = hessian.factor[begin:start, start:end].T
+                moved = panel[start - begin : end - begin].addmm_(block, change[begin:start])
+                share = _share(removal, start, end, len(dense))
+                _prune_block(dense, change, keep, moved, hessian, (start, end), share)
+        torch.sub(dense, change, out=change)
+        return Pruned(keep.T.contiguous().cpu(), change.T.to(weight.dtype).contiguous())
 
     def _width(self, removal: Removal) -> int:
         """The columns of a block: whole groups of a pattern."""
@@ -154,21 +151,27 @@ def _factorise(gram: Float[Tensor, "in in"], dampening: float) -> _Hessian:
 def _factorise_in_place(matrix: Float[Tensor, "in in"]) -> bool:
     """Turns H into R with H = R Rᵀ above and on the diagonal; False if H is not positive definite.
 
-    Block by block from the last columns to the first. What lies below the diagonal is not touched.
+    Block by block from the last columns to the first, in panels of several blocks, whose products
+    are the larger and so the faster. What lies below the diagonal is not R's.
     """
-    for last in range(len(matrix), 0, -BLOCK):
-        first = max(last - BLOCK, 0)
-        columns = matrix[:last, first:last]
-        columns.addmm_(matrix[:last, last:], matrix[first:last, last:].T, alpha=-1)
-        # The lower factor of a flipped matrix, flipped, is its upper one.
-        flipped, failed = torch.linalg.cholesky_ex(columns[first:].flip(0, 1))
-        if failed:
-            return False
-        own = flipped.flip(0, 1)
-        columns[first:] = own
-        columns[:first] = torch.linalg.solve_triangular(
-            own.T, columns[:first], upper=False, left=False
-        )
+    identity = torch.eye(BLOCK, dtype=matrix.dtype, device=matrix.device)
+    for stop in range(len(matrix), 0, -_PANEL * BLOCK):
+        begin = max(stop - _PANEL * BLOCK, 0)
+        panel = matrix[:stop, begin:stop]
+        panel.addmm_(matrix[:stop, stop:], matrix[begin:stop, stop:].T, alpha=-1)
+        for last in range(stop, begin, -BLOCK):
+            first = max(last - BLOCK, begin)
+            columns = matrix[:last, first:last]
+            columns.addmm_(matrix[:last, last:stop], matrix[first:last, last:stop].T, alpha=-1)
+            # The lower factor of a flipped matrix, flipped, is its upper one.
+            flipped, failed = torch.linalg.cholesky_ex(columns[first:].flip(0, 1))
+            if failed:
+                return False
+            own = flipped.flip(0, 1)
+            unit = identity[: last - first, : last - first]
+            inverse = torch.linalg.solve_triangular(own, unit, upper=True)
+            columns[first:] = own
+            columns[:first] = columns[:first] @ inverse.T
     return True
 
 
@@ -188,16 +191,44 @@ def _share(removal: Removal, first: int, last: int, columns: int) -> Removal:
     return before(last) - before(first)  # type: ignore[operator]  # both integers, or both arrays
 
 
-def _choose(
+def _prune_block(
     dense: Float[Tensor, "in out"],
-    offset: Float[Tensor, "choice out"],
+    change: Float[Tensor, "in out"],
+    keep: Bool[Tensor, "in out"],
+    moved: Float[Tensor, "block out"],
     hessian: _Hessian,
-    first: int,
-    last: int,
+    cut: tuple[int, int],
+    share: Removal,
+) -> None:
+    """Prunes a block of columns: fills its rows of `change` and `keep`.
+
+    `moved` is how far all columns before have moved its weights.
+    """
+    start, end = cut
+    # Transposed, so that what column j takes of those before it lies together.
+    own = hessian.factor[start:end, start:end].T.contiguous()
+    step = share.group if isinstance(share, Pattern) else end - start
+    for first, last in _cuts(0, end - start, step):
+        chosen = slice(start + first, start + last)
+        offset = torch.addmm(moved[first:last], own[first:last, :first], change[start:][:first])
+        keep[chosen] = _choose(
+            dense[chosen], offset, own[first:last, first:last], hessian.scale[chosen], share
+        )
+        inner, done = own[first:last, first:last], change[chosen].T
+        rows = zip(inner, offset, done.T, keep[chosen], dense[chosen], strict=True)
+        for column, (factor, moved_by, new, stays, old) in enumerate(rows):
+            moved_by.addmv_(done[:, :column], factor[:column])
+            torch.where(stays, moved_by.neg_(), old, out=new)
+
+
+def _choose(
+    dense: Float[Tensor, "choice out"],
+    offset: Float[Tensor, "choice out"],
+    own: Float[Tensor, "choice choice"],
+    scale: Float[Tensor, " choice"],
     share: Removal,
 ) -> Bool[Tensor, "choice out"]:
     """Chooses among some columns, by their weights as all columns before have moved them."""
-    own = hessian.factor[first:last, first:last].T  # ones on the diagonal
     move = torch.linalg.solve_triangular(own, offset, upper=False, unitriangular=True)
-    scaled = (dense[first:last] + move) * hessian.scale[first:last, None]
-    return keep_mask(scaled.square().T, share).T.to(dense.device)
+    scaled = move.add_(dense).mul_(scale[:, None])
+    return keep_mask(scaled.square_().T, share).T.to(dense.device)

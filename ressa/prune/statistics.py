@@ -111,6 +111,15 @@ def weighted_gram(
     return gram
 
 
+def mirror_upper(gram: Float[Tensor, "in in"]) -> None:
+    """Copies what `weighted_gram` left out, in place: what lies below the diagonal."""
+    for first in range(0, len(gram), _GRAM_COLUMNS):
+        last = min(first + _GRAM_COLUMNS, len(gram))
+        corner = gram[first:last, first:last]
+        corner.copy_(corner.triu() + corner.triu(1).T)
+        gram[last:, first:last] = gram[first:last, last:].T
+
+
 def squared_output(weight: Float[Tensor, "out in"], gram: Float[Tensor, "in in"]) -> float:
     """Returns ‖XWᵀ‖², the squared output of a layer of this weight over all calibration tokens."""
     total = 0.0

@@ -29,4 +29,4 @@ class Wanda(PruneMethod):
         assert statistics is not None  # the walk gives statistics to a method that needs them
         # Half precision would round different saliencies to ties.
         precise = torch.promote_types(weight.dtype, torch.float32)
-        return weight.detach().abs().to(precise) * statistics.norm.to(weight.device, precise)
+        return weight.detach().abs().to(precise).mul_(statistics.norm.to(weight.device, precise))

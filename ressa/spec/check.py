@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from decimal import Decimal
+from fnmatch import fnmatchcase
 from fractions import Fraction
 from pathlib import Path as FilePath
 from typing import Any
@@ -17,10 +18,18 @@ from pydantic import ValidationError
 from ressa.catalog import METHODS, MODELS, TASKS
 from ressa.errors import InfeasibleAllocation, SpecError, UnknownNameError, did_you_mean
 from ressa.registry import Registry
-from ressa.sparsity import Inventory, Target, Tower, check_pattern, exact_fraction, out_of_range
+from ressa.sparsity import (
+    Inventory,
+    Target,
+    Tower,
+    check_pattern,
+    exact_fraction,
+    listed_layers,
+    out_of_range,
+)
 from ressa.spec.deepspeed import deepspeed_faults
 from ressa.spec.faults import explain
-from ressa.spec.points import allocate, override
+from ressa.spec.points import allocate, conflicts, no_pattern_for_all, no_point, override
 from ressa.spec.schema import (
     DataRef,
     Prune,
@@ -29,7 +38,7 @@ from ressa.spec.schema import (
     is_integer,
     sweepable_fields,
 )
-from ressa.spec.space import BUDGET, SPARSITIES, Choices, Range, Scalar, scalar_text
+from ressa.spec.space import BUDGET, SPARSITIES, SPARSITY, Choices, Range, Scalar, scalar_text
 from ressa.spec.yaml import Path
 
 METRICS = ("exact_match", "balanced_accuracy", "malformed")
@@ -83,13 +92,16 @@ def _check_model(spec: SweepSpec) -> Iterator[Problem]:
         yield Problem(("model", "id"), message)
 
 
-def _check_prune(spec: SweepSpec) -> Iterator[Problem]:
-    sections: dict[Path, Prune | TowerPrune] = {
+def _prune_sections(spec: SweepSpec) -> dict[Path, Prune | TowerPrune]:
+    return {
         ("prune",): spec.prune,
         ("prune", "vision"): spec.prune.vision,
         ("prune", "language"): spec.prune.language,
     }
-    for path, section in sections.items():
+
+
+def _check_prune(spec: SweepSpec) -> Iterator[Problem]:
+    for path, section in _prune_sections(spec).items():
         for key, method in (("method", section.method), ("from", section.initial)):
             if method is not None:
                 yield from _check_name(METHODS, method, (*path, key))
@@ -97,6 +109,8 @@ def _check_prune(spec: SweepSpec) -> Iterator[Problem]:
             message = "dsnot refines the mask of another method. Name that one, such as wanda."
             yield Problem((*path, "from"), message)
     yield from _check_name(TASKS, spec.prune.calibration.task, ("prune", "calibration", "task"))
+    for path, message in conflicts(spec):
+        yield Problem(path, message)
 
 
 def _check_repair_data(spec: SweepSpec) -> Iterator[Problem]:
@@ -193,7 +207,19 @@ def _check_name(registry: Registry[Any], name: str, path: Path) -> Iterator[Prob
 
 def _check_towers(spec: SweepSpec) -> Iterator[Problem]:
     given = [name for name in SPARSITIES if name in spec.space]
-    if spec.budget is None:
+    if SPARSITY in spec.space:
+        if given:
+            message = (
+                "one sparsity for both towers, or one for each. Leave out sparsity or "
+                f"{' and '.join(given)}."
+            )
+            yield Problem(("space", SPARSITY), message)
+        if spec.budget is not None:
+            message = (
+                "both towers lose sparsity already, which leaves nothing to solve. One of two."
+            )
+            yield Problem((BUDGET,), message)
+    elif spec.budget is None:
         for name in SPARSITIES:
             if name not in given:
                 message = (
@@ -216,18 +242,19 @@ def _check_space(spec: SweepSpec) -> Iterator[Problem]:
     fields = sweepable_fields()
     for name, entry in spec.space.items():
         path = ("space", name)
-        if name not in fields and name not in SPARSITIES:
-            yield Problem(path, _unknown_field(name, [*SPARSITIES, *fields]))
+        is_sparsity = name in (*SPARSITIES, SPARSITY)
+        if name not in fields and not is_sparsity:
+            yield Problem(path, _unknown_field(name, [*SPARSITIES, SPARSITY, *fields]))
             continue
-        if isinstance(entry, Range) and name not in SPARSITIES:
+        if isinstance(entry, Range) and not is_sparsity:
             if fields[name] is not float and not is_integer(name):
                 yield Problem(path, "its values are no numbers. List them: {choices: […]}.")
                 continue
             if is_integer(name) and entry.log:
                 yield Problem(path, "log: true is for fields that are no integers.")
         for inner, value in _values(entry):
-            if name in SPARSITIES:
-                yield from _check_sparsity((*path, *inner), value, entry)
+            if is_sparsity:
+                yield from _check_sparsity(spec, name, (*path, *inner), value, entry)
             elif inner != ("step",):
                 yield from _check_field(spec, name, (*path, *inner), value, base)
             elif is_integer(name) and value != int(value):
@@ -252,15 +279,20 @@ def _unknown_field(name: str, known: list[str]) -> str:
     if not hint and ends:
         hint = f" Did you mean {ends[0]!r}?"
     return (
-        f"no field that can be swept.{hint} Known: vision_sparsity, language_sparsity, and any "
+        f"no field that can be swept.{hint} Known: {', '.join((*SPARSITIES, SPARSITY))}, and any "
         "single value of prune or repair, such as prune.method or repair.steps."
     )
 
 
-def _check_sparsity(path: Path, value: Scalar, entry: Choices | Range) -> Iterator[Problem]:
+def _check_sparsity(
+    spec: SweepSpec, name: str, path: Path, value: Scalar, entry: Choices | Range
+) -> Iterator[Problem]:
+    is_all = name == SPARSITY and spec.prune.group == "all" and "prune.group" not in spec.space
     try:
         if isinstance(entry, Choices):
-            Target.parse(value)
+            target = Target.parse(value)
+            if is_all and target.pattern is not None:
+                yield Problem(path, no_pattern_for_all(target))
         elif not 0 <= exact_fraction(str(value)) <= 1:
             yield Problem(path, out_of_range(Fraction(Decimal(value))))
     except SpecError as error:
@@ -350,29 +382,65 @@ _CHECKS: tuple[tuple[_Check, tuple[str, ...]], ...] = (
 
 
 def check_inventory(spec: SweepSpec, inventory: Inventory) -> Iterator[Problem]:
-    """Yields every fault that shows in the model's layers: ragged patterns, budgets out of reach.
+    """Yields every fault that shows in the model's layers.
+
+    Ragged patterns, budgets out of reach, tables of layers that name none or cannot be met.
 
     Args:
         spec: a spec that `check_spec` finds nothing in.
         inventory: the layers of its model.
     """
-    found = False
-    for tower in ("vision", "language"):
-        name = f"{tower}_sparsity"
+    problems = [*_check_patterns(spec, inventory), *_check_tables(spec, inventory)]
+    if not problems and spec.budget is not None:
+        reasons = [_out_of_reach(spec, inventory, scalar_text(share)) for share in spec.budget]
+        if all(reasons):
+            problems.append(Problem((BUDGET,), f"no point of the space meets it: {reasons[0]}"))
+    yield from problems or _check_points(spec, inventory)
+
+
+def _check_patterns(spec: SweepSpec, inventory: Inventory) -> Iterator[Problem]:
+    for name in (*SPARSITIES, SPARSITY):
+        layers = [x for x in inventory.layers if name in (SPARSITY, f"{x.tower}_sparsity")]
         entry = spec.space.get(name)
         for inner, value in _values(entry) if isinstance(entry, Choices) else ():
             pattern = Target.parse(value).pattern
             if pattern is None:
                 continue
             try:
-                check_pattern(inventory.tower(tower), pattern)
+                check_pattern(layers, pattern)
             except InfeasibleAllocation as error:
-                found = True
                 yield Problem(("space", name, *inner), str(error))
-    if not found and spec.budget is not None:
-        reasons = [_out_of_reach(spec, inventory, scalar_text(share)) for share in spec.budget]
-        if all(reasons):
-            yield Problem((BUDGET,), f"no point of the space meets it: {reasons[0]}")
+
+
+def _check_tables(spec: SweepSpec, inventory: Inventory) -> Iterator[Problem]:
+    for path, section in _prune_sections(spec).items():
+        table = section.layers
+        if not isinstance(table, dict):
+            continue
+        layers = inventory.tower(str(path[1])) if path[1:] else inventory.layers
+        for entry in table:
+            if not any(fnmatchcase(layer.name, entry) for layer in layers):
+                names = [layer.name for layer in layers]
+                hint = did_you_mean(entry, names) or f" Such as {names[0]!r}."
+                message = f"names no layer of {path[-1] if path[1:] else 'the model'}.{hint}"
+                yield Problem((*path, "layers", entry), message)
+        try:
+            listed_layers(layers, table)
+        except SpecError as error:
+            yield Problem((*path, "layers"), str(error))
+
+
+def _check_points(spec: SweepSpec, inventory: Inventory) -> Iterator[Problem]:
+    """Looks for one point that can be, where the space can be listed."""
+    sizes = [axis.size for axis in spec.dimensions]
+    if None in sizes or math.prod(filter(None, sizes)) > _MOST_VALUES:
+        return
+    reason = no_point(spec, inventory)
+    if reason is not None:
+        sections = _prune_sections(spec).items()
+        tables = [path for path, section in sections if isinstance(section.layers, dict)]
+        path: Path = (*tables[0], "layers") if tables else ("space",)
+        yield Problem(path, f"no point of the space can be: {reason}")
 
 
 def unreachable_budgets(spec: SweepSpec, inventory: Inventory) -> list[str]:

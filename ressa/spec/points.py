@@ -1,7 +1,7 @@
 """What a point of the space comes to: the effective values of one trial."""
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -12,20 +12,28 @@ from ressa.errors import InfeasibleAllocation, SpecError, did_you_mean
 from ressa.sparsity import (
     TOWERS,
     Allocation,
+    Counting,
     Group,
     Inventory,
+    LayerShape,
     Target,
     Tower,
+    check_table,
     exact_fraction,
+    listed_layers,
     solve_language,
     solve_vision,
     tower_zeros,
 )
-from ressa.spec.schema import Calibration, Prune, Repair, SweepSpec
-from ressa.spec.space import BUDGET, SPARSITIES, parse_scalar
+from ressa.spec.schema import Calibration, Ecoflap, Owl, Prune, Repair, SweepSpec
+from ressa.spec.space import BUDGET, SPARSITIES, SPARSITY, parse_scalar
+from ressa.spec.yaml import Path
 
 Point = Mapping[str, Any]
 """A value for every dimension, by name: text, or what the text stands for."""
+
+LayerTable = tuple[tuple[str, Fraction], ...]
+"""Sparsities of some layers, by name, in the order of the layers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,12 +43,30 @@ class TowerTarget:
     method: str
     group: Group
     target: Target
+    """With `group: all`, what both towers lose together."""
+    counting: Counting = "exact"
+    layers: Owl | Ecoflap | LayerTable | None = None
+    """How the target is split over the layers, with its options; None splits it uniformly."""
     initial: str | None = None
     """The method that dsnot refines; None for every other method."""
     cycles: int | None = None
     """Swaps that dsnot makes in a row at most; None leaves it to the method."""
     dampening: float | None = None
     """What sparsegpt adds to its Hessian; None where it does not prune."""
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether the towers lose the target together, so that nobody knows each one's before."""
+        return self.group == "all" and 0 < self.target.sparsity < 1
+
+    @property
+    def layerwise(self) -> str:
+        """How the target is split over the layers: uniform, owl, ecoflap or table."""
+        if self.layers is None:
+            return "uniform"
+        if isinstance(self.layers, tuple):
+            return "table"
+        return "owl" if isinstance(self.layers, Owl) else "ecoflap"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +89,7 @@ def apply_point(spec: SweepSpec, inventory: Inventory, point: Point) -> Effectiv
     """Applies a point to the spec: sets its fields, and solves the tower that the budget decides.
 
     Raises:
-        InfeasibleAllocation: the point cannot meet its budget.
+        InfeasibleAllocation: the point cannot meet its budget, or its values exclude each other.
         SpecError: the point is not one of this space.
     """
     _check_names(spec, point)
@@ -72,7 +98,68 @@ def apply_point(spec: SweepSpec, inventory: Inventory, point: Point) -> Effectiv
         prune, repair = override(spec, fields)
     except ValidationError as error:
         raise SpecError(f"a value does not suit its field: {error}") from error
-    return _effective(prune, repair, spec, allocate(spec, inventory, point))
+    for path, message in conflicts(spec.model_copy(update={"prune": prune})):
+        raise InfeasibleAllocation(f"{'.'.join(map(str, path))}: {message}")
+    allocation = allocate(spec, inventory, point)
+    if "all" in _groups(prune) and allocation.vision.pattern is not None:
+        raise InfeasibleAllocation(no_pattern_for_all(allocation.vision))
+    return _effective(prune, repair, spec, allocation, inventory)
+
+
+def _groups(prune: Prune) -> set[Group]:
+    return {prune.of(tower, "group") for tower in TOWERS}
+
+
+def no_pattern_for_all(target: Target) -> str:
+    """Says that a pattern leaves no room for `group: all`."""
+    return (
+        f"with group: all weights of both towers compete, pattern {target} fixes where each goes. "
+        "Give a fraction, or another group."
+    )
+
+
+def conflicts(spec: SweepSpec) -> Iterator[tuple[Path, str]]:
+    """Yields which fields of `prune` exclude each other, or do not suit the space, and why."""
+    prune = spec.prune
+    for tower in TOWERS:
+        group, layers = prune.of(tower, "group"), prune.of(tower, "layers")
+        if group not in ("tower", "all"):
+            continue
+        if layers != "uniform":
+            is_own = getattr(prune, tower).layers is not None
+            path: Path = ("prune", tower) if is_own else ("prune",)
+            what = layers if isinstance(layers, str) else "a table"
+            yield (
+                (*path, "layers"),
+                f"with group: {group} one threshold decides what each layer loses: uniform, got "
+                f"{what}. Take group row or matrix for {what}.",
+            )
+        if prune.calibration.activations != "dense":
+            yield (
+                ("prune", "calibration", "activations"),
+                f"with group: {group} all layers are compared before one is pruned: dense, got "
+                f"{prune.calibration.activations!r}. Take group row or matrix for the others.",
+            )
+    if "all" not in _groups(prune):
+        return
+    towers = [tower for tower in TOWERS if getattr(prune, tower).group is not None]
+    own: Path = ("prune", towers[0], "group") if towers else ("prune", "group")
+    if len(_groups(prune)) == 2:
+        yield own, "group: all is for both towers together. Give it under prune alone."
+    elif SPARSITY not in spec.space:
+        yield (
+            own,
+            "with group: all both towers lose one share together: the space has one sparsity "
+            "instead of vision_sparsity, language_sparsity or a budget.",
+        )
+    for field in ("method", "initial"):
+        values = {prune.of(tower, field) for tower in TOWERS}
+        if len(values) > 1 and (field == "method" or prune.of("vision", "method") == "dsnot"):
+            yield (
+                own,
+                "with group: all saliencies of both towers are compared: one method for both, got "
+                f"{' and '.join(sorted(values))}.",
+            )
 
 
 def baseline(spec: SweepSpec, name: str) -> Effective:
@@ -91,15 +178,26 @@ def baseline(spec: SweepSpec, name: str) -> Effective:
     )
 
 
-def _effective(prune: Prune, repair: Repair, spec: SweepSpec, allocation: Allocation) -> Effective:
+def _effective(
+    prune: Prune,
+    repair: Repair,
+    spec: SweepSpec,
+    allocation: Allocation,
+    inventory: Inventory | None = None,
+) -> Effective:
     def tower(tower: Tower) -> TowerTarget:
-        method = prune.of(tower, "method")
+        method, target = prune.of(tower, "method"), getattr(allocation, tower)
+        # A pattern fixes every count, and there is but one way to lose nothing or everything.
+        is_free = target.pattern is None and 0 < target.sparsity < 1
+        layers = () if inventory is None else inventory.tower(tower)
         initial = prune.of(tower, "initial") if method == "dsnot" else None
         return TowerTarget(
             method=method,
             group=prune.of(tower, "group"),
-            target=getattr(allocation, tower),
-            # What a method does not read stays out, so that it makes no other trial of it.
+            target=target,
+            # What is not read stays out, so that it makes no other trial of it.
+            counting=prune.counting if is_free else "exact",
+            layers=_layerwise(prune, tower, target, layers) if target.pattern is None else None,
             initial=initial,
             cycles=prune.cycles if method == "dsnot" else None,
             dampening=prune.dampening if "sparsegpt" in (method, initial) else None,
@@ -116,12 +214,38 @@ def _effective(prune: Prune, repair: Repair, spec: SweepSpec, allocation: Alloca
     )
 
 
+def _layerwise(
+    prune: Prune, tower: Tower, target: Target, layers: Sequence[LayerShape]
+) -> Owl | Ecoflap | LayerTable | None:
+    """Returns how a tower's fraction is split over its layers.
+
+    Raises:
+        InfeasibleAllocation: a table cannot be met.
+    """
+    wanted = prune.of(tower, "layers")
+    if isinstance(wanted, dict):
+        table = listed_layers(layers, wanted)
+        if table:
+            check_table(layers, target, table)
+        return tuple(table.items()) or None
+    if not 0 < target.sparsity < 1:
+        return None
+    return {"uniform": None, "owl": prune.owl, "ecoflap": prune.ecoflap}[wanted]
+
+
 def allocate(spec: SweepSpec, inventory: Inventory, point: Point) -> Allocation:
     """Returns what each tower loses at a point, with the budget met to the weight.
+
+    Where the space has one `sparsity`, it is the target of both.
 
     Raises:
         InfeasibleAllocation: the budget cannot be met, or a pattern does not divide a layer.
     """
+    if SPARSITY in spec.space:
+        both = Target.parse(str(point[SPARSITY]))
+        for tower in TOWERS:
+            tower_zeros(inventory.tower(tower), both)  # refuses ragged patterns
+        return Allocation(vision=both, language=both)
     given = {name: Target.parse(str(point[name])) for name in SPARSITIES if name in spec.space}
     if spec.budget is not None:
         budget = exact_fraction(str(point[BUDGET]))
@@ -142,14 +266,14 @@ def override(spec: SweepSpec, fields: Point) -> tuple[Prune, Repair]:
     Raises:
         pydantic.ValidationError: a value does not suit its field.
     """
-    if all(name in SPARSITIES for name in fields):
+    if all(name in (*SPARSITIES, SPARSITY) for name in fields):
         return spec.prune, spec.repair
     content: dict[str, Any] = {
         "prune": spec.prune.model_dump(),
         "repair": spec.repair.model_dump(),
     }
     for name, value in fields.items():
-        if name in SPARSITIES:
+        if name in (*SPARSITIES, SPARSITY):
             continue
         *parents, last = name.split(".")
         section = content
@@ -165,22 +289,18 @@ def grid_points(
     """Lists the points of a discrete space in fixed order, the last dimension running fastest.
 
     Returns:
-        The feasible points; and the points that cannot meet their budget, each with the reason.
+        The feasible points; and those that cannot be, such as one that misses its budget, each
+        with the reason.
 
     Raises:
         SpecError: a dimension is continuous.
     """
-    axes = []
-    for dimension in spec.dimensions:
-        if dimension.values is None:
-            raise SpecError(f"{dimension.name} is continuous: a grid needs a step or choices.")
-        axes.append(dimension.values)
     names = [dimension.name for dimension in spec.dimensions]
     reasons: dict[tuple[str, ...], str | None] = {}  # by the coordinates that decide
-    deciding = [index for index, name in enumerate(names) if name in (BUDGET, *SPARSITIES)]
+    deciding = [index for index, name in enumerate(names) if not name.startswith("repair.")]
     feasible, skipped = [], []
-    for values in itertools.product(*axes):
-        point = dict(zip(names, values, strict=True))
+    for point in _grid(spec):
+        values = tuple(point.values())
         key = tuple(values[index] for index in deciding)
         if key not in reasons:
             reasons[key] = _reason(spec, inventory, point)
@@ -192,9 +312,31 @@ def grid_points(
     return feasible, skipped
 
 
+def no_point(spec: SweepSpec, inventory: Inventory) -> str | None:
+    """Says why no point of a discrete space can be, by its first point; None if one can."""
+    first = None
+    for point in _grid(spec):
+        reason = _reason(spec, inventory, point)
+        if reason is None:
+            return None
+        first = first or reason
+    return first
+
+
+def _grid(spec: SweepSpec) -> Iterator[dict[str, str]]:
+    axes = []
+    for dimension in spec.dimensions:
+        if dimension.values is None:
+            raise SpecError(f"{dimension.name} is continuous: a grid needs a step or choices.")
+        axes.append(dimension.values)
+    names = [dimension.name for dimension in spec.dimensions]
+    for values in itertools.product(*axes):
+        yield dict(zip(names, values, strict=True))
+
+
 def _reason(spec: SweepSpec, inventory: Inventory, point: Point) -> str | None:
     try:
-        allocate(spec, inventory, point)
+        apply_point(spec, inventory, point)
     except InfeasibleAllocation as error:
         return str(error)
     return None

@@ -16,7 +16,7 @@ from ressa.spec.check import Problem, check_inventory, check_spec, unreachable_b
 from ressa.spec.faults import explain, path_of, slugify
 from ressa.spec.points import grid_points
 from ressa.spec.schema import SweepSpec, is_integer
-from ressa.spec.space import SPARSITIES
+from ressa.spec.space import SPARSITIES, SPARSITY
 from ressa.spec.yaml import MAX_BYTES, Fault, Node, Path, parse
 
 _ENTRY_KEYS = ("low", "high", "step", "log", "choices")
@@ -308,7 +308,8 @@ def _merge(target: dict[str, Any], defaults: Mapping[str, Any]) -> None:
 
 def _warnings(spec: SweepSpec) -> list[str]:
     found = []
-    free = [axis for axis in spec.dimensions if axis.name in SPARSITIES and axis.size != 1]
+    sparsities = (*SPARSITIES, SPARSITY)
+    free = [axis for axis in spec.dimensions if axis.name in sparsities and axis.size != 1]
     if spec.budget is None and free:
         found.append(
             f"objective: {spec.objective.maximize} alone over free sparsities has a trivial "
@@ -322,6 +323,11 @@ def _warnings(spec: SweepSpec) -> list[str]:
         )
     if spec.objective.metric == "malformed":
         found.append("objective: malformed is a share of broken answers; it is maximized here.")
+    if spec.prune.counting == "reference" and spec.budget is not None:
+        found.append(
+            "prune.counting: reference takes the floor in each row, so a trial misses its budget "
+            "by up to a weight a row. exact meets it."
+        )
     sizes = [axis.size for axis in spec.dimensions]
     points = math.prod(size or 0 for size in sizes)
     if None not in sizes and spec.search.trials > points:

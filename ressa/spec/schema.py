@@ -11,10 +11,11 @@ from fractions import Fraction
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import BeforeValidator, Field, PlainValidator, field_validator
 
 from ressa.catalog import MODELS, CatalogModel
-from ressa.sparsity import Group, Tower, out_of_range
+from ressa.errors import did_you_mean
+from ressa.sparsity import Counting, Group, Tower, out_of_range
 from ressa.spec.space import (
     BUDGET,
     Choices,
@@ -25,10 +26,12 @@ from ressa.spec.space import (
     as_tuple,
     exact_decimal,
     scalar_text,
+    shorten,
 )
 from ressa.spec.yaml import write
 
 Part = Literal["vision", "connector", "language"]
+Activations = Literal["dense", "tower", "sequential"]
 
 
 def _as_float(value: Any) -> Any:
@@ -61,9 +64,37 @@ def _as_share(value: Any) -> Decimal:
     return share
 
 
+def _as_layers(value: Any) -> Any:
+    if isinstance(value, dict) and value:
+        table = {}
+        for name, share in value.items():
+            try:
+                table[str(name)] = _as_share(share)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from error
+        return table
+    if value in LAYERWISE:
+        return value
+    hint = did_you_mean(value, LAYERWISE) if isinstance(value, str) else ""
+    given = "an empty table" if value == {} else shorten(value)
+    raise ValueError(
+        f"one of {', '.join(LAYERWISE)}, or a table of layers such as "
+        f"{{'*.layers.0.*': 0.3}}, got {given}.{hint}"
+    )
+
+
+LAYERWISE = ("uniform", "owl", "ecoflap")
+"""The names of the rules that split a tower's sparsity over its layers."""
+
 Number = Annotated[float, BeforeValidator(_as_float)]
 Share = Annotated[ExactNumber, BeforeValidator(_as_share)]
 Samples = Annotated[int, Field(ge=1)] | None
+Layers = Annotated[str | dict[str, Decimal], PlainValidator(_as_layers)]
+"""A name of `LAYERWISE`, or sparsities of layers by patterns of their names."""
+LayersOrNone = Annotated[
+    str | dict[str, Decimal] | None,
+    PlainValidator(lambda value: None if value is None else _as_layers(value)),
+]
 
 
 class ModelRef(SpecModel):
@@ -108,14 +139,52 @@ class Calibration(SpecModel):
     task: str = Field(default="easy-vqa", description="A task of the catalog or of a plug-in.")
     samples: int = Field(default=128, ge=1, description="Number of questions, ≥ 1.")
     seed: int = Field(default=0, ge=0, description="Seed of the draw.")
-    activations: Literal["dense"] = Field(
-        default="dense", description="dense: all statistics come from the dense model."
+    activations: Activations = Field(
+        default="dense",
+        description="Which model the statistics are taken on. dense: the dense one. tower: each "
+        "block behind the pruned blocks of its own tower. sequential: and language behind pruned "
+        "vision, as the papers' code does.",
     )
 
     @property
     def split(self) -> str:
         """The split that calibration examples come from."""
         return "calibration"
+
+
+class Owl(SpecModel):
+    """Options of `layers: owl`; outliers are counted on the dense model."""
+
+    threshold: Number = Field(
+        default=5.0,
+        gt=0,
+        description="An outlier is above this many times its block's mean, > 0 (the paper's M).",
+    )
+    spread: Number = Field(
+        default=0.08,
+        ge=0,
+        le=1,
+        description="How far a block's sparsity may lie from its tower's, in [0, 1] (λ).",
+    )
+
+
+class Ecoflap(SpecModel):
+    """Options of `layers: ecoflap`."""
+
+    samples: int = Field(
+        default=32,
+        ge=1,
+        description="Questions that the loss is measured on, ≥ 1: the first calibration questions.",
+    )
+    epsilon: Number = Field(
+        default=1e-3, gt=0, description="Size of the noise on the weights, > 0."
+    )
+    spread: Number = Field(
+        default=0.1,
+        ge=0,
+        le=1,
+        description="How far a block's sparsity may lie above its tower's, in [0, 1].",
+    )
 
 
 class TowerPrune(SpecModel):
@@ -126,6 +195,9 @@ class TowerPrune(SpecModel):
         default=None, alias="from", description="The method that dsnot refines in this tower."
     )
     group: Group | None = Field(default=None, description="Where weights of this tower compete.")
+    layers: LayersOrNone = Field(
+        default=None, description="How this tower's sparsity is split over its layers."
+    )
 
 
 class Prune(SpecModel):
@@ -142,8 +214,21 @@ class Prune(SpecModel):
     )
     group: Group = Field(
         default="row",
-        description="Where weights compete: within a row, a matrix or the whole tower.",
+        description="Where weights compete: within a row, a matrix, the whole tower, or all: both "
+        "towers, which then share one sparsity.",
     )
+    counting: Counting = Field(
+        default="exact",
+        description="exact: a tower loses its count to the weight; reference: each row loses the "
+        "floor of its share, as in the papers' code.",
+    )
+    layers: Layers = Field(
+        default="uniform",
+        description="How a tower's sparsity is split over its layers: uniform, owl, ecoflap, or a "
+        "table of name patterns and sparsities, the other layers sharing the rest.",
+    )
+    owl: Owl = Field(default=Owl(), description="Options of owl.")
+    ecoflap: Ecoflap = Field(default=Ecoflap(), description="Options of ecoflap.")
     dampening: Number = Field(
         default=0.01,
         ge=0,
@@ -322,8 +407,9 @@ class SweepSpec(SpecModel):
     )
     prune: Prune = Field(default=Prune(), description="How weights are chosen.")
     space: dict[str, SpaceEntry] = Field(
-        description="What varies: vision_sparsity, language_sparsity, and any field of prune "
-        "or repair under its dotted name. A range, choices, or a constant."
+        description="What varies: vision_sparsity and language_sparsity, or one sparsity for "
+        "both, and any field of prune or repair under its dotted name. A range, choices, or a "
+        "constant."
     )
     budget: Annotated[tuple[Share, ...] | None, BeforeValidator(_as_budget)] = Field(
         default=None,

@@ -29,6 +29,8 @@ from ressa.sparsity import exact_fraction, format_fraction
 Scalar = bool | int | Decimal | str
 
 SPARSITIES = ("vision_sparsity", "language_sparsity")
+SPARSITY = "sparsity"
+"""One sparsity for both towers: each loses it, or with `group: all` both together."""
 BUDGET = "budget"
 
 _INTEGER = re.compile(r"[-+]?[0-9]+")

@@ -8,7 +8,7 @@ pandas are imported when rows are first read or written.
 from ressa.store.lease import Holder, Lease, acquire, holder
 from ressa.store.query import query
 from ressa.store.schema import SCHEMA_VERSION, TABLES, Column, Table
-from ressa.store.stages import StageStore
+from ressa.store.stages import StageFiles, StageStore
 from ressa.store.status import SweepStatus
 from ressa.store.store import Store, SweepStore, open_store
 
@@ -18,6 +18,7 @@ __all__ = [
     "Column",
     "Holder",
     "Lease",
+    "StageFiles",
     "StageStore",
     "Store",
     "SweepStatus",

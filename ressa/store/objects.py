@@ -73,12 +73,15 @@ class Objects:
 
     def exists(self, path: str) -> bool:
         """Returns whether there is such an object, without reading it."""
+        return self.size(path) is not None
+
+    def size(self, path: str) -> int | None:
+        """Returns how many bytes an object has, or None if there is no such object."""
         try:
             with _explained(f"store {self.location}: cannot read {path}"):
-                obstore.head(self._store, path)
+                return int(obstore.head(self._store, path)["size"])
         except FileNotFoundError:
-            return False
-        return True
+            return None
 
     def delete(self, path: str) -> None:
         """Removes an object; none to remove is fine."""

@@ -68,7 +68,9 @@ def _both_towers(kind: Kind, suffix: str, meaning: str, unit: str = "") -> tuple
 
 
 _SPARSITY = (
-    *_both_towers("text", "target", "what was asked, exact: '0.5', '2:4', '98304/196608'"),
+    *_both_towers(
+        "text", "target", "what was asked, exact: '0.5', '2:4', '98304/196608'; null with group all"
+    ),
     *_both_towers("float", "sparsity", "what was asked, as a number", "fraction"),
     Column("budget", "float", "sparsity asked over all prunable weights, if any", "fraction"),
     *_both_towers("integer", "zeros_requested", "zeros that its target amounts to", "weights"),
@@ -82,7 +84,9 @@ _SPARSITY = (
     Column("pruned_nonzero", "integer", "pruned weights not exactly 0 after the merge", "weights"),
     Column("mask_hash", "text", "hash of both towers' keep masks"),
     *_both_towers("text", "method", "pruning method"),
-    *_both_towers("text", "group", "where weights compete: row, matrix or tower"),
+    *_both_towers("text", "group", "where weights compete: row, matrix, tower or all"),
+    *_both_towers("text", "counting", "exact, or reference: the floor in each row"),
+    *_both_towers("text", "layers", "split over its layers: uniform, owl, ecoflap or table"),
 )
 
 _RESULT = (
@@ -176,10 +180,16 @@ LAYERS = Table(
     own_columns=(
         Column("name", "text", "qualified name of the module that owns the weight"),
         Column("tower", "text", "vision or language"),
+        Column("block", "integer", "number of its transformer block in the tower, from 0"),
         Column("rows", "integer", "output features"),
         Column("columns", "integer", "input features"),
+        Column("method", "text", "pruning method"),
+        Column("group", "text", "where weights competed: row, matrix, tower, all or pattern"),
+        Column("pattern", "text", "N:M, if that was asked"),
         Column("requested_zeros", "integer", "zeros that its share of the target is", "weights"),
         Column("zeros", "integer", "zeros counted after pruning", "weights"),
+        Column("requested_sparsity", "float", "its share of the target", "fraction"),
+        Column("sparsity", "float", "zeros counted after pruning / its weights", "fraction"),
         Column("zeros_after_merge", "integer", "zeros counted after repair and merge", "weights"),
         Column("output_error", "float", "share of its squared output lost by pruning, if known"),
         Column("seconds", "float", "time to prune it", "seconds"),

@@ -8,9 +8,10 @@ its bytes into the first one's stage, and a killed writer leaves nothing that is
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+from ressa.errors import DamagedStage
 from ressa.store.objects import Objects
 
 log = logging.getLogger(__name__)
@@ -24,18 +25,27 @@ class StageStore:
 
     def get(self, stage: str, key: str) -> dict[str, bytes] | None:
         """Returns a stage's files, or None if it does not exist, or no longer as it was written."""
+        files = self.open(stage, key)
+        try:
+            return None if files is None else dict(files)
+        except DamagedStage as error:
+            log.warning("%s; doing it again", error)
+            return None
+
+    def open(self, stage: str, key: str) -> "StageFiles | None":
+        """Returns a stage's files, to be read one by one, or None if it does not exist.
+
+        A file that is gone or shorter than it was is noticed here.
+        """
         manifest = self._manifest(stage, key)
         if manifest is None:
             return None
-        files = {}
         for name, entry in manifest["files"].items():
-            content = self._objects.get(_path(stage, key, entry["object"]))
-            if content is None or _digest(content) != entry["sha256"]:
+            if self._objects.size(_path(stage, key, entry["object"])) != entry["size"]:
                 log.warning("stage %s %s: %s is damaged; doing it again", stage, key, name)
                 self._objects.delete(_path(stage, key, "manifest.json"))
                 return None
-            files[name] = content
-        return files
+        return StageFiles(self._objects, stage, key, manifest["files"])
 
     def meta(self, stage: str, key: str) -> dict[str, Any] | None:
         """Returns what was noted when the stage was made, or None if it does not exist."""
@@ -54,16 +64,14 @@ class StageStore:
         Returns:
             False if another writer's stage was there first: that one stays, and `get` returns it.
         """
-        entries = {}
+        writer = self.writer(stage, key)
         for name, content in files.items():
-            digest = _digest(content)
-            stored = f"{digest[:16]}-{name}"
-            # Overwriting heals a damaged file; equal names hold equal bytes.
-            self._objects.put(_path(stage, key, stored), content)
-            entries[name] = {"object": stored, "size": len(content), "sha256": digest}
-        manifest = {"stage": stage, "key": key, "files": entries, "meta": dict(meta or {})}
-        text = json.dumps(manifest, indent=1, sort_keys=True)
-        return self._objects.put_new(_path(stage, key, "manifest.json"), text.encode())
+            writer.add(name, content)
+        return writer.finish(meta)
+
+    def writer(self, stage: str, key: str) -> "StageWriter":
+        """Begins a stage whose files come one after another."""
+        return StageWriter(self._objects, stage, key)
 
     def keys(self, stage: str) -> list[str]:
         """Returns the keys under which a stage was made, or begun to be, sorted."""
@@ -89,6 +97,62 @@ class StageStore:
         log.warning("stage %s %s: its manifest is damaged; doing it again", stage, key)
         self._objects.delete(path)
         return None
+
+
+class StageFiles(Mapping[str, bytes]):
+    """A stage's files; each is read, and its bytes are checked, when it is asked for."""
+
+    def __init__(
+        self, objects: Objects, stage: str, key: str, entries: Mapping[str, dict[str, Any]]
+    ) -> None:
+        self._objects, self._stage, self._key, self._entries = objects, stage, key, entries
+
+    def __getitem__(self, name: str) -> bytes:
+        """Returns a file's bytes.
+
+        Raises:
+            DamagedStage: they are not those that were written; the stage then no longer exists.
+        """
+        entry = self._entries[name]
+        content = self._objects.get(_path(self._stage, self._key, entry["object"]))
+        if content is None or _digest(content) != entry["sha256"]:
+            self._objects.delete(_path(self._stage, self._key, "manifest.json"))
+            raise DamagedStage(f"stage {self._stage} {self._key}: {name} is damaged")
+        return content
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+
+class StageWriter:
+    """Writes a stage's files one by one; the stage exists once `finish` was called."""
+
+    def __init__(self, objects: Objects, stage: str, key: str) -> None:
+        self._objects, self._stage, self._key = objects, stage, key
+        self._entries: dict[str, dict[str, Any]] = {}
+
+    def add(self, name: str, content: bytes) -> None:
+        """Writes one file."""
+        digest = _digest(content)
+        stored = f"{digest[:16]}-{name}"
+        # Overwriting heals a damaged file; equal names hold equal bytes.
+        self._objects.put(_path(self._stage, self._key, stored), content)
+        self._entries[name] = {"object": stored, "size": len(content), "sha256": digest}
+
+    def finish(self, meta: Mapping[str, Any] | None = None) -> bool:
+        """Writes the manifest; False if another writer's stage was there first, and stays."""
+        manifest = {
+            "stage": self._stage,
+            "key": self._key,
+            "files": self._entries,
+            "meta": dict(meta or {}),
+        }
+        text = json.dumps(manifest, indent=1, sort_keys=True)
+        path = _path(self._stage, self._key, "manifest.json")
+        return self._objects.put_new(path, text.encode())
 
 
 def _path(stage: str, key: str, name: str) -> str:

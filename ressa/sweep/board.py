@@ -132,6 +132,8 @@ class Board:
 
 def _targets(attempt: Attempt) -> str:
     vision, language = (_shown(attempt.spec.tower(tower).target) for tower in TOWERS)
+    if attempt.spec.vision.is_shared:
+        return f"{attempt.trial:14}  vision and language {vision:6}"
     return f"{attempt.trial:14}  vision {vision:6}  language {language:6}"
 
 

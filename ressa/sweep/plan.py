@@ -11,7 +11,7 @@ from typing import Any
 from ressa.catalog import MODELS, TASKS
 from ressa.errors import SpecError, UnknownNameError
 from ressa.records import TrialSpec
-from ressa.sparsity import Inventory, Target, Tower, tower_zeros
+from ressa.sparsity import TOWERS, Inventory, Tower, tower_zeros
 from ressa.spec import (
     Calibration,
     DataRef,
@@ -74,9 +74,18 @@ class SweepPlan:
             cpus_per_worker=self.spec.resources.cpus_per_worker,
         )
 
-    def zeros(self, tower: Tower, target: Target) -> int:
-        """Counts the weights that a tower loses at a target."""
-        return tower_zeros(self.inventory.tower(tower), target)
+    def zeros(self, trial: TrialSpec, tower: Tower) -> int | None:
+        """Counts the weights that a tower is to lose; None where both lose their share together."""
+        wanted = trial.tower(tower)
+        if wanted.is_shared:
+            return None
+        return tower_zeros(self.inventory.tower(tower), wanted.target)
+
+    def all_zeros(self, trial: TrialSpec) -> int:
+        """Counts the weights that both towers are to lose."""
+        if trial.vision.is_shared:
+            return tower_zeros(self.inventory.layers, trial.vision.target)
+        return sum(self.zeros(trial, tower) or 0 for tower in TOWERS)
 
     def budget_of(self, point: Mapping[str, str]) -> Fraction | None:
         """Returns the budget of a point's line, if the sweep has budgets."""

@@ -11,7 +11,7 @@ import pandas
 from ressa.catalog import MODELS
 from ressa.sparsity import TOWERS, Inventory
 from ressa.spec import ModelRef, SweepSpec, grid_points
-from ressa.spec.space import SPARSITIES
+from ressa.spec.space import SPARSITIES, SPARSITY
 from ressa.sweep.plan import SweepPlan, inventory_of, make_plan
 
 _MOST_POINTS = 200  # more rows are not read by anyone
@@ -54,12 +54,12 @@ def preview(spec: SweepSpec) -> Preview:
 
 def _row(plan: SweepPlan, point: dict[str, str]) -> dict[str, Any]:
     trial = plan.trial(point)
-    zeros = {tower: plan.zeros(tower, trial.tower(tower).target) for tower in TOWERS}
-    lost = sum(zeros.values())
+    lost = plan.all_zeros(trial)
+    asked = {tower: trial.tower(tower) for tower in TOWERS}
     return {
-        **{field: value for field, value in point.items() if field not in SPARSITIES},
-        **{tower: str(trial.tower(tower).target) for tower in TOWERS},
-        **{f"{tower}_zeros": zeros[tower] for tower in TOWERS},
+        **{field: value for field, value in point.items() if field not in (*SPARSITIES, SPARSITY)},
+        **{tower: None if one.is_shared else str(one.target) for tower, one in asked.items()},
+        **{f"{tower}_zeros": plan.zeros(trial, tower) for tower in TOWERS},
         "sparsity": lost / plan.inventory.prunable(),
         "whole_sparsity": lost / plan.inventory.whole,
     }
@@ -73,9 +73,13 @@ def _shared(plan: SweepPlan, count: int) -> list[str]:
     """What trials will share: done once per store, not once per trial."""
     spec = plan.spec
     methods = {spec.prune.of(tower, "method") for tower in TOWERS}
+    layers = [spec.prune.of(tower, "layers") for tower in TOWERS]
     shared = ["the dense model's scores"]
-    if methods & {"wanda", "sparsegpt", "dsnot"}:
+    if methods & {"wanda", "sparsegpt", "dsnot"} or "owl" in layers:
         shared.append(f"calibration on {spec.prune.calibration.samples} questions")
+    if "ecoflap" in layers:
+        samples = min(spec.prune.ecoflap.samples, spec.prune.calibration.samples)
+        shared.append(f"the importance of each layer on {samples} of them")
     if spec.repair.method != "none" and spec.repair.distillation.weight:
         questions = spec.repair.data.samples
         shared.append(f"the teacher's answers to {questions or 'all'} repair questions")

@@ -8,7 +8,7 @@ from importlib.metadata import version
 from typing import Any
 
 from ressa.records import Failure, Outcome
-from ressa.sparsity import TOWERS, Target
+from ressa.sparsity import TOWERS
 from ressa.sweep.ledger import Attempt
 from ressa.sweep.plan import SweepPlan
 
@@ -62,20 +62,24 @@ def _requested(attempt: Attempt, plan: SweepPlan) -> dict[str, Any]:
         "micro_batch": None if spec.repair is None else spec.repair.micro_batch,
     }
     for tower in TOWERS:
-        wanted = getattr(spec, tower)
-        target: Target = wanted.target
+        wanted = spec.tower(tower)
+        known = None if wanted.is_shared else wanted.target
         row |= {
-            f"{tower}_target": str(target),
-            f"{tower}_sparsity": float(target.sparsity),
-            f"{tower}_zeros_requested": plan.zeros(tower, target),
+            f"{tower}_target": None if known is None else str(known),
+            f"{tower}_sparsity": None if known is None else float(known.sparsity),
+            f"{tower}_zeros_requested": plan.zeros(spec, tower),
             f"{tower}_prunable": plan.inventory.prunable(tower),
             f"{tower}_method": wanted.method,
             f"{tower}_group": wanted.group,
+            f"{tower}_counting": wanted.counting,
+            f"{tower}_layers": wanted.layerwise,
         }
     return row
 
 
 def _budget(attempt: Attempt, plan: SweepPlan) -> float | None:
+    if attempt.spec.vision.is_shared:
+        return float(attempt.spec.vision.target.sparsity)
     budget = plan.budget_of(attempt.point) if attempt.number is not None else None
     return None if budget is None else float(budget)
 

@@ -50,8 +50,9 @@ def commit(
     budget: float | None = None,
     repair: bool = True,
     point: dict[str, object] | None = None,
+    shared: float | None = None,
 ) -> None:
-    """Commits one finished trial of the sample."""
+    """Commits one finished trial of the sample; `shared` is what both towers were to lose."""
     sparsity = {"vision": _sparsity(vision), "language": _sparsity(language)}
     zeros = {
         "vision": round(sparsity["vision"] * VISION),
@@ -101,6 +102,10 @@ def commit(
         "total_seconds": 14.2,
         "point": point or {"vision_sparsity": vision},
     }
+    if shared is not None:
+        row |= {"budget": shared}
+        for tower in ("vision", "language"):
+            row |= {f"{tower}_target": None, f"{tower}_sparsity": None, f"{tower}_group": "all"}
     sweep.commit("trials", [row], trial=trial, epoch=1)
 
 

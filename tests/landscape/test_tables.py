@@ -1,11 +1,12 @@
 """A results table says what was asked, what was counted, and what scores stand beside."""
 
 import math
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from ressa.landscape import failures, plain_table, render_table, results_table
+from ressa.landscape import failures, heatmap, plain_table, plot, render_table, results_table
 from ressa.landscape.tables import COLUMNS, recovery
 from ressa.store import SweepStore
 
@@ -137,3 +138,24 @@ def test_a_plain_table_shows_gaps_times_and_brackets(sweep: SweepStore) -> None:
     assert "–" in text
     assert "UTC" in text
     assert "." not in text.splitlines()[-1]
+
+
+def test_where_both_towers_were_asked_together_the_map_shows_what_came_of_it(
+    empty_sweep: SweepStore, tmp_path: Path
+) -> None:
+    asked = ("0.3", "0.4", "0.5", "0.6", "0.7")
+    for at, sparsity in enumerate(asked):
+        point: dict[str, object] = {"sparsity": sparsity}
+        vision = f"0.{at + 1}5"
+        commit(empty_sweep, f"t{at:03d}", vision, sparsity, point=point, shared=float(sparsity))
+    frame = results_table(empty_sweep)
+    assert frame["vision"].isna().all()
+    assert list(frame["vision_sparsity"].round(2)) == [0.15, 0.25, 0.35, 0.45, 0.55]
+    assert list(frame["budget"]) == [float(text) for text in asked]
+    assert frame.attrs["about"].methods == "wanda over both towers"
+    printed = _printed(render_table(frame))
+    assert "0.250" in printed
+    assert "sparsity=" not in printed  # the column says so
+    assert "vision 0.150 language 0.300" in _printed(heatmap(frame))
+    plot(empty_sweep, tmp_path / "map.svg")
+    assert (tmp_path / "map.svg").read_text().count("budget") >= len(asked)

@@ -1,3 +1,6 @@
+import json
+import weakref
+
 import numpy as np
 import pytest
 import tiny
@@ -6,7 +9,7 @@ import torch.multiprocessing
 
 from ressa.errors import CalibrationError
 from ressa.models.vlm import VLM
-from ressa.prune import Statistics, calibrate, prune_tower
+from ressa.prune import PrunedLayers, Statistics, prune_tower, walk
 from ressa.prune.dsnot import DSnoT
 from ressa.prune.sparsegpt import SparseGPT
 from ressa.prune.wanda import Wanda
@@ -64,7 +67,7 @@ def assert_close(one: Statistics, other: Statistics) -> None:
 
 @pytest.mark.parametrize("chunk", [1, 4, 100])
 def test_sums_are_those_of_questions_that_go_through_alone(vlm, chunk):
-    statistics = calibrate(vlm, tiny.questions(), tiny.picture, chunk=chunk, grams=TOWERS)
+    statistics = tiny.calibrate_all(vlm, chunk=chunk)
     expected = inputs_one_by_one(vlm)
     assert tokens(statistics) == {name: len(rows) for name, rows in expected.items()}
     for name, rows in expected.items():
@@ -80,7 +83,7 @@ def test_sums_are_those_of_questions_that_go_through_alone(vlm, chunk):
 
 
 def test_layers_of_one_input_share_their_statistics(vlm):
-    statistics = calibrate(vlm, tiny.questions(), tiny.picture, grams=TOWERS)
+    statistics = tiny.calibrate_all(vlm)
     shared: dict[int, list[str]] = {}
     for name, layer in statistics.layers.items():
         assert id(layer.gram) not in shared or layer is statistics.layers[shared[id(layer.gram)][0]]
@@ -93,13 +96,6 @@ def test_layers_of_one_input_share_their_statistics(vlm):
     assert SHARED[vlm.name] <= together
 
 
-def test_grams_are_taken_of_the_towers_that_need_them(vlm):
-    statistics = calibrate(vlm, tiny.questions(), tiny.picture, grams=["language"])
-    for layer in vlm.towers.inventory.layers:
-        assert (statistics.layers[layer.name].gram is not None) == (layer.tower == "language")
-    assert_close(statistics, calibrate(vlm, tiny.questions(), tiny.picture))
-
-
 def test_an_input_that_is_changed_between_two_readers_is_not_shared(vlm):
     first, second = gated_unit(vlm)
 
@@ -107,7 +103,7 @@ def test_an_input_that_is_changed_between_two_readers_is_not_shared(vlm):
         args[0].mul_(2)
 
     hook = vlm.model.get_submodule(first).register_forward_hook(double)
-    layers = calibrate(vlm, tiny.questions(), tiny.picture).layers
+    layers = tiny.calibrate_all(vlm).layers
     hook.remove()
     np.testing.assert_allclose(layers[second].square_sums, 4 * layers[first].square_sums, rtol=1e-6)
 
@@ -115,47 +111,96 @@ def test_an_input_that_is_changed_between_two_readers_is_not_shared(vlm):
 def test_sums_do_not_depend_on_the_order_of_the_questions(vlm):
     questions = tiny.questions()
     assert_close(
-        calibrate(vlm, questions, tiny.picture, chunk=4),
-        calibrate(vlm, questions[::2] + questions[1::2], tiny.picture, chunk=5),
+        tiny.calibrate_all(vlm, questions, chunk=4),
+        tiny.calibrate_all(vlm, questions[::2] + questions[1::2], chunk=5),
     )
 
 
 def test_what_padding_looks_like_does_not_matter(vlm):
-    before = calibrate(vlm, tiny.questions(), tiny.picture)
+    before = tiny.calibrate_all(vlm)
     vlm.model.get_input_embeddings().weight.data[tiny.PAD] = 1000
-    assert_close(calibrate(vlm, tiny.questions(), tiny.picture), before)
+    assert_close(tiny.calibrate_all(vlm), before)
 
 
 def test_twice_the_questions_double_the_sums(vlm):
-    once = calibrate(vlm, tiny.questions(), tiny.picture, chunk=11, grams=TOWERS)
-    twice = calibrate(vlm, tiny.questions() * 2, tiny.picture, chunk=11, grams=TOWERS)
+    once = tiny.calibrate_all(vlm, chunk=11)
+    twice = tiny.calibrate_all(vlm, tiny.questions() * 2, chunk=11)
     for name, layer in once.layers.items():
         assert twice.layers[name].sums.equal(2 * layer.sums)
         assert twice.layers[name].square_sums.equal(2 * layer.square_sums)
         assert twice.layers[name].gram.equal(2 * layer.gram)
 
 
-def test_layers_can_be_chosen(vlm):
-    layers = vlm.towers.inventory.tower("language")[3:5]
-    chosen = calibrate(vlm, tiny.questions(), tiny.picture, layers=layers)
-    everything = calibrate(vlm, tiny.questions(), tiny.picture)
-    assert list(chosen.layers) == [layer.name for layer in layers]
-    for name, layer in chosen.layers.items():
-        assert layer.square_sums.equal(everything.layers[name].square_sums)
-
-
 def test_two_workers_get_the_same_bytes_as_one(tmp_path):
     torch.multiprocessing.spawn(tiny.calibrate_as_worker, args=(2, str(tmp_path)), nprocs=2)
     for name, build in tiny.MODELS.items():
-        alone = calibrate(build(), tiny.questions(), tiny.picture, chunk=4, grams=TOWERS).to_bytes()
+        alone = tiny.calibrate_all(build(), chunk=4).to_bytes()
         assert (tmp_path / f"{name}-0").read_bytes() == alone
         assert (tmp_path / f"{name}-1").read_bytes() == alone
+        masks = tiny.mask_hashes(tiny.prune_both_towers(build(), Wanda(), chunk=4))
+        for rank in (0, 1):
+            assert json.loads((tmp_path / f"{name}-{rank}-masks").read_text()) == masks
+
+
+@pytest.mark.parametrize("method", [Wanda, SparseGPT])
+def test_each_block_is_calibrated_behind_the_pruned_blocks_before_it(vlm, method):
+    """The published protocol, done the slow way: all examples from the start for every block."""
+    blocks = tiny.prune_both_towers(vlm, method(), chunk=4)
+
+    slow = tiny.MODELS[vlm.name.removeprefix("tiny-")]()
+    expected = []
+    for tower in TOWERS:
+        for number in range(len(slow.towers.blocks[tower])):
+            layers = [x for x in slow.towers.inventory.tower(tower) if x.block == number]
+            known = tiny.calibrate_all(slow, chunk=4)
+            known = Statistics({layer.name: known.layers[layer.name] for layer in layers})
+            expected.append(tiny.prune_one_block(slow, method(), known))
+    for content, other in zip(blocks, expected, strict=True):
+        pruned = PrunedLayers.from_bytes(content)
+        assert list(pruned.masks) == list(other.masks)
+        for name, mask in pruned.masks.items():
+            assert mask.equal(other.masks[name])
+        for name, weight in pruned.weights.items():
+            assert weight.equal(other.weights[name])
+    assert len(blocks) == sum(map(len, slow.towers.blocks.values()))
+
+
+def test_behind_pruned_blocks_statistics_differ(vlm):
+    dense = tiny.calibrate_all(vlm)
+    sequential = [
+        (known, tiny.prune_one_block(vlm, Wanda(), known))[0]
+        for tower in TOWERS
+        for known in walk(vlm, tiny.questions(), tiny.picture, tower, prunes=True)
+    ]
+    first, *later = sequential
+    for name, layer in first.layers.items():
+        assert layer.gram.equal(dense.layers[name].gram)
+    for known in later:  # a decoder's first layers read embeddings, which are not pruned
+        assert any(not x.gram.equal(dense.layers[n].gram) for n, x in known.layers.items())
+        assert all(x.tokens == dense.layers[n].tokens for n, x in known.layers.items())
+
+
+def test_one_blocks_statistics_are_held_at_a_time(vlm):
+    seen = []
+    for known in walk(vlm, tiny.questions(), tiny.picture, "vision"):
+        seen.append(weakref.ref(next(iter(known.layers.values())).gram))
+        assert all(ref() is None for ref in seen[:-1])
+        del known
+
+
+def test_a_walk_that_is_left_half_way_leaves_the_model_as_it_was(vlm):
+    before = vlm.answer_logits(vlm.encode(tiny.questions(), tiny.picture, answers=True))[0]
+    for _ in walk(vlm, tiny.questions(), tiny.picture, "language", chunk=3):
+        break
+    after = vlm.answer_logits(vlm.encode(tiny.questions(), tiny.picture, answers=True))[0]
+    assert after.equal(before)
+    assert not any("forward" in vars(module) for module in vlm.model.modules())
 
 
 def test_calibration_leaves_the_model_as_it_was(vlm):
     vlm.model.train()
     before = {name: value.clone() for name, value in vlm.model.state_dict().items()}
-    calibrate(vlm, tiny.questions(), tiny.picture)
+    tiny.calibrate_all(vlm)
     assert all(value.equal(before[name]) for name, value in vlm.model.state_dict().items())
     assert vlm.model.training
 
@@ -166,7 +211,7 @@ def test_calibration_leaves_no_hook(vlm):
 
     vlm.answer_logits(vlm.encode(tiny.questions(), tiny.picture, answers=True))
     before = hooks()  # transformers leaves some of its own after a first pass
-    calibrate(vlm, tiny.questions(), tiny.picture)
+    tiny.calibrate_all(vlm)
     assert hooks() == before
 
 
@@ -174,17 +219,17 @@ def test_inputs_that_are_not_finite_name_their_layer(vlm):
     layer = vlm.towers.inventory.tower("vision")[-1]
     vlm.model.get_submodule(layer.name.replace("fc2", "fc1")).weight.data[0] = torch.nan
     with pytest.raises(CalibrationError, match=layer.name) as caught:
-        calibrate(vlm, tiny.questions(), tiny.picture)
+        tiny.calibrate_all(vlm)
     assert caught.value.failure == "numeric"
 
 
 def test_no_examples_are_no_statistics(vlm):
     with pytest.raises(CalibrationError, match="no calibration token"):
-        calibrate(vlm, [], tiny.picture)
+        tiny.calibrate_all(vlm, [])
 
 
 def test_statistics_come_back_from_bytes(vlm):
-    statistics = calibrate(vlm, tiny.questions(), tiny.picture, grams=["vision"])
+    statistics = tiny.calibrate_all(vlm)
     content = statistics.to_bytes()
     restored = Statistics.from_bytes(content)
     assert list(restored.layers) == list(statistics.layers)
@@ -193,7 +238,7 @@ def test_statistics_come_back_from_bytes(vlm):
     for name, layer in statistics.layers.items():
         assert restored.layers[name].sums.equal(layer.sums)
         assert restored.layers[name].square_sums.equal(layer.square_sums)
-        assert (restored.layers[name].gram is None) == (layer.gram is None)
+        assert restored.layers[name].gram.equal(layer.gram)
     distinct = {id(layer.sums) for layer in statistics.layers.values()}
     assert len({id(layer.sums) for layer in restored.layers.values()}) == len(distinct)
 
@@ -208,14 +253,14 @@ def test_an_input_that_is_shared_now_and_then_is_refused(vlm):
 
     hook = vlm.model.get_submodule(second).register_forward_pre_hook(copy_later)
     with pytest.raises(CalibrationError, match=second):
-        calibrate(vlm, tiny.questions(), tiny.picture)
+        tiny.calibrate_all(vlm)
     hook.remove()
 
 
 @pytest.mark.parametrize("tower", ["vision", "language"])
 @pytest.mark.parametrize("method", [Wanda, SparseGPT, DSnoT])
 def test_a_calibrated_tower_is_pruned_exactly(vlm, tower, method):
-    statistics = calibrate(vlm, tiny.questions(), tiny.picture, grams=TOWERS)
+    statistics = tiny.calibrate_all(vlm)
     layers = vlm.towers.inventory.tower(tower)
     for target in ["0.37", "2:4"]:
         pruned = prune_tower(

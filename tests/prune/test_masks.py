@@ -6,7 +6,15 @@ import torch
 from torch import Tensor
 
 from ressa.errors import PruneError
-from ressa.prune.masks import keep_mask, mask_bits, mask_hash, mask_of_bits
+from ressa.prune import masks as module
+from ressa.prune.masks import (
+    keep_mask,
+    keep_masks,
+    mask_bits,
+    mask_hash,
+    mask_of_bits,
+    zero_pruned_,
+)
 from ressa.sparsity import Pattern
 
 
@@ -76,6 +84,14 @@ def test_two_of_four_keeps_the_pair_of_the_largest_sum():
     assert torch.allclose(kept, torch.stack(pairs).amax(dim=0))
 
 
+def test_two_of_four_is_four_of_eight_and_not_the_other_way_round():
+    saliency = drawn(6, 32)
+    narrow = keep_mask(saliency, Pattern(2, 4)).reshape(-1, 8).sum(dim=1)
+    wide = keep_mask(saliency, Pattern(4, 8)).reshape(-1, 4).sum(dim=1)
+    assert (narrow == 4).all()
+    assert (wide != 2).any()
+
+
 def test_a_narrower_choice_never_keeps_more_saliency():
     saliency = drawn(8, 32)
     removals = [8 * 16, np.full(8, 16), Pattern(4, 8), Pattern(2, 4)]
@@ -94,6 +110,28 @@ def test_permuted_saliencies_give_permuted_masks():
     rows, columns = torch.randperm(9), torch.randperm(20)
     permuted = keep_mask(saliency[rows][:, columns], zeros[rows.numpy()])
     assert permuted.equal(keep_mask(saliency, zeros)[rows][:, columns])
+
+
+@pytest.mark.parametrize("draw", [drawn, tied])
+@pytest.mark.parametrize("cache_values", [1, 40, 2**17])
+def test_many_choices_from_one_sort_are_those_made_alone(monkeypatch, draw, cache_values):
+    saliency = draw(10, 16) - 0.5
+    rows = np.random.default_rng(1).integers(0, 17, size=10)
+    removals = [np.full(10, 3), 0, rows, Pattern(2, 4), 77, np.full(10, 16), 160, Pattern(1, 8)]
+    alone = [keep_mask(saliency, removal) for removal in removals]
+    monkeypatch.setattr(module, "_CACHE_VALUES", cache_values)
+    together = list(keep_masks(saliency, removals))
+    assert len(together) == len(removals)
+    assert all(one.equal(other) for one, other in zip(alone, together, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_what_is_pruned_becomes_plus_zero_and_nothing_else_changes(dtype):
+    weight, keep = (drawn(7, 9) - 0.5).to(dtype), drawn(7, 9, seed=1) > 0.4
+    left = weight.clone()
+    zero_pruned_(left, keep)
+    assert left[keep].equal(weight[keep])
+    assert not left[~keep].any() and not left[~keep].signbit().any()
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])

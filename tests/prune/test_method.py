@@ -1,9 +1,11 @@
+import numpy as np
 import pytest
 import torch
+from layers import correlated_inputs, drawn_weight, statistics_of
 
 from ressa.catalog import METHODS
 from ressa.prune import PruneMethod
-from ressa.sparsity import Target
+from ressa.sparsity import Pattern, Target
 from ressa.spec import TowerTarget
 from ressa.testing import PruneMethodContract
 
@@ -50,6 +52,26 @@ def test_a_method_takes_the_options_that_it_reads():
     assert methods["sparsegpt"].dampening == methods["dsnot"].initial.dampening == 0.2
     assert methods["dsnot"].cycles == 3
     assert METHODS["dsnot"]().initial.name == "wanda"
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_a_layer_pruned_several_times_over_is_pruned_each_time_as_alone(name):
+    weight = drawn_weight(columns=64).float()
+    statistics = statistics_of(correlated_inputs(columns=64, offset=2.0).float())
+    removals = [np.full(24, 20), np.full(24, 45), Pattern(2, 4), 24 * 40]
+
+    def seeded() -> torch.Generator:
+        return torch.Generator().manual_seed(3)
+
+    method = METHODS[name]()
+    each = list(method.prune_each(weight, statistics, removals, seeded()))
+    for removal, pruned in zip(removals, each, strict=True):
+        alone = METHODS[name]().prune(weight, statistics, removal, seeded())
+        assert pruned.keep_mask.equal(alone.keep_mask)
+        if alone.weight is None:
+            assert pruned.weight is None
+        else:
+            assert pruned.weight.equal(alone.weight)
 
 
 def contract_of(tested: type[PruneMethod]) -> PruneMethodContract:

@@ -1,6 +1,7 @@
 """Tiny VLMs of random weights, with a processor that reads token ids; and two workers on them."""
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,16 @@ from transformers import (
 
 from ressa.models.towers import find_towers
 from ressa.models.vlm import VLM
-from ressa.prune import calibrate
+from ressa.prune import (
+    PrunedLayers,
+    PruneMethod,
+    Statistics,
+    calibrate,
+    mask_hash,
+    prune_layers,
+    walk,
+)
+from ressa.prune.wanda import Wanda
 from ressa.records import Example
 from ressa.sparsity import TOWERS
 
@@ -120,12 +130,43 @@ def picture(image_id: str) -> Image.Image:
     return Image.fromarray(pixels.astype(np.uint8))
 
 
+def calibrate_all(vlm: VLM, examples: list[Example] | None = None, **options: Any) -> Statistics:
+    """Takes the statistics of both towers, of all questions by default."""
+    examples = questions() if examples is None else examples
+    towers = [calibrate(vlm, examples, picture, tower, **options) for tower in TOWERS]
+    return Statistics({name: known for tower in towers for name, known in tower.layers.items()})
+
+
 def calibrate_as_worker(rank: int, workers: int, folder: str) -> None:
     """Joins a group of workers, calibrates each tiny model with it, and writes what came out."""
     torch.set_num_threads(1)
     rendezvous = dist.FileStore(f"{folder}/rendezvous", workers)
     dist.init_process_group("gloo", store=rendezvous, rank=rank, world_size=workers)
     for name, build in MODELS.items():
-        statistics = calibrate(build(), questions(), picture, chunk=4, grams=TOWERS)
+        statistics = calibrate_all(build(), chunk=4)
         Path(folder, f"{name}-{rank}").write_bytes(statistics.to_bytes())
+        masks = mask_hashes(prune_both_towers(build(), Wanda(), chunk=4))
+        Path(folder, f"{name}-{rank}-masks").write_text(json.dumps(masks))
     dist.destroy_process_group()
+
+
+def prune_one_block(vlm: VLM, method: PruneMethod, known: Statistics) -> PrunedLayers:
+    """Takes half of each row of the layers that the statistics are of, in place."""
+    layers = [layer for layer in vlm.towers.inventory.layers if layer.name in known.layers]
+    lost = [np.full(layer.rows, layer.columns // 2) for layer in layers]
+    pruned = prune_layers(vlm.model, layers, method, lost, statistics=known.layers)
+    pruned.apply(vlm.model)
+    return pruned
+
+
+def mask_hashes(blocks: list[bytes]) -> list[str]:
+    return [mask_hash(PrunedLayers.from_bytes(content).masks) for content in blocks]
+
+
+def prune_both_towers(vlm: VLM, method: PruneMethod, **options: Any) -> list[bytes]:
+    """Prunes vision, then language behind it, each block behind those before."""
+    return [
+        prune_one_block(vlm, method, known).to_bytes()
+        for tower in TOWERS
+        for known in walk(vlm, questions(), picture, tower, prunes=True, **options)
+    ]

@@ -77,8 +77,9 @@ def test_missing_keys_are_said_with_what_they_are_for(faults):
     assert found == [
         "sweep.yaml:1: ressa: missing. Version of the file format.",
         "sweep.yaml:1: model: missing. The model: a name alone, or a mapping.",
-        "sweep.yaml:1: space: missing. What varies: vision_sparsity, language_sparsity, and any "
-        "field of prune or repair under its dotted name. A range, choices, or a constant.",
+        "sweep.yaml:1: space: missing. What varies: vision_sparsity and language_sparsity, or one "
+        "sparsity for both, and any field of prune or repair under its dotted name. A range, "
+        "choices, or a constant.",
     ]
 
 

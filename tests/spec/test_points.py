@@ -7,7 +7,7 @@ import pytest
 
 from ressa.errors import InfeasibleAllocation, SpecError
 from ressa.sparsity import Target, round_half_up, tower_zeros
-from ressa.spec import apply_point, baseline, grid_points, spec_from_yaml
+from ressa.spec import Ecoflap, Owl, apply_point, baseline, grid_points, spec_from_yaml
 
 SWEEP = """\
 ressa: 1
@@ -134,3 +134,91 @@ def test_baselines_lose_nothing_and_repair_by_the_same_recipe(load):
     assert dense.language.target.is_dense
     assert dense.repair is None
     assert repaired.repair == spec.repair.model_copy(update={"micro_batch": 64})
+
+
+ONE = "ressa: 1\nmodel: pocket-blip2\nspace: {sparsity: {choices: [0, 0.5, 2:4, 1]}%s}\n%s\n"
+
+
+def test_one_sparsity_is_the_target_of_both_towers(load, inventory):
+    spec = load(ONE % ("", "")).spec
+    for text in ("0.5", "2:4"):
+        found = apply_point(spec, inventory, {"sparsity": text})
+        assert found.vision.target == found.language.target == Target.parse(text)
+        assert not found.vision.is_shared
+    assert grid_points(spec, inventory)[0] == [{"sparsity": s} for s in ("0", "0.5", "2:4", "1")]
+
+
+def test_both_towers_may_lose_one_share_together(load, inventory):
+    spec = load((ONE % ("", "prune: {group: all}")).replace(", 2:4", "")).spec
+    found = {s: apply_point(spec, inventory, {"sparsity": s}).vision for s in ("0", "0.5", "1")}
+    assert {tower.group for tower in found.values()} == {"all"}
+    # Nothing and everything are the same shared or not.
+    assert [tower.is_shared for tower in found.values()] == [False, True, False]
+    assert not baseline(spec, "dense").vision.is_shared
+
+
+def test_points_whose_values_exclude_each_other_are_skipped_with_the_reason(load, inventory):
+    axes = ", prune.group: {choices: [row, all]}, prune.layers: {choices: [uniform, owl]}"
+    spec = load(ONE % (axes, "")).spec
+    points, skipped = grid_points(spec, inventory)
+    assert len(points) + len(skipped) == 4 * 2 * 2 == spec.search.trials + len(skipped)
+    assert len(skipped) == 1 + 4
+    for entry, reason in skipped:
+        assert entry["prune.group"] == "all"
+        expected = "one threshold" if entry["prune.layers"] == "owl" else "pattern 2:4 fixes"
+        assert expected in reason
+
+
+def test_activations_can_be_swept(load, inventory):
+    axes = ", prune.calibration.activations: {choices: [dense, tower, sequential]}"
+    spec = load(ONE % (axes, "")).spec
+    values = {"sparsity": "0.5", "prune.calibration.activations": "sequential"}
+    assert apply_point(spec, inventory, values).calibration.activations == "sequential"
+
+
+def test_options_of_the_layers_are_those_that_are_read(load, inventory):
+    options = "{counting: reference, layers: owl, owl: {threshold: 7}, language: {layers: ecoflap}}"
+    spec = load(ONE % ("", f"prune: {options}")).spec
+    half = apply_point(spec, inventory, {"sparsity": "0.5"})
+    assert (half.vision.layers, half.language.layers) == (Owl(threshold=7.0), Ecoflap())
+    assert (half.vision.layerwise, half.language.layerwise) == ("owl", "ecoflap")
+    assert half.vision.counting == "reference"
+    hash(half.vision)
+    for text in ("0", "2:4", "1"):
+        found = apply_point(spec, inventory, {"sparsity": text}).vision
+        assert (found.layers, found.layerwise, found.counting) == (None, "uniform", "exact")
+    assert baseline(spec, "dense").language.layers is None
+    assert spec_from_yaml(spec.to_yaml()) == spec
+
+
+def test_a_table_becomes_the_layers_that_it_names_in_each_tower(load, inventory):
+    table = '{layers: {"vision.?.*": 0.45, language.3.weight: 0.6}}'
+    spec = load((ONE % ("", f"prune: {table}")).replace("0, ", "").replace(", 1", "")).spec
+    found = apply_point(spec, inventory, {"sparsity": "0.5"})
+    names = [f"vision.{index}.weight" for index in range(10)]
+    assert found.vision.layers == tuple((name, Fraction(9, 20)) for name in names)
+    assert found.language.layers == (("language.3.weight", Fraction(3, 5)),)
+    assert found.vision.layerwise == "table"
+    assert apply_point(spec, inventory, {"sparsity": "2:4"}).vision.layers is None
+    assert spec_from_yaml(spec.to_yaml()) == spec
+    # Another way to write the same trial.
+    same = load(
+        (ONE % ("", f"prune: {table}".replace("vision.?.*", "vision.[0-9].weight"))).replace(
+            "0, ", ""
+        )
+    ).spec
+    assert apply_point(same, inventory, {"sparsity": "0.5"}) == found
+
+
+def test_a_table_that_a_point_cannot_meet_makes_it_infeasible(load, inventory):
+    spec = load(ONE % ("", 'prune: {layers: {"vision.?.*": 0.9}}')).spec
+    points, skipped = grid_points(spec, inventory)
+    assert [entry["sparsity"] for entry in points] == ["2:4"]
+    assert [entry["sparsity"] for entry, _ in skipped] == ["0", "0.5", "1"]
+    assert all("vision: the table's layers come to" in reason for _, reason in skipped)
+
+
+def test_floors_and_a_budget_are_warned_of(load):
+    text = SWEEP.replace("prune: {", "prune: {counting: reference, ")
+    assert any("misses its budget" in warning for warning in load(text).warnings)
+    assert not any("misses its budget" in warning for warning in load(SWEEP).warnings)

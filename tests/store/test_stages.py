@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from ressa.errors import DamagedStage
 from ressa.store import Store
 
 
@@ -44,3 +45,26 @@ def test_a_damaged_stage_is_made_again(store: Store, damage: str) -> None:
     assert store.stages.get("mask", "k") is None
     assert store.stages.put("mask", "k", {"masks": b"content"})
     assert store.stages.get("mask", "k") == {"masks": b"content"}
+
+
+def test_files_are_written_and_read_one_by_one(store: Store) -> None:
+    writer = store.stages.writer("mask", "k")
+    writer.add("a", b"first")
+    assert store.stages.open("mask", "k") is None
+    writer.add("b", b"second")
+    assert writer.finish({"blocks": 2})
+    files = store.stages.open("mask", "k")
+    assert files is not None
+    assert dict(files) == {"a": b"first", "b": b"second"}
+    assert store.stages.meta("mask", "k") == {"blocks": 2}
+
+
+def test_a_file_changed_after_the_stage_was_opened_is_noticed_when_read(store: Store) -> None:
+    store.stages.put("mask", "k", {"a": b"content"})
+    files = store.stages.open("mask", "k")
+    assert files is not None
+    (file,) = Path(store.location, "stages/mask/k").glob("*-a")
+    file.write_bytes(b"CONTENT")
+    with pytest.raises(DamagedStage, match="mask k: a is damaged"):
+        files["a"]
+    assert store.stages.open("mask", "k") is None

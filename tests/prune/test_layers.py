@@ -10,7 +10,7 @@ from ressa.errors import InfeasibleAllocation, PruneError
 from ressa.prune import (
     LayerStatistics,
     Pruned,
-    PrunedTower,
+    PrunedLayers,
     PruneMethod,
     Statistics,
     apply_masks,
@@ -96,7 +96,7 @@ def test_reports_of_a_pattern_name_it(tower):
 @pytest.mark.parametrize("target", ["0.29", "2:4"])
 def test_a_pruned_tower_comes_back_from_bytes(tower, target):
     pruned = prune_tower(tower, LAYERS, Magnitude(), target=Target.parse(target))
-    restored = PrunedTower.from_bytes(pruned.to_bytes())
+    restored = PrunedLayers.from_bytes(pruned.to_bytes())
     assert restored.layers == pruned.layers
     assert same(restored.masks, pruned.masks)
     assert restored.to_bytes() == pruned.to_bytes()
@@ -211,7 +211,7 @@ def test_new_weights_are_applied_and_nothing_else_changes(tower):
     before = {name: value.clone() for name, value in tower.state_dict().items()}
     pruned = prune_tower(tower, LAYERS, Doubling(), target=HALF)
     assert same(tower.state_dict(), before)
-    PrunedTower.from_bytes(pruned.to_bytes()).apply(tower)
+    PrunedLayers.from_bytes(pruned.to_bytes()).apply(tower)
     for name, mask in pruned.masks.items():
         dense, weight = before.pop(f"{name}.weight"), tower[name].weight
         assert weight[mask].equal(2 * dense[mask])
@@ -222,7 +222,7 @@ def test_new_weights_are_applied_and_nothing_else_changes(tower):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_new_weights_come_back_from_bytes(tower, dtype):
     pruned = prune_tower(tower.to(dtype), LAYERS, Doubling(), target=Target.parse("0.29"))
-    restored = PrunedTower.from_bytes(pruned.to_bytes())
+    restored = PrunedLayers.from_bytes(pruned.to_bytes())
     assert same(restored.weights, pruned.weights)
     assert all(weight.dtype == dtype for weight in restored.weights.values())
 

@@ -1,0 +1,257 @@
+"""How a trial prunes: calibration, each layer's share, masks, as stages that trials share.
+
+Statistics of the dense model are taken beforehand, one stage for each tower; those of the other
+regimes while a tower is pruned. What each layer loses is decided on the dense model, then both
+towers are pruned block by block, and the model has the weights that stay.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from fractions import Fraction
+from functools import partial
+from itertools import cycle
+
+from PIL.Image import Image
+from torch import Tensor
+
+from ressa.catalog import METHODS
+from ressa.models import VLM
+from ressa.prune import (
+    LayerReport,
+    LayerStatistics,
+    PackedMasks,
+    PrunedLayers,
+    PruneMethod,
+    Removal,
+    Statistics,
+    prune_layers,
+    removals,
+    requested_zeros,
+    saliency_of,
+    walk,
+)
+from ressa.prune.ecoflap import importances
+from ressa.prune.layerwise import ecoflap_shares, outlier_shares, owl_shares
+from ressa.records import Example, TrialSpec
+from ressa.sparsity import TOWERS, LayerShape, Tower
+from ressa.spec import Ecoflap, Owl, TowerTarget
+from ressa.stages import Parts, Stages
+from ressa.workers import agree, device
+
+
+class Pruning:
+    """The pruning of one trial's model.
+
+    Args:
+        trial: says how.
+        vlm: the dense model; `prune` changes it in place.
+        stages: what other trials left, and where this one leaves its own.
+        key: names a stage by all that can change it.
+        examples: the calibration set.
+        images: gives an image by its id.
+    """
+
+    def __init__(
+        self,
+        trial: TrialSpec,
+        vlm: VLM,
+        stages: Stages,
+        key: Callable[..., str],
+        examples: Sequence[Example],
+        images: Callable[[str], Image],
+    ) -> None:
+        self.spec, self.vlm, self.stages, self._key = trial, vlm, stages, key
+        self.examples, self.images = examples, images
+        self.inventory = vlm.towers.inventory
+        self.methods: dict[Tower, PruneMethod] = {
+            tower: METHODS[trial.tower(tower).method].from_spec(trial.tower(tower))
+            for tower in TOWERS
+        }
+        self.statistics: dict[Tower, Parts | None] = {}
+        self.masks = PackedMasks()
+        """The keep masks of both towers, once they are pruned."""
+        self.reports: dict[Tower, list[LayerReport]] = {}
+
+    def calibrate(self) -> None:
+        """Sums up the inputs of both towers' layers on the dense model, block by block.
+
+        Unless each block's are to be taken when its turn to be pruned has come.
+        """
+        if self.spec.calibration.activations != "dense":
+            self.statistics = dict.fromkeys(TOWERS)
+            return
+        for tower in TOWERS:
+            key = self._key("calibration", tower, self.spec.calibration)
+            self.statistics[tower] = self.stages.once_in_parts(
+                "calibration", key, partial(self._dense_statistics, tower)
+            )
+
+    def _dense_statistics(self, tower: Tower) -> Iterator[bytes]:
+        # No name is given to a block's statistics, so that they are gone before the next one's.
+        return map(Statistics.to_bytes, self._walk(tower, prunes=False))
+
+    def prune(self) -> None:
+        """Chooses what stays of both towers and sets the rest to zero, block by block.
+
+        With `sequential` activations vision is pruned first, so that language is calibrated behind
+        what is left of it; with `tower` it comes second, so that language sees the dense one.
+        """
+        order = TOWERS if self.spec.calibration.activations == "sequential" else TOWERS[::-1]
+        # Of both towers at once: what each layer loses is decided on the dense model.
+        lost = self._removals()
+        above = ""
+        for tower in order:
+            above = self._prune_tower(tower, lost, above)
+
+    def _prune_tower(
+        self,
+        tower: Tower,
+        lost: Mapping[str, tuple[Removal, int]],
+        above: str,
+    ) -> str:
+        """Prunes one tower, or takes its masks from the store; returns the stage's key.
+
+        Args:
+            tower: which one.
+            lost: what each layer is to lose, and what its share of the target is.
+            above: the key of what was pruned before, which these statistics may depend on.
+        """
+        wanted, method, ref = self.spec.tower(tower), self.methods[tower], self.spec.calibration
+        depends = above if ref.activations == "sequential" else ""
+        key = self._key("mask", tower, wanted, method.versions, ref, depends)
+        layers, statistics = self.inventory.tower(tower), self.statistics[tower]
+
+        def make() -> Iterator[bytes]:
+            blocks = (
+                self._walk(tower, prunes=True)
+                if statistics is None
+                else map(Statistics.from_bytes, statistics)
+            )
+            for known in blocks:
+                block = [layer for layer in layers if layer.name in known.layers]
+                pruned = prune_layers(
+                    self.vlm.model,
+                    block,
+                    method,
+                    [lost[layer.name][0] for layer in block],
+                    requested=[lost[layer.name][1] for layer in block],
+                    group=wanted.group,
+                    statistics=known.layers,
+                    seed=ref.seed,
+                )
+                # One worker's, lest processors that round differently give them other weights.
+                content = agree(pruned.to_bytes())
+                PrunedLayers.from_bytes(content).apply(self.vlm.model)
+                del known, pruned  # before the next block's are made
+                yield content
+
+        self.reports[tower] = []
+        for content in self.stages.once_in_parts(f"{tower}-mask", key, make):
+            pruned = PrunedLayers.from_bytes(content)
+            pruned.apply(self.vlm.model)
+            self.masks |= pruned.masks
+            self.reports[tower].extend(pruned.layers)
+        return key
+
+    def _removals(self) -> dict[str, tuple[Removal, int]]:
+        """Says what each layer loses, and what its share of the target is, by the layer's name.
+
+        Decided on the dense model. What takes time is one worker's answer, kept as a stage.
+        """
+        found: dict[str, tuple[Removal, int]] = {}
+        both = [self.inventory.tower(tower) for tower in TOWERS]
+        if self.spec.vision.group == "all" and self.spec.vision.target.pattern is None:
+            both = [self.inventory.layers]  # they lose their share together
+        for layers in both:
+            wanted = self.spec.tower(layers[0].tower)
+            shares = self._shares(layers, wanted)
+            lost = self._lost(layers, wanted, shares)
+            asked = requested_zeros(layers, wanted, lost, shares=shares)
+            names = [layer.name for layer in layers]
+            found |= dict(zip(names, zip(lost, asked, strict=True), strict=True))
+        return found
+
+    def _lost(
+        self,
+        layers: Sequence[LayerShape],
+        wanted: TowerTarget,
+        shares: Mapping[str, Fraction] | None,
+    ) -> list[Removal]:
+        if wanted.group in ("row", "matrix") or wanted.target.pattern is not None:
+            return removals(layers, wanted, shares=shares)
+        method, ref = self.methods[layers[0].tower], self.spec.calibration
+        known = _Known(self.statistics)
+
+        def saliency(layer: LayerShape) -> Tensor:
+            own = {} if method.needs == "nothing" else {layer.name: known(layer)}
+            return saliency_of(self.vlm.model, layer, method, own, ref.seed)
+
+        def make() -> bytes:
+            return agree(json.dumps(removals(layers, wanted, saliency=saliency)).encode())
+
+        key = self._key("threshold", layers[0].tower, wanted, method.versions, ref)
+        counts: list[Removal] = json.loads(self.stages.once("threshold", key, make))
+        return counts
+
+    def _shares(
+        self,
+        layers: Sequence[LayerShape],
+        wanted: TowerTarget,
+    ) -> dict[str, Fraction] | None:
+        """Splits a tower's sparsity over its layers, where they are not to be alike."""
+        tower, asked = layers[0].tower, wanted.layers
+        # Taken on the dense model, whatever the masks will see.
+        ref = self.spec.calibration.model_copy(update={"activations": "dense"})
+
+        def outliers(threshold: float) -> bytes:
+            blocks = self.statistics[tower]
+            known = (
+                self._walk(tower, prunes=False)
+                if blocks is None
+                else map(Statistics.from_bytes, blocks)
+            )
+            shares: dict[int, float] = {}
+            for block in known:
+                own = [layer for layer in layers if layer.name in block.layers]
+                shares |= outlier_shares(own, block.layers, self._weight, threshold)
+            return agree(json.dumps(list(shares.items())).encode())
+
+        def importances_of(options: Ecoflap) -> bytes:
+            few = self.examples[: options.samples]
+            found = importances(
+                self.vlm, few, self.images, layers, epsilon=options.epsilon, seed=ref.seed
+            )
+            return json.dumps(found).encode()
+
+        if isinstance(asked, Owl):
+            key = self._key("outliers", tower, ref, asked.threshold)
+            content = self.stages.once("outliers", key, lambda: outliers(asked.threshold))
+            return owl_shares(layers, wanted.target, dict(json.loads(content)), asked)
+        if isinstance(asked, Ecoflap):
+            key = self._key("importance", tower, ref, asked.samples, asked.epsilon)
+            content = self.stages.once("importance", key, lambda: importances_of(asked))
+            return ecoflap_shares(layers, wanted.target, json.loads(content), asked)
+        return None
+
+    def _weight(self, layer: LayerShape) -> Tensor:
+        weight = self.vlm.model.get_submodule(layer.name).weight
+        assert isinstance(weight, Tensor)
+        return weight
+
+    def _walk(self, tower: Tower, *, prunes: bool) -> Iterator[Statistics]:
+        return walk(self.vlm, self.examples, self.images, tower, prunes=prunes, device=device())
+
+
+class _Known:
+    """Statistics of layers that are asked for in their order; one block's are held at a time."""
+
+    def __init__(self, statistics: Mapping[Tower, Parts | None]) -> None:
+        self._parts = {tower: cycle(range(len(parts or ()))) for tower, parts in statistics.items()}
+        self._statistics, self._held = statistics, Statistics({})
+
+    def __call__(self, layer: LayerShape) -> LayerStatistics:
+        parts = self._statistics[layer.tower]
+        assert parts is not None, "a threshold over layers needs statistics of the dense model"
+        while layer.name not in self._held.layers:
+            self._held = Statistics.from_bytes(parts[next(self._parts[layer.tower])])
+        return self._held.layers[layer.name]
