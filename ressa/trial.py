@@ -32,7 +32,7 @@ from ressa.prune import (
     prune_tower,
 )
 from ressa.records import Example, Outcome, Progress, TrialSpec, content_key
-from ressa.repair import Teacher, attach, merge, teacher_logits, train
+from ressa.repair import LiveTeacher, Teacher, attach, merge, teacher_logits, train
 from ressa.sparsity import TOWERS, Tower
 from ressa.spec import DataRef
 from ressa.stages import Stages
@@ -140,11 +140,13 @@ class _Trial:
             key = self._key("calibration", self.spec.calibration, grams)
             return Statistics.from_bytes(self.stages.once("calibration", key, make))
 
-    def dense_teacher(self) -> Teacher | None:
+    def dense_teacher(self) -> Teacher | LiveTeacher | None:
         """Asks the dense model for its logits on the repair data, before anything is pruned."""
         plan = self.spec.repair
         if plan is None or not plan.distillation.weight:
             return None
+        if plan.distillation.reduction == "reference":
+            return LiveTeacher(self.vlm)
 
         def make() -> bytes:
             task, examples = _examples(plan.data)
@@ -184,8 +186,8 @@ class _Trial:
 
         return PrunedTower.from_bytes(self.stages.once(f"{tower}-mask", key, make))
 
-    def repair(self, teacher: Teacher | None) -> Generator[Progress]:
-        """Trains SparseLoRA on what is left of the weights and merges it, zeros untouched."""
+    def repair(self, teacher: Teacher | LiveTeacher | None) -> Generator[Progress]:
+        """Trains what is left of the weights as the spec asks, and merges it, zeros untouched."""
         plan = self.spec.repair
         assert plan is not None
         task, examples = _examples(plan.data)
@@ -196,10 +198,22 @@ class _Trial:
                 self.outcome.curves.append(asdict(step))
                 if step.step % REPORT_EVERY == 0:
                     yield Progress(stage="repair", step=step.step, steps=plan.steps)
+            trained = adapters.trainable_weights()
+        if plan.method == "lora":  # the paper's baseline: its zeros hold only beside a dense update
+            yield Progress(stage="score unmerged")
+            self.score_model("repaired_unmerged")
+        with self._clock("repair"):
             before = self._probe()
             merge(adapters)
             gap = (self._probe() - before).abs().max().item()
-        self.outcome.summary["merge_gap"] = gap
+        self.outcome.summary.update(
+            {
+                f"{part}_trainable_weights": trained.get(part, 0)
+                for part in self.inventory.parameters
+            },
+            trainable_weights=sum(trained.values()),
+            merge_gap=gap,
+        )
 
     def score_model(self, state: str) -> None:
         """Scores the model as it is now, on real and on blank images."""

@@ -20,9 +20,9 @@ from torch.nn.utils import get_total_norm
 from ressa.errors import RepairError
 from ressa.models.vlm import NO_LABEL, VLM, Batch
 from ressa.records import Example
+from ressa.repair.adapted import Adapters
 from ressa.repair.batches import global_batches, pieces, select, share
-from ressa.repair.distillation import Pictures, Teacher, cross_entropy, divergence
-from ressa.repair.sparselora import Adapters
+from ressa.repair.distillation import LiveTeacher, Pictures, Teacher, loss_parts, trimmed
 from ressa.spec import Repair
 from ressa.workers import ensure_process_group, rank_and_world_size
 
@@ -52,7 +52,7 @@ def train(
     adapters: Adapters,
     examples: Sequence[Example],
     task: Pictures,
-    teacher: Teacher | None,
+    teacher: Teacher | LiveTeacher | None,
     repair: Repair,
     *,
     seed: int,
@@ -75,11 +75,14 @@ def train(
     ensure_process_group()
     # No dropout: it is the pruned model that is repaired, not a thinner one.
     vlm.model.train(False)
+    adapters.train()  # but the dropout that a method has is meant
     micro_batches = _micro_batches(vlm, examples, task, teacher, repair, seed)
     engine, optimizer = _initialize(_Student(vlm, adapters, repair), repair)
     try:
         for step in range(repair.steps):
             started = time.perf_counter()
+            if repair.dropout:  # what it drops follows from the step, whatever ran before
+                torch.manual_seed(_dropout_seed(seed, step))
             rate = learning_rate(repair, step)
             optimizer.param_groups[0]["lr"] = rate
             (loss, ce, kl), norm = _take_step(engine, next(micro_batches))
@@ -99,7 +102,12 @@ def train(
                 examples_per_second=repair.batch_size / (time.perf_counter() - started),
             )
     finally:
+        adapters.train(False)
         engine.destroy()
+
+
+def _dropout_seed(seed: int, step: int) -> int:
+    return (seed * 1_000_003 + step) * 1_000_003 + rank_and_world_size()[0]
 
 
 def learning_rate(repair: Repair, step: int) -> float:
@@ -144,18 +152,15 @@ class _Student(nn.Module):
     def __init__(self, vlm: VLM, adapters: Adapters, repair: Repair) -> None:
         super().__init__()
         self.adapters = nn.ParameterList(adapters.parameters())
-        self._answer_logits = vlm.answer_logits
-        self._weight = repair.distillation.weight
-        self._temperature = repair.distillation.temperature
+        self._vlm, self._repair = vlm, repair
 
     def forward(self, batch: Batch, teacher: Tensor | None, tokens: float) -> tuple[Tensor, Tensor]:
         """Returns this micro-batch's part of the global loss, and of (loss, ce, kl) to report."""
-        logits, targets = self._answer_logits(batch)
-        ce = cross_entropy(logits, targets) / tokens
-        if teacher is None:
+        plan, questions = self._repair.distillation, self._repair.batch_size
+        ce, kl = loss_parts(self._vlm, batch, teacher, plan, tokens=tokens, questions=questions)
+        if kl is None:
             return ce, torch.stack([ce, ce, ce.new_zeros(())]).detach()
-        kl = divergence(logits, teacher.to(logits.device), self._temperature) / tokens
-        loss = torch.lerp(ce, kl, self._weight)
+        loss = torch.lerp(ce, kl, plan.weight)
         return loss, torch.stack([loss, ce, kl]).detach()
 
 
@@ -169,7 +174,7 @@ def _micro_batches(
     vlm: VLM,
     examples: Sequence[Example],
     task: Pictures,
-    teacher: Teacher | None,
+    teacher: Teacher | LiveTeacher | None,
     repair: Repair,
     seed: int,
 ) -> Iterator[list[MicroBatch]]:
@@ -190,8 +195,11 @@ def _micro_batches(
     encoded = vlm.encode([examples[index] for index in used], task.image, answers=True)
 
     def micro_batch(piece: list[int]) -> MicroBatch:
-        dense = None if teacher is None else teacher.of([examples[index] for index in piece])
-        return select(encoded, [row[index] for index in piece]), dense
+        batch = select(encoded, [row[index] for index in piece])
+        if repair.distillation.reduction == "reference":
+            batch = trimmed(batch)
+        asked = [examples[index] for index in piece]
+        return batch, None if teacher is None else teacher.of(asked, batch)
 
     return ([micro_batch(piece) for piece in step] for step in plan)
 

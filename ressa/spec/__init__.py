@@ -21,6 +21,7 @@ from ressa.spec.schema import (
     Search,
     SweepSpec,
     TowerPrune,
+    endings,
 )
 from ressa.spec.space import Choices, Dimension, Range
 
@@ -48,6 +49,7 @@ __all__ = [
     "apply_point",
     "baseline",
     "check_inventory",
+    "endings",
     "grid_points",
     "load_spec",
     "spec_from_mapping",

@@ -17,7 +17,15 @@ from pydantic import ValidationError
 from ressa.catalog import METHODS, MODELS, TASKS
 from ressa.errors import InfeasibleAllocation, SpecError, UnknownNameError, did_you_mean
 from ressa.registry import Registry
-from ressa.sparsity import Inventory, Target, Tower, check_pattern, exact_fraction, out_of_range
+from ressa.sparsity import (
+    TOWERS,
+    Inventory,
+    Target,
+    Tower,
+    check_pattern,
+    exact_fraction,
+    out_of_range,
+)
 from ressa.spec.faults import explain
 from ressa.spec.points import allocate, override
 from ressa.spec.schema import (
@@ -25,7 +33,9 @@ from ressa.spec.schema import (
     Prune,
     SweepSpec,
     TowerPrune,
+    endings,
     is_integer,
+    matches,
     sweepable_fields,
 )
 from ressa.spec.space import BUDGET, SPARSITIES, Choices, Range, Scalar, scalar_text
@@ -120,6 +130,12 @@ def _check_repair(spec: SweepSpec) -> Iterator[Problem]:
             f"got {repair.micro_batch}."
         )
         yield Problem(("repair", "micro_batch"), message)
+    if repair.dropout and repair.method not in ("lora", "none"):
+        message = (
+            f"{repair.method} has no place for dropout, got {repair.dropout}: its update meets no "
+            "input of its own. Leave it out, or take method lora."
+        )
+        yield Problem(("repair", "dropout"), message)
 
 
 def _reserved(data: DataRef) -> str:
@@ -315,6 +331,29 @@ _CHECKS: tuple[tuple[_Check, tuple[str, ...]], ...] = (
 )
 
 
+def _check_targets(spec: SweepSpec, inventory: Inventory) -> Iterator[Problem]:
+    repair = spec.repair
+    trained = [layer for layer in inventory.layers if layer.tower in repair.train]
+    names = [layer.name for layer in trained]
+    for index, target in enumerate(repair.targets):
+        if not any(matches(target, name) for name in names):
+            message = (
+                f"no layer of {' or '.join(repair.train)} is called so, got {target!r}."
+                f"{did_you_mean(target, endings(names))} Their names end in "
+                f"{', '.join(endings(names))}."
+            )
+            yield Problem(("repair", "targets", index), message)
+            return
+    for tower in TOWERS:
+        own = [layer.name for layer in trained if layer.tower == tower]
+        if own and not any(map(repair.reaches, own)):
+            message = (
+                f"{tower} is trained but has none of these layers. Its names end in "
+                f"{', '.join(endings(own))}; or leave {tower} out of repair.train."
+            )
+            yield Problem(("repair", "targets"), message)
+
+
 def check_inventory(spec: SweepSpec, inventory: Inventory) -> Iterator[Problem]:
     """Yields every fault that shows in the model's layers: ragged patterns, budgets out of reach.
 
@@ -322,6 +361,7 @@ def check_inventory(spec: SweepSpec, inventory: Inventory) -> Iterator[Problem]:
         spec: a spec that `check_spec` finds nothing in.
         inventory: the layers of its model.
     """
+    yield from _check_targets(spec, inventory)
     found = False
     for tower in ("vision", "language"):
         name = f"{tower}_sparsity"

@@ -21,7 +21,7 @@ from ressa.sparsity import (
     solve_vision,
     tower_zeros,
 )
-from ressa.spec.schema import Calibration, Prune, Repair, SweepSpec
+from ressa.spec.schema import Calibration, Prune, Rank, Repair, SweepSpec
 from ressa.spec.space import BUDGET, SPARSITIES, parse_scalar
 
 Point = Mapping[str, Any]
@@ -108,6 +108,8 @@ def _effective(prune: Prune, repair: Repair, spec: SweepSpec, allocation: Alloca
     if repair.micro_batch is None:
         share = max(1, repair.batch_size // spec.resources.workers)
         repair = repair.model_copy(update={"micro_batch": share})
+    if repair.method == "masked_finetune":  # it has neither: no other trial of other values
+        repair = repair.model_copy(update={"rank": Rank(), "alpha": 16.0})
     return Effective(
         vision=tower("vision"),
         language=tower("language"),
