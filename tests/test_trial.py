@@ -6,6 +6,7 @@ import pytest
 
 from ressa import trial
 from ressa.records import Outcome, TrialSpec
+from ressa.repair import REPAIR_METHODS
 from ressa.spec import apply_point, spec_from_mapping
 
 LEAST = {
@@ -17,8 +18,9 @@ LEAST = {
 }
 
 
-def specify(**prune: object) -> TrialSpec:
-    loaded = spec_from_mapping(LEAST | {"prune": {"calibration": {"samples": 16}} | prune})
+def specify(repair: dict[str, object] | None = None, **prune: object) -> TrialSpec:
+    content = LEAST | {"prune": {"calibration": {"samples": 16}} | prune}
+    loaded = spec_from_mapping(content | {"repair": LEAST["repair"] | (repair or {})})
     assert loaded.inventory is not None
     point = {"vision_sparsity": "2:4", "language_sparsity": "0.5"}
     effective = apply_point(loaded.spec, loaded.inventory, point)
@@ -71,3 +73,26 @@ def test_a_trial_that_finds_its_masks_comes_to_the_same_scores(tmp_path):
     assert again.scores == first.scores
     assert again.layers == first.layers  # with the seconds that the first run took
     assert again.summary["mask_hash"] == first.summary["mask_hash"]
+
+
+@pytest.mark.parametrize("method", sorted(REPAIR_METHODS))
+def test_every_repair_method_ends_in_a_model_that_keeps_its_zeros(tmp_path, method):
+    outcome = run(specify({"method": method}, method="magnitude"), str(tmp_path))
+    summary = outcome.summary
+    assert summary["pruned_nonzero"] == 0
+    # What lora learnt where weights are pruned is lost when it is merged.
+    assert (summary["merge_gap"] < 1e-3) == (method != "lora")
+    states = {row["state"] for row in outcome.scores} - {"dense", "majority"}
+    unmerged = {"repaired_unmerged"} if method == "lora" else set()
+    assert states == {"pruned", "repaired"} | unmerged
+    parts = [summary[f"{part}_trainable_weights"] for part in ("vision", "connector", "language")]
+    assert summary["trainable_weights"] == sum(parts)
+    assert min(parts) > 0
+
+
+def test_the_papers_reduction_runs_with_a_live_teacher(tmp_path):
+    repair = {"distillation": {"reduction": "reference", "weight": 0.1}}
+    outcome = run(specify(repair, method="magnitude"), str(tmp_path))
+    assert outcome.summary["pruned_nonzero"] == 0
+    assert all(point["kl"] > 0 for point in outcome.curves)
+    assert not (tmp_path / "stages" / "teacher").exists()

@@ -335,16 +335,17 @@ def _check_targets(spec: SweepSpec, inventory: Inventory) -> Iterator[Problem]:
     repair = spec.repair
     trained = [layer for layer in inventory.layers if layer.tower in repair.train]
     names = [layer.name for layer in trained]
+    towers = [tower for tower in TOWERS if tower in repair.train]
     for index, target in enumerate(repair.targets):
         if not any(matches(target, name) for name in names):
             message = (
-                f"no layer of {' or '.join(repair.train)} is called so, got {target!r}."
+                f"no layer of {' or '.join(towers)} is called so, got {target!r}."
                 f"{did_you_mean(target, endings(names))} Their names end in "
                 f"{', '.join(endings(names))}."
             )
             yield Problem(("repair", "targets", index), message)
             return
-    for tower in TOWERS:
+    for tower in towers:
         own = [layer.name for layer in trained if layer.tower == tower]
         if own and not any(map(repair.reaches, own)):
             message = (
