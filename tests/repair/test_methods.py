@@ -288,3 +288,46 @@ def test_a_trained_tower_without_a_target_is_refused() -> None:
 def test_packed_masks_unpack_to_what_they_were(half: Tensor) -> None:
     assert torch.equal(bits.unpack(bits.pack(half), IN).bool(), half)
     assert bits.pack(half).numel() == OUT * 2
+
+
+@pytest.mark.parametrize("method", EXACT)
+def test_half_precision_follows_fp32(method: str, half: Tensor) -> None:
+    layer, wide = adapted(method, half, torch.bfloat16), adapted(method, half, torch.bfloat16)
+    wide.to(torch.float32)
+    x, wide_x = inputs(torch.bfloat16).requires_grad_(), inputs(torch.float32).requires_grad_()
+    for adapter, given in ((layer, x), (wide, wide_x)):
+        adapter(given).float().square().sum().backward()
+    assert x.grad is not None and wide_x.grad is not None
+    assert (x.grad - wide_x.grad).norm() < 0.02 * wide_x.grad.norm()
+    for name, parameter in layer.trained.items():
+        assert parameter.grad.dtype == torch.float32
+        wanted = wide.trained[name].grad
+        assert (parameter.grad - wanted).norm() < 0.02 * wanted.norm()
+
+
+@pytest.mark.parametrize("method", ["sparselora", "straight_through", "spp"])
+def test_a_step_never_holds_a_whole_weight(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bits, "_LEAST", 1 << 18)
+    monkeypatch.setattr(bits, "_MOST", 1 << 23)
+    linear = nn.Linear(1024, 1024)
+    mask = linear.weight.detach() > 0
+    generator = torch.Generator().manual_seed(0)
+    layer = REPAIR_METHODS[method].adopt(linear, mask, rank=4, scale=1.0, generator=generator)
+    x = torch.randn(64, 1024, requires_grad=True)
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profile:
+        layer(x).sum().backward()
+    events = profile.profiler.kineto_results.events()
+    largest = max(event.nbytes() for event in events if event.name() == "[memory]")
+    assert 0 < largest <= mask.numel()  # a quarter of its fp32 bytes
+
+
+def test_spp_has_no_more_vectors_than_rows() -> None:
+    linear = nn.Linear(8, 3)
+    generator = torch.Generator().manual_seed(0)
+    layer = REPAIR_METHODS["spp"].adopt(linear, None, rank=5, scale=1.0, generator=generator)
+    assert {name: tuple(p.shape) for name, p in layer.trained.items()} == {
+        "spp_alpha": (3, 8),
+        "spp_beta": (3,),
+    }
