@@ -69,7 +69,7 @@ class _MaskedUpdateLinear(torch.autograd.Function):
         tokens = x.reshape(-1, weight.shape[1])  # [token in]
         grad_rows = grad_output.reshape(-1, len(weight))  # [token out]
         a, b = lora_a.to(weight.dtype), lora_b.to(weight.dtype)
-        grad_x = torch.zeros_like(tokens) if ctx.needs_input_grad[0] else None
+        grad_x = torch.empty_like(tokens) if ctx.needs_input_grad[0] else None
         wide = torch.promote_types(weight.dtype, torch.float32)  # sums over runs want the digits
         grad_a, grad_b = torch.zeros_like(lora_a, dtype=wide), torch.empty_like(lora_b, dtype=wide)
         if ctx.straight_through:
@@ -80,7 +80,8 @@ class _MaskedUpdateLinear(torch.autograd.Function):
             space = space_for(space, weight[rows])
             if grad_x is not None:
                 masked = _masked(weight[rows], keep_bits[rows], a, b[rows], ctx.scale, space)
-                grad_x.addmm_(grad_rows[:, rows], masked)
+                # Into a NaN that memory may hold, beta = 0 adds nothing.
+                grad_x.addmm_(grad_rows[:, rows], masked, beta=float(rows.start > 0))
             if not ctx.straight_through:
                 grad = torch.mm(grad_rows[:, rows].t(), tokens, out=space)  # [row in]
                 grad.mul_(unpack(keep_bits[rows], weight.shape[1]))

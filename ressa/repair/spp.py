@@ -60,7 +60,7 @@ class _ScaledLinear(torch.autograd.Function):
         x, weight, alpha, beta = ctx.saved_tensors
         tokens = x.reshape(-1, weight.shape[1])  # [token in]
         grad_rows = grad_output.reshape(-1, len(weight))  # [token out]
-        grad_x = torch.zeros_like(tokens) if ctx.needs_input_grad[0] else None
+        grad_x = torch.empty_like(tokens) if ctx.needs_input_grad[0] else None
         wide = torch.promote_types(weight.dtype, torch.float32)
         grad_alpha = torch.zeros_like(alpha, dtype=wide)
         grad_beta = torch.empty_like(beta, dtype=wide)
@@ -69,7 +69,8 @@ class _ScaledLinear(torch.autograd.Function):
             space = space_for(space, weight[rows])
             if grad_x is not None:
                 scaled = _scaled(weight, alpha, beta, rows, ctx.scale, space)
-                grad_x.addmm_(grad_rows[:, rows], scaled)
+                # Into a NaN that memory may hold, beta = 0 adds nothing.
+                grad_x.addmm_(grad_rows[:, rows], scaled, beta=float(rows.start > 0))
             grad = torch.mm(grad_rows[:, rows].t(), tokens, out=space).mul_(weight[rows])
             group = _group_of(len(weight), len(alpha), rows, grad.device)
             grad_beta[rows] = (grad * alpha[group]).sum(dim=1)
