@@ -27,6 +27,7 @@ from ressa.pruning import Pruning
 from ressa.records import Example, Outcome, Progress, TrialSpec, content_key
 from ressa.repair import (
     Checkpoints,
+    LiveTeacher,
     Teacher,
     attach,
     merge,
@@ -128,11 +129,13 @@ class _Trial:
             key = self._key("dense", self.spec.evaluate, self.spec.workers)
             self.outcome.scores.extend(json.loads(self.stages.once("dense", key, make)))
 
-    def dense_teacher(self) -> Teacher | None:
+    def dense_teacher(self) -> Teacher | LiveTeacher | None:
         """Asks the dense model for its logits on the repair data, before anything is pruned."""
         plan = self.spec.repair
         if plan is None or not plan.distillation.weight:
             return None
+        if plan.distillation.reduction == "reference":
+            return LiveTeacher(self.vlm)
 
         def make() -> bytes:
             task, examples = _examples(plan.data)
@@ -143,8 +146,8 @@ class _Trial:
                 self.stages.once("teacher", self._key("teacher", plan.data), make)
             )
 
-    def repair(self, teacher: Teacher | None) -> Generator[Progress]:
-        """Trains SparseLoRA on what is left of the weights and merges it, zeros untouched."""
+    def repair(self, teacher: Teacher | LiveTeacher | None) -> Generator[Progress]:
+        """Trains what is left of the weights as the spec asks, and merges it, zeros untouched."""
         plan = self.spec.repair
         assert plan is not None
         task, examples = _examples(plan.data)
@@ -167,11 +170,23 @@ class _Trial:
                 self.outcome.curves.append(asdict(step))
                 if step.step % REPORT_EVERY == 0:
                     yield Progress(stage="repair", step=step.step, steps=plan.steps)
+            trained = adapters.trainable_weights()
+        if plan.method == "lora":  # the paper's baseline: its zeros hold only beside a dense update
+            yield Progress(stage="score unmerged")
+            self.score_model("repaired_unmerged")
+        with self._clock("repair"):
             before = self._probe()
             merge(adapters)
             gap = (self._probe() - before).abs().max().item()
-        self.outcome.summary["merge_gap"] = gap
-        self.outcome.summary["micro_batch"] = self.outcome.curves[-1]["micro_batch"]
+        self.outcome.summary.update(
+            {
+                f"{part}_trainable_weights": trained.get(part, 0)
+                for part in self.inventory.parameters
+            },
+            trainable_weights=sum(trained.values()),
+            merge_gap=gap,
+            micro_batch=self.outcome.curves[-1]["micro_batch"],
+        )
 
     def score_model(self, state: str) -> None:
         """Scores the model as it is now, on real and on blank images."""

@@ -14,6 +14,7 @@ from PIL import Image
 from ressa import trial
 from ressa.catalog import TASKS
 from ressa.records import Example, Outcome, Progress, TrialSpec
+from ressa.repair import REPAIR_METHODS
 from ressa.spec import apply_point, spec_from_mapping
 
 LEAST = {
@@ -269,3 +270,26 @@ def test_each_regime_takes_other_statistics(tmp_path):
     assert errors["dense", "language"][0] == errors["tower", "language"][0]
     assert errors["tower", "language"][0] != errors["sequential", "language"][0]
     assert errors["dense", "language"][-1] != errors["tower", "language"][-1]
+
+
+@pytest.mark.parametrize("method", sorted(REPAIR_METHODS))
+def test_every_repair_method_ends_in_a_model_that_keeps_its_zeros(tmp_path, method):
+    outcome = run(specify({"method": method}, method="magnitude"), str(tmp_path))
+    summary = outcome.summary
+    assert summary["pruned_nonzero"] == 0
+    # What lora learnt where weights are pruned is lost when it is merged.
+    assert (summary["merge_gap"] < 1e-3) == (method != "lora")
+    states = {row["state"] for row in outcome.scores} - {"dense", "majority"}
+    unmerged = {"repaired_unmerged"} if method == "lora" else set()
+    assert states == {"pruned", "repaired"} | unmerged
+    parts = [summary[f"{part}_trainable_weights"] for part in ("vision", "connector", "language")]
+    assert summary["trainable_weights"] == sum(parts)
+    assert min(parts) > 0
+
+
+def test_the_papers_reduction_runs_with_a_live_teacher(tmp_path):
+    repair = {"distillation": {"reduction": "reference", "weight": 0.1}}
+    outcome = run(specify(repair, method="magnitude"), str(tmp_path))
+    assert outcome.summary["pruned_nonzero"] == 0
+    assert all(point["kl"] > 0 for point in outcome.curves)
+    assert not (tmp_path / "stages" / "teacher").exists()

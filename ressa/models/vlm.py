@@ -103,18 +103,33 @@ class VLM:
 
         The token that ends an answer counts as one of its tokens.
         """
+        return self.at_answers(self.all_logits(batch), batch)
+
+    def at_answers(
+        self, logits: Float[Tensor, "batch time vocabulary"], batch: Batch
+    ) -> tuple[Float[Tensor, "token vocabulary"], Int[Tensor, " token"]]:
+        """Picks the logits that predict each answer token out of all, and the tokens."""
+        labels = cast(Tensor, batch.labels)
+        if not self.has_encoder:
+            # A decoder's logits at one place predict the token at the next.
+            logits, labels = logits[:, :-1], labels[:, 1:]
+        kept = labels != NO_LABEL
+        return logits[kept], labels[kept]
+
+    def all_logits(self, batch: Batch) -> Float[Tensor, "batch time vocabulary"]:
+        """Returns the logits at every place of the answering sequence; differentiable.
+
+        With an encoder that is the decoder's sequence, the padded answers; without one all of the
+        text, image tokens and padding included.
+        """
         if batch.labels is None:
-            raise ValueError("answer_logits needs a batch that was encoded with answers=True")
+            raise ValueError("logits need a batch that was encoded with answers=True")
         with self._shared_pictures(batch):
             if self.has_encoder:
                 logits = self.model(**batch.inputs, labels=batch.labels, use_cache=False).logits
-                labels = batch.labels
             else:
-                # A decoder's logits at one place predict the token at the next.
-                logits = self.model(**batch.inputs, use_cache=False).logits[:, :-1]
-                labels = batch.labels[:, 1:]
-        kept = labels != NO_LABEL
-        return logits[kept], labels[kept]
+                logits = self.model(**batch.inputs, use_cache=False).logits
+        return cast(Tensor, logits)
 
     @torch.no_grad()
     def generate(self, batch: Batch, max_new_tokens: int) -> list[str]:

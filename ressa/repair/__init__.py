@@ -1,14 +1,18 @@
-"""Repair: train masked low-rank updates on a pruned model, and merge them without losing a zero."""
+"""Repair: train a pruned model's layers behind their masks, and merge without losing a zero."""
 
+from ressa.repair.adapted import AdaptedLinear, Adapters
 from ressa.repair.checkpoint import Checkpoints, remove_checkpoints
 from ressa.repair.curve import RepairStep
-from ressa.repair.distillation import Teacher, teacher_logits
+from ressa.repair.distillation import LiveTeacher, Teacher, teacher_logits
 from ressa.repair.loop import train
-from ressa.repair.sparselora import Adapters, attach, merge
+from ressa.repair.methods import REPAIR_METHODS, attach, merge
 
 __all__ = [
+    "REPAIR_METHODS",
+    "AdaptedLinear",
     "Adapters",
     "Checkpoints",
+    "LiveTeacher",
     "RepairStep",
     "Teacher",
     "attach",

@@ -1,18 +1,24 @@
-"""What repair learns from: the task's answers and the dense model's logits at answer positions.
+"""What repair learns from: the task's answers and the dense model's logits.
 
     loss = (1 − λ)·CE + λ·T²·KL(teacher ‖ student),    both means over the answer tokens
 
 Only answer positions count, and every token counts once, so that neither padding nor the way a
-batch is composed changes the loss. The published code sums the divergence over all positions,
-padding too, and divides by the batch size: its weight then grows with the padded length.
+batch is composed changes the loss (`reduction: token_mean`, the default). λ stands before T²: at a
+temperature T it weighs a divergence whose gradient has the size that it has at T = 1.
+
+The published code of RESSA (arXiv:2404.02424) sums the divergence over all positions, padding
+too, divides by the number of questions and knows no T² (`reduction: reference`): its weight then
+grows with the padded length and falls with T², and depends on how a batch is composed.
 
 Dimensions: token = answer tokens of all examples laid end to end, in example order;
-example = questions with their answers; vocab = the language model's vocabulary.
+example = questions with their answers; time = all positions of the padded answering sequence;
+vocab = the language model's vocabulary.
 """
 
+import copy
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Protocol, runtime_checkable
 
@@ -23,8 +29,9 @@ from PIL.Image import Image
 from torch import Tensor, distributed
 from torch.nn import functional
 
-from ressa.models.vlm import NO_LABEL, VLM
+from ressa.models.vlm import NO_LABEL, VLM, Batch
 from ressa.records import Example
+from ressa.spec import Distillation
 from ressa.workers import rank_and_world_size
 
 CHUNK = 64
@@ -62,6 +69,61 @@ def divergence(
     return divergence * temperature**2
 
 
+def reference_divergence(
+    logits: Float[Tensor, "example time vocab"],
+    teacher: Float[Tensor, "example time vocab"],
+    temperature: float,
+) -> Float[Tensor, ""]:
+    """KL(teacher ‖ student) at temperature T, summed over every position, without T².
+
+    Divided by the number of examples it is torch's `batchmean`, the loss of the paper's code.
+    """
+    return divergence(logits, teacher, temperature) / temperature**2
+
+
+def loss_parts(
+    vlm: VLM,
+    batch: Batch,
+    teacher: Tensor | None,
+    plan: Distillation,
+    *,
+    tokens: float,
+    questions: float,
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""] | None]:
+    """Runs the student; returns a micro-batch's parts of the global batch's CE and divergence.
+
+    Args:
+        teacher: what `of` of a teacher returned for this micro-batch.
+        tokens: answer tokens of the global batch.
+        questions: of the global batch.
+    """
+    if plan.reduction == "token_mean" or teacher is None:
+        logits, targets = vlm.answer_logits(batch)
+        ce = cross_entropy(logits, targets) / tokens
+        if teacher is None:
+            return ce, None
+        return ce, divergence(logits, teacher.to(logits.device), plan.temperature) / tokens
+    every = vlm.all_logits(batch)
+    logits, targets = vlm.at_answers(every, batch)
+    kl = reference_divergence(every, teacher.to(every.device), plan.temperature)
+    return cross_entropy(logits, targets) / tokens, kl / questions
+
+
+def trimmed(batch: Batch) -> Batch:
+    """Cuts off padding that no question of this batch needs, as if it had been encoded alone.
+
+    Only `reduction: reference` minds: it counts padding.
+    """
+    assert batch.labels is not None
+    inputs = dict(batch.inputs)
+    longest = int(inputs["attention_mask"].sum(dim=1).max())
+    is_whole = batch.labels.shape == inputs["input_ids"].shape
+    answers = longest if is_whole else int((batch.labels != NO_LABEL).sum(dim=1).max())
+    for name in ("input_ids", "attention_mask"):
+        inputs[name] = inputs[name][:, :longest]
+    return replace(batch, inputs=inputs, labels=batch.labels[:, :answers])
+
+
 @dataclass(frozen=True)
 class Teacher:
     """The dense model's logits at the answer positions of the repair examples."""
@@ -76,8 +138,10 @@ class Teacher:
         rows = torch.split(self.logits, self.lengths.tolist())
         return dict(zip(self.example_ids, rows, strict=True))
 
-    def of(self, examples: Sequence[Example]) -> Float[Tensor, "token vocab"]:
-        """The rows of these examples, in their order."""
+    def of(
+        self, examples: Sequence[Example], batch: Batch | None = None
+    ) -> Float[Tensor, "token vocab"]:
+        """The rows of these examples, in their order; the batch that they make is not needed."""
         return torch.cat([self._by_id[example.id] for example in examples])
 
     def to_bytes(self) -> bytes:
@@ -93,6 +157,27 @@ class Teacher:
         tensors = safetensors.torch.load(data)
         ids = json.loads(tensors["example_ids"].numpy().tobytes())
         return cls(tuple(ids), tensors["logits"], tensors["lengths"])
+
+
+class LiveTeacher:
+    """The dense model itself, asked anew in each step: what `reduction: reference` learns from.
+
+    Logits at all positions depend on how a batch is padded, so they cannot be kept for later; a
+    second copy of the model can, for as many bytes as the model has. It shares nothing with the
+    student, and so stays the dense model bit for bit whatever is trained (the paper's code runs
+    its teacher through the connector in training).
+    """
+
+    def __init__(self, vlm: VLM) -> None:
+        """Copies the model; call it before anything is pruned."""
+        model = copy.deepcopy(vlm.model).requires_grad_(False)
+        model.train(False)
+        self._vlm = replace(vlm, model=model)
+
+    @torch.no_grad()
+    def of(self, examples: Sequence[Example], batch: Batch) -> Float[Tensor, "example time vocab"]:
+        """The logits of this batch at all positions; its examples are in the batch already."""
+        return self._vlm.all_logits(batch).float()
 
 
 @torch.no_grad()

@@ -26,8 +26,8 @@ from torch.nn import functional
 from torch.nn.utils import get_total_norm
 
 from ressa.models.vlm import VLM, Batch
-from ressa.repair.distillation import cross_entropy, divergence
-from ressa.repair.sparselora import Adapters
+from ressa.repair.adapted import AdaptedLinear, Adapters
+from ressa.repair.distillation import loss_parts
 from ressa.spec import Repair
 
 log = logging.getLogger(__name__)
@@ -103,18 +103,15 @@ class Student(nn.Module):
     def __init__(self, vlm: VLM, trained: nn.Module | None, repair: Repair) -> None:
         super().__init__()
         self.trained = trained
-        self._answer_logits = vlm.answer_logits
-        self._weight = repair.distillation.weight
-        self._temperature = repair.distillation.temperature
+        self._vlm, self._repair = vlm, repair
 
     def forward(self, batch: Batch, teacher: Tensor | None, tokens: float) -> tuple[Tensor, Tensor]:
         """Returns this micro-batch's part of the global loss, and of (loss, ce, kl) to report."""
-        logits, targets = self._answer_logits(batch)
-        ce = cross_entropy(logits, targets) / tokens
-        if teacher is None:
+        plan, questions = self._repair.distillation, self._repair.batch_size
+        ce, kl = loss_parts(self._vlm, batch, teacher, plan, tokens=tokens, questions=questions)
+        if kl is None:
             return ce, torch.stack([ce, ce, ce.new_zeros(())]).detach()
-        kl = divergence(logits, teacher.to(logits.device), self._temperature) / tokens
-        loss = torch.lerp(ce, kl, self._weight)
+        loss = torch.lerp(ce, kl, plan.weight)
         return loss, torch.stack([loss, ce, kl]).detach()
 
 
@@ -122,12 +119,13 @@ class Student(nn.Module):
 class Moment:
     """Everything that training has moved, gathered from all workers, as it is between two steps.
 
-    Whole tensors by the parameters' names in the model, so that any number of workers at any ZeRO
+    By the parameters' names in the model and not cut up, so that any number of workers at any ZeRO
     stage can go on from it.
     """
 
     tensors: Mapping[str, Tensor]
-    """`<parameter>`, `<parameter>.exp_avg` and `<parameter>.exp_avg_sq`, fp32 or better."""
+    """`<parameter>`, `<parameter>.exp_avg` and `<parameter>.exp_avg_sq`, fp32 or better; of each
+    what can move, as the layer's `moving` says."""
     updates: int
     """How many updates AdamW has made; fewer than steps where fp16 skipped some."""
     loss_scale: float | None
@@ -144,7 +142,7 @@ class Engine:
         self, vlm: VLM, adapters: Adapters, repair: Repair, micro_batch: int | None
     ) -> None:
         self.stage = zero_stage(repair)
-        self._loans = _lend(vlm.model, adapters, getattr(torch, repair.dtype), self.stage)
+        self._loans = _lend(adapters, getattr(torch, repair.dtype), self.stage)
         lent = [loan.copy for loan in self._loans if loan.trained]
         weights = sum(copy.numel() for copy in lent)
         self.config = deepspeed_config(repair, distributed.get_world_size(), weights, micro_batch)
@@ -208,7 +206,8 @@ class Engine:
         tensors = {}
         for loan in self._trained:
             for key, tensor in self._gathered(loan.copy).items():
-                tensors[loan.name + key] = tensor.cpu().reshape(loan.original.shape)
+                whole = tensor.reshape(loan.original.shape)
+                tensors[loan.name + key] = loan.owner.moving(whole).cpu()
         scaler = getattr(self._engine.optimizer, "loss_scaler", None)
         half = self._engine.fp16_enabled()
         return Moment(
@@ -260,13 +259,13 @@ class Engine:
         for loan in self._trained:
             for key in ("", *MOMENTS):
                 name = f"{loan.name}.{key}" if key else loan.name
-                self._put(loan.copy, key or None, moment.tensors[name])
+                whole = loan.owner.with_still(moment.tensors[name].to(loan.copy.device))
+                self._put(loan.copy, key or None, whole)
         if moment.loss_scale is not None and self._engine.fp16_enabled():
             optimizer.loss_scaler.cur_scale = moment.loss_scale
 
     def _put(self, parameter: nn.Parameter, key: str | None, value: Tensor) -> None:
         """Sets a parameter's value, or one of its moments, from a whole tensor."""
-        value = value.to(parameter.device)
         if self.stage == 0:
             (self._adam.state[parameter][key] if key else parameter).copy_(value)
             return
@@ -325,22 +324,19 @@ class _Loan:
     """A parameter that DeepSpeed works on in place of the model's own."""
 
     name: str
-    owner: nn.Module
+    owner: AdaptedLinear
     key: str
     original: nn.Parameter
     copy: nn.Parameter
     trained: bool
 
 
-def _lend(model: nn.Module, adapters: Adapters, dtype: torch.dtype, stage: int) -> list[_Loan]:
-    """Puts copies in place of the trained parameters; at ZeRO 3, of all that their modules own."""
+def _lend(adapters: Adapters, dtype: torch.dtype, stage: int) -> list[_Loan]:
+    """Puts copies in place of the trained parameters; at ZeRO 3, of all that their layers own."""
     trained = {id(parameter) for parameter in adapters.parameters()}
     loans = []
-    for path, owner in model.named_modules():
-        own = list(owner.named_parameters(recurse=False))
-        if not any(id(parameter) in trained for _, parameter in own):
-            continue
-        for key, original in own:
+    for path, owner in adapters.layers.items():
+        for key, original in list(owner.named_parameters(recurse=False)):
             is_trained = id(original) in trained
             if is_trained:
                 copy = nn.Parameter(original.detach().to(dtype, copy=True))

@@ -14,10 +14,11 @@ from torch import Tensor, distributed
 from ressa.errors import RepairError
 from ressa.models.vlm import NO_LABEL, VLM, Batch
 from ressa.records import Example
+from ressa.repair.adapted import Adapters
 from ressa.repair.batches import global_batches, pieces, select, share
 from ressa.repair.checkpoint import Checkpoint, Checkpoints, recipe_hash
 from ressa.repair.curve import RepairStep, check_divergence, learning_rate
-from ressa.repair.distillation import Pictures, Teacher
+from ressa.repair.distillation import LiveTeacher, Pictures, Teacher, trimmed
 from ressa.repair.engine import Engine, Moment, Student, accumulation, recomputed
 from ressa.repair.memory import (
     ADVICE,
@@ -28,7 +29,6 @@ from ressa.repair.memory import (
     largest_that_fits,
     peak_gib,
 )
-from ressa.repair.sparselora import Adapters
 from ressa.spec import Repair
 from ressa.workers import ensure_process_group, rank_and_world_size
 
@@ -43,7 +43,7 @@ def train(
     adapters: Adapters,
     examples: Sequence[Example],
     task: Pictures,
-    teacher: Teacher | None,
+    teacher: Teacher | LiveTeacher | None,
     repair: Repair,
     *,
     seed: int,
@@ -72,6 +72,7 @@ def train(
     ensure_process_group()
     # No dropout: it is the pruned model that is repaired, not a thinner one.
     vlm.model.train(False)
+    adapters.train()  # but the dropout that a method has is meant
     data = _Data(vlm, examples, task, teacher, repair, seed)
     recipe = recipe_hash(repair, vlm.name, examples, seed)
     last = None if checkpoints is None else checkpoints.newest(recipe)
@@ -129,6 +130,7 @@ def train(
             engine.give_back()
         finally:
             engine.close()
+            adapters.train(False)
 
 
 def _is_due(repair: Repair, done: int) -> bool:
@@ -179,7 +181,7 @@ class _Data:
         vlm: VLM,
         examples: Sequence[Example],
         task: Pictures,
-        teacher: Teacher | None,
+        teacher: Teacher | LiveTeacher | None,
         repair: Repair,
         seed: int,
     ) -> None:
@@ -224,10 +226,11 @@ class _Data:
         return [self._micro_batch(piece) for piece in pieces(own, how_many)]
 
     def _micro_batch(self, piece: list[int]) -> MicroBatch:
-        dense = None
-        if self._teacher is not None:
-            dense = self._teacher.of([self._examples[index] for index in piece])
-        return select(self._encoded, [self._row[index] for index in piece]), dense
+        batch = select(self._encoded, [self._row[index] for index in piece])
+        if self._repair.distillation.reduction == "reference":
+            batch = trimmed(batch)
+        asked = [self._examples[index] for index in piece]
+        return batch, None if self._teacher is None else self._teacher.of(asked, batch)
 
 
 def _what_fits(vlm: VLM, adapters: Adapters, data: _Data) -> int:

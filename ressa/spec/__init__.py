@@ -23,6 +23,7 @@ from ressa.spec.schema import (
     Search,
     SweepSpec,
     TowerPrune,
+    endings,
 )
 from ressa.spec.space import Choices, Dimension, Range
 
@@ -52,6 +53,7 @@ __all__ = [
     "apply_point",
     "baseline",
     "check_inventory",
+    "endings",
     "grid_points",
     "load_spec",
     "spec_from_mapping",

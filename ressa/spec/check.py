@@ -19,6 +19,7 @@ from ressa.catalog import METHODS, MODELS, TASKS
 from ressa.errors import InfeasibleAllocation, SpecError, UnknownNameError, did_you_mean
 from ressa.registry import Registry
 from ressa.sparsity import (
+    TOWERS,
     Inventory,
     Target,
     Tower,
@@ -35,7 +36,9 @@ from ressa.spec.schema import (
     Prune,
     SweepSpec,
     TowerPrune,
+    endings,
     is_integer,
+    matches,
     sweepable_fields,
 )
 from ressa.spec.space import BUDGET, SPARSITIES, SPARSITY, Choices, Range, Scalar, scalar_text
@@ -135,6 +138,19 @@ def _check_repair(spec: SweepSpec) -> Iterator[Problem]:
             f"got {repair.micro_batch}."
         )
         yield Problem(("repair", "micro_batch"), message)
+    if repair.dropout and repair.method not in ("lora", "none"):
+        message = (
+            f"{repair.method} has no place for dropout, got {repair.dropout}: its update meets no "
+            "input of its own. Leave it out, or take method lora."
+        )
+        yield Problem(("repair", "dropout"), message)
+    if repair.distillation.reduction == "reference" and repair.zero_stage == 3:
+        message = (
+            "3 is for models that one worker cannot hold, and distillation.reduction reference "
+            "has each hold the whole dense model as its teacher. Set zero_stage to 2, or "
+            "reduction to token_mean."
+        )
+        yield Problem(("repair", "zero_stage"), message)
 
 
 def _check_precision(spec: SweepSpec) -> Iterator[Problem]:
@@ -381,15 +397,41 @@ _CHECKS: tuple[tuple[_Check, tuple[str, ...]], ...] = (
 )
 
 
+def _check_targets(spec: SweepSpec, inventory: Inventory) -> Iterator[Problem]:
+    repair = spec.repair
+    trained = [layer for layer in inventory.layers if layer.tower in repair.train]
+    names = [layer.name for layer in trained]
+    towers = [tower for tower in TOWERS if tower in repair.train]
+    for index, target in enumerate(repair.targets):
+        if not any(matches(target, name) for name in names):
+            message = (
+                f"no layer of {' or '.join(towers)} is called so, got {target!r}."
+                f"{did_you_mean(target, endings(names))} Their names end in "
+                f"{', '.join(endings(names))}."
+            )
+            yield Problem(("repair", "targets", index), message)
+            return
+    for tower in towers:
+        own = [layer.name for layer in trained if layer.tower == tower]
+        if own and not any(map(repair.reaches, own)):
+            message = (
+                f"{tower} is trained but has none of these layers. Its names end in "
+                f"{', '.join(endings(own))}; or leave {tower} out of repair.train."
+            )
+            yield Problem(("repair", "targets"), message)
+
+
 def check_inventory(spec: SweepSpec, inventory: Inventory) -> Iterator[Problem]:
     """Yields every fault that shows in the model's layers.
 
-    Ragged patterns, budgets out of reach, tables of layers that name none or cannot be met.
+    Ragged patterns, budgets out of reach, targets and tables of layers that name none or cannot
+    be met.
 
     Args:
         spec: a spec that `check_spec` finds nothing in.
         inventory: the layers of its model.
     """
+    yield from _check_targets(spec, inventory)
     problems = [*_check_patterns(spec, inventory), *_check_tables(spec, inventory)]
     if not problems and spec.budget is not None:
         reasons = [_out_of_reach(spec, inventory, scalar_text(share)) for share in spec.budget]

@@ -25,7 +25,7 @@ from ressa.sparsity import (
     solve_vision,
     tower_zeros,
 )
-from ressa.spec.schema import Calibration, Ecoflap, Owl, Prune, Repair, SweepSpec
+from ressa.spec.schema import Calibration, Ecoflap, Owl, Prune, Rank, Repair, SweepSpec
 from ressa.spec.space import BUDGET, SPARSITIES, SPARSITY, parse_scalar
 from ressa.spec.yaml import Path
 
@@ -206,6 +206,8 @@ def _effective(
     if repair.micro_batch is None and not spec.resources.gpus_per_worker:
         share = max(1, repair.batch_size // spec.resources.workers)
         repair = repair.model_copy(update={"micro_batch": share})
+    if repair.method == "masked_finetune":  # it has neither: no other trial of other values
+        repair = repair.model_copy(update={"rank": Rank(), "alpha": 16.0})
     return Effective(
         vision=tower("vision"),
         language=tower("language"),

@@ -6,7 +6,9 @@ field, a name from the catalog or the model's layers to be judged is in `check.p
 
 import hashlib
 import json
+from collections.abc import Iterable
 from decimal import Decimal
+from fnmatch import fnmatchcase
 from fractions import Fraction
 from functools import cached_property
 from typing import Annotated, Any, Literal
@@ -32,6 +34,7 @@ from ressa.spec.yaml import write
 
 Part = Literal["vision", "connector", "language"]
 Activations = Literal["dense", "tower", "sequential"]
+RepairMethod = Literal["sparselora", "lora", "masked_finetune", "spp", "straight_through", "none"]
 
 
 def _as_float(value: Any) -> Any:
@@ -259,18 +262,24 @@ class Rank(SpecModel):
 
 
 class Distillation(SpecModel):
-    """Loss = (1 − weight) · task loss + weight · KL(dense teacher ‖ student)."""
+    """Loss = (1 − weight) · task loss + weight · T² · KL(dense teacher ‖ student)."""
 
     weight: Number = Field(default=0.1, ge=0, le=1, description="Share of the loss, in [0, 1].")
     temperature: Number = Field(default=1.0, gt=0, description="Softens both models' answers, > 0.")
+    reduction: Literal["token_mean", "reference"] = Field(
+        default="token_mean",
+        description="token_mean: over answer tokens, times T². reference: as the paper's code, "
+        "over all positions, padding too, divided by the questions; needs a second, dense model.",
+    )
 
 
 class Repair(SpecModel):
     """How a pruned model is trained back. The defaults are the paper's code's."""
 
-    method: Literal["sparselora", "none"] = Field(
+    method: RepairMethod = Field(
         default="sparselora",
-        description="sparselora, or none to score the pruned model alone.",
+        description="sparselora, lora (dense, pruned again after the merge), masked_finetune, spp, "
+        "straight_through, or none to score the pruned model alone.",
     )
     data: DataRef = Field(
         default=DataRef(split="train", samples=6000),
@@ -284,6 +293,18 @@ class Repair(SpecModel):
     rank: Rank = Field(default=Rank(), description="Rank of the updates in each part.")
     alpha: Number = Field(
         default=16.0, gt=0, description="Updates are scaled by alpha / rank, > 0."
+    )
+    targets: Annotated[tuple[str, ...], BeforeValidator(as_tuple)] = Field(
+        default=(),
+        description="Which layers of the towers are trained: last parts of their names, such as "
+        "q_proj, or patterns of whole names, such as '*.mlp.*'. None given: all prunable ones.",
+    )
+    dropout: Number = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="Share of its input that an update misses in training, in [0, 1); lora alone "
+        "has an input to thin.",
     )
     steps: int = Field(default=390, ge=1, description="Optimiser steps, ≥ 1.")
     batch_size: int = Field(
@@ -343,6 +364,20 @@ class Repair(SpecModel):
         if len(set(train)) != len(train):
             raise ValueError(f"each part once, got {', '.join(train)}.")
         return train
+
+    def reaches(self, layer: str) -> bool:
+        """Whether a tower's layer of this name is among the targets."""
+        return not self.targets or any(matches(target, layer) for target in self.targets)
+
+
+def matches(target: str, layer: str) -> bool:
+    """Whether a target is the last part of a layer's name, or a pattern of its whole name."""
+    return layer.rpartition(".")[2] == target or fnmatchcase(layer, target)
+
+
+def endings(layers: Iterable[str]) -> list[str]:
+    """Returns the distinct last parts of layers' names, sorted: what a target may be."""
+    return sorted({layer.rpartition(".")[2] for layer in layers})
 
 
 class Search(SpecModel):
@@ -508,7 +543,7 @@ def sweepable_fields() -> dict[str, Any]:
             kind = field.annotation
             if isinstance(kind, type) and issubclass(kind, SpecModel):
                 collect(kind, f"{prefix}.{name}")
-            elif name not in ("train", "deepspeed"):  # not values that an axis can hold
+            elif name not in ("train", "targets", "deepspeed"):  # not values that an axis can hold
                 found[f"{prefix}.{name}"] = kind
 
     collect(Prune, "prune")

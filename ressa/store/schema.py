@@ -55,7 +55,7 @@ IDENTITY = (
 _WHICH_SCORE = (
     Column("task", "text", "name of the task"),
     Column("split", "text", "split of the task's examples"),
-    Column("state", "text", "the model scored: dense, pruned or repaired"),
+    Column("state", "text", "dense, pruned, repaired (merged) or repaired_unmerged (lora)"),
     Column("image", "text", "real, or blank: the mean-colour image in place of each"),
 )
 
@@ -95,12 +95,22 @@ _RESULT = (
     Column("score", "float", "the objective's value: repaired, or pruned without repair"),
     Column("score_pruned", "float", "the objective before repair"),
     Column("score_repaired", "float", "the objective after repair"),
+    Column("score_unmerged", "float", "the objective after repair by lora, before its merge"),
     Column("score_pruned_se", "float", "its standard error, clustered by image"),
     Column("score_repaired_se", "float", "its standard error, clustered by image"),
     Column("blank_pruned", "float", "the objective on blank images, before repair"),
     Column("blank_repaired", "float", "the objective on blank images, after repair"),
     Column("floor_majority", "float", "the objective of the majority answer per question"),
     Column("floor_dense_blank", "float", "the objective of the dense model on blank images"),
+    Column("trainable_weights", "integer", "numbers that repair trained", "weights"),
+    *(
+        Column(f"{part}_trainable_weights", "integer", f"of them in the {where}", "weights")
+        for part, where in (
+            ("vision", "vision tower"),
+            ("connector", "connector"),
+            ("language", "language tower"),
+        )
+    ),
     Column("merge_gap", "float", "largest |merged − adapter| logit difference on a probe batch"),
 )
 

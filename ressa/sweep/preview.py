@@ -2,19 +2,21 @@
 model is in the catalog.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import pandas
 
-from ressa.catalog import MODELS
+from ressa.catalog import MODELS, TASKS
 from ressa.sparsity import TOWERS, Inventory
 from ressa.spec import ModelRef, SweepSpec, grid_points
 from ressa.spec.space import SPARSITIES, SPARSITY
 from ressa.sweep.plan import SweepPlan, inventory_of, make_plan
 
 _MOST_POINTS = 200  # more rows are not read by anyone
+_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}  # of a weight
 
 
 @dataclass(frozen=True)
@@ -80,10 +82,37 @@ def _shared(plan: SweepPlan, count: int) -> list[str]:
     if "ecoflap" in layers:
         samples = min(spec.prune.ecoflap.samples, spec.prune.calibration.samples)
         shared.append(f"the importance of each layer on {samples} of them")
+    words = []
     if spec.repair.method != "none" and spec.repair.distillation.weight:
-        questions = spec.repair.data.samples
-        shared.append(f"the teacher's answers to {questions or 'all'} repair questions")
-    return [f"shared by all {count} trials: {', '.join(shared)}; equal masks of a tower too"]
+        if spec.repair.distillation.reduction == "reference":
+            gib = plan.inventory.whole * _BYTES[spec.model.dtype] / 2**30
+            words.append(f"each worker holds the dense model too, as the teacher: {_size(gib)}")
+        else:
+            questions, size = spec.repair.data.samples or "all", _teacher_size(plan)
+            shared.append(f"the teacher's answers to {questions} repair questions{size}")
+    shared_words = f"shared by all {count} trials: {', '.join(shared)}; equal masks of a tower too"
+    return [shared_words, *words]
+
+
+def _teacher_size(plan: SweepPlan) -> str:
+    """How much the cached logits take: answer tokens × vocabulary × 4 bytes, where it is known.
+
+    The pocket models' vocabulary has a token for each word; an answer ends with one more.
+    """
+    model, data = plan.spec.model.catalog, plan.spec.repair.data
+    if model is None:
+        return ""
+    try:
+        examples = TASKS[data.task]().examples(data.split, data.samples, data.seed)
+    except ModuleNotFoundError:  # said where the data are
+        return ""
+    config = json.loads((model.folder / "config.json").read_text(encoding="utf-8"))
+    tokens = sum(len(example.answer.split()) + 1 for example in examples)
+    return f" (about {_size(tokens * config['text_config']['vocab_size'] * 4 / 2**30)})"
+
+
+def _size(gib: float) -> str:
+    return f"{gib:.1f} GiB" if gib >= 1 else f"{gib * 1024:.1f} MiB"
 
 
 def _data_words(plan: SweepPlan) -> list[str]:

@@ -103,6 +103,7 @@ def _objective(outcome: Outcome, plan: SweepPlan) -> dict[str, Any]:
         "score": pruned if repaired is None else repaired,
         "score_pruned": pruned,
         "score_repaired": repaired,
+        "score_unmerged": value("repaired_unmerged"),
         "score_pruned_se": value("pruned", column="standard_error"),
         "score_repaired_se": value("repaired", column="standard_error"),
         "blank_pruned": value("pruned", "blank"),

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 import torch
-from pruned import checkpoints, questions, repair_plan, repaired
+from pruned import checkpoints, dense_vlm, prune, questions, repair_plan, repaired
 from torch import Tensor
 
-from ressa.repair import remove_checkpoints
+from ressa.repair import REPAIR_METHODS, attach, remove_checkpoints
 from ressa.repair.checkpoint import Checkpoint, recipe_hash
 from ressa.repair.engine import deepspeed_config
 from ressa.spec import Repair
@@ -88,6 +88,33 @@ def test_going_on_is_bit_equal_at_every_stage(tmp_path: Path, stage: int) -> Non
     assert ended[0][:4] == begun[:4]  # with the speed of then: they were not done again
     assert ended[0][4] != begun[4]
     assert_bit_equal(ended, repaired(plan))
+
+
+@pytest.mark.parametrize("stage", [1, 3])
+@pytest.mark.parametrize("method", sorted({*REPAIR_METHODS} - {"sparselora"}))
+def test_every_method_goes_on_bit_equal(tmp_path: Path, method: str, stage: int) -> None:
+    dropout = 0.2 if method == "lora" else 0.0  # drawn anew in each step, from the step
+    share_all = {"zero_optimization": {"stage3_param_persistence_threshold": 0}}
+    change = {"method": method, "dropout": dropout, "zero_stage": stage, "deepspeed": share_all}
+    plan = repair_plan(steps=3, checkpoint_steps=2).model_copy(update=change)
+    repaired(plan, store=tmp_path, stop_after=2)
+    assert kept(tmp_path)
+    assert_bit_equal(repaired(plan, store=tmp_path), repaired(plan))
+
+
+def test_a_checkpoint_of_masked_finetuning_holds_what_is_kept_alone(tmp_path: Path) -> None:
+    plan = repair_plan(method="masked_finetune", steps=3, checkpoint_steps=2, train=("language",))
+    repaired(plan, store=tmp_path, stop_after=2)
+    vlm = dense_vlm()
+    masks = prune(vlm)
+    checkpoint = checkpoints(tmp_path).newest(recipe_hash(plan, "blip2", questions(), 0))
+    assert checkpoint is not None
+    trained = attach(vlm.model, masks, vlm.towers, plan, seed=0).layers
+    assert {name: tensor.numel() for name, tensor in checkpoint.moment.tensors.items()} == {
+        f"{name}.weight{ending}": int(masks[name].sum())
+        for name in trained
+        for ending in ("", ".exp_avg", ".exp_avg_sq")
+    }
 
 
 def test_going_on_in_half_precision_is_bit_equal(tmp_path: Path) -> None:

@@ -1,16 +1,35 @@
 """The losses of repair, and the teacher that it learns from."""
 
 import dataclasses
+from typing import cast
 
 import pytest
 import torch
 from pruned import dense_vlm, prune, questions, repair_plan, task
 from torch import Tensor
+from torch.nn import functional
 
 from ressa.models.vlm import VLM
 from ressa.records import Example
-from ressa.repair import Teacher, attach, distillation, merge, teacher_logits, train
-from ressa.repair.distillation import cross_entropy, divergence
+from ressa.repair import (
+    REPAIR_METHODS,
+    LiveTeacher,
+    Teacher,
+    attach,
+    distillation,
+    merge,
+    teacher_logits,
+    train,
+)
+from ressa.repair.batches import select
+from ressa.repair.distillation import (
+    cross_entropy,
+    divergence,
+    loss_parts,
+    reference_divergence,
+    trimmed,
+)
+from ressa.spec import Distillation
 
 
 @pytest.fixture
@@ -104,3 +123,117 @@ def _alone(vlm: VLM, example: Example) -> Tensor:
     batch = vlm.encode([dataclasses.replace(example)], task().image, answers=True)
     with torch.no_grad():
         return vlm.answer_logits(batch)[0]
+
+
+def test_the_loss_of_a_batch_is_the_mean_of_its_questions_alone() -> None:
+    """However they are padded and grouped: what each token adds is its own."""
+    vlm, examples = dense_vlm(), questions(10)
+    teacher = teacher_logits(vlm, examples, task())
+    prune(vlm)
+    plan = Distillation(temperature=2.0)
+
+    def parts(asked: tuple[Example, ...]) -> Tensor:
+        batch = vlm.encode(asked, task().image, answers=True)
+        with torch.no_grad():
+            found = loss_parts(
+                vlm, batch, teacher.of(asked, batch), plan, tokens=1.0, questions=1.0
+            )
+        return torch.stack([cast(Tensor, part) for part in found])
+
+    together = parts(examples)
+    alone = torch.stack([parts((example,)) for example in examples]).sum(dim=0)
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(parts(examples[::-1]), together, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["blip2", "llava"])
+def test_what_padding_holds_changes_no_loss(kind: str) -> None:
+    vlm, examples = dense_vlm(kind), questions(10)
+    teacher = teacher_logits(vlm, examples, task())
+    prune(vlm)
+    batch = vlm.encode(examples, task().image, answers=True)
+    other = dict(batch.inputs)
+    other["input_ids"] = other["input_ids"].masked_fill(other["attention_mask"] == 0, 5)
+    for changed in (batch, dataclasses.replace(batch, inputs=other)):
+        with torch.no_grad():
+            ce, kl = loss_parts(
+                vlm, changed, teacher.logits, Distillation(), tokens=1.0, questions=1.0
+            )
+        if changed is batch:
+            wanted = ce, kl
+    assert (ce, kl) == wanted
+
+
+def test_the_reference_is_torchs_batchmean(logits: tuple[Tensor, Tensor]) -> None:
+    """Which is the number of positions times the mean over them, and knows no T²."""
+    generator = torch.Generator().manual_seed(1)
+    student, teacher = torch.randn(2, 3, 7, 11, generator=generator)
+    for temperature in (1.0, 2.0):
+        log, target = (student / temperature).log_softmax(-1), (teacher / temperature).softmax(-1)
+        wanted = functional.kl_div(log, target, reduction="batchmean")
+        got = reference_divergence(student, teacher, temperature) / len(student)
+        torch.testing.assert_close(got, wanted)
+        flat = student.flatten(0, 1), teacher.flatten(0, 1)
+        token_mean = divergence(*flat, temperature) / len(flat[0]) / temperature**2
+        torch.testing.assert_close(got, 7 * token_mean)
+
+
+@pytest.mark.parametrize("kind", ["blip2", "llava"])
+def test_the_reference_counts_every_position_of_a_batch(kind: str) -> None:
+    vlm, examples = dense_vlm(kind), questions(10)
+    teacher = LiveTeacher(vlm)
+    prune(vlm)
+    batch = vlm.encode(examples, task().image, answers=True)
+    plan = Distillation(reduction="reference", temperature=2.0)
+    with torch.no_grad():
+        dense = teacher.of(examples, batch)
+        ce, kl = loss_parts(vlm, batch, dense, plan, tokens=1.0, questions=10.0)
+        logits, targets = vlm.answer_logits(batch)
+        student = vlm.all_logits(batch)
+    assert dense.shape[:2] == batch.labels.shape  # padding and all
+    torch.testing.assert_close(ce, functional.cross_entropy(logits, targets, reduction="sum"))
+    log, target = (student / 2).log_softmax(-1), (dense / 2).softmax(-1)
+    torch.testing.assert_close(kl, functional.kl_div(log, target, reduction="batchmean"))
+
+
+@pytest.mark.parametrize("kind", ["blip2", "llava"])
+def test_a_batch_is_trimmed_to_what_it_would_be_by_itself(kind: str) -> None:
+    vlm, examples = dense_vlm(kind), questions(20)
+    encoded = vlm.encode(examples, task().image, answers=True)
+    shortest = sorted(range(20), key=lambda i: len(examples[i].answer + examples[i].question))[:3]
+    got = trimmed(select(encoded, shortest))
+    alone = vlm.encode([examples[index] for index in shortest], task().image, answers=True)
+    assert torch.equal(got.labels, alone.labels)
+    for name in ("input_ids", "attention_mask"):
+        assert torch.equal(got.inputs[name], alone.inputs[name])
+
+
+@pytest.mark.parametrize("method", sorted(REPAIR_METHODS))
+def test_a_live_teacher_is_the_dense_model_before_and_after(method: str) -> None:
+    vlm = dense_vlm()
+    batch = vlm.encode(questions(12), task().image, answers=True)
+    with torch.no_grad():
+        dense = vlm.all_logits(batch)
+    teacher = LiveTeacher(vlm)
+    assert torch.equal(teacher.of(questions(12), batch), dense)
+    plan = repair_plan(
+        steps=2, method=method, distillation=Distillation(weight=0.5, reduction="reference")
+    )
+    adapters = attach(vlm.model, prune(vlm), vlm.towers, plan, seed=0)
+    curve = list(train(vlm, adapters, questions(), task(), teacher, plan, seed=0))
+    assert all(step.kl and step.loss == pytest.approx((step.ce + step.kl) / 2) for step in curve)
+    merge(adapters)
+    assert torch.equal(teacher.of(questions(12), batch), dense)
+    with torch.no_grad():
+        assert not torch.equal(vlm.all_logits(batch), dense)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_teacher_logits_are_stored_as_they_were_computed(dtype: torch.dtype) -> None:
+    vlm = dense_vlm()
+    vlm.model.to(dtype)
+    batch = vlm.encode(questions(7), task().image, answers=True)
+    with torch.no_grad():
+        assert torch.equal(
+            teacher_logits(vlm, questions(7), task()).logits, vlm.answer_logits(batch)[0].float()
+        )

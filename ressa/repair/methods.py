@@ -1,0 +1,123 @@
+"""The repair methods by name, and how one is put on a pruned model and taken off again.
+
+| method           | a layer computes                  | it trains           | zeros in the merge |
+|------------------|-----------------------------------|---------------------|--------------------|
+| sparselora       | M⊙(W + s·BA)                      | rank · (in + out)   | kept               |
+| straight_through | the same; gradient as if unmasked | rank · (in + out)   | kept               |
+| lora             | W + s·BA                          | rank · (in + out)   | pruned again       |
+| masked_finetune  | W, trained where it is kept       | the kept weights    | kept               |
+| spp              | W⊙(1 + s·αβ)                      | rank · in + out     | kept               |
+"""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from jaxtyping import Bool
+from torch import Tensor, nn
+
+from ressa.errors import RepairError
+from ressa.models.towers import Towers
+from ressa.repair.adapted import AdaptedLinear, Adapters, generator_of
+from ressa.repair.lora import LoRALinear
+from ressa.repair.masked import MaskedLinear
+from ressa.repair.sparselora import SparseLoRALinear, StraightThroughLinear
+from ressa.repair.spp import SPPLinear
+from ressa.sparsity import TOWERS
+from ressa.spec import Repair, endings
+
+REPAIR_METHODS: Mapping[str, type[AdaptedLinear]] = MappingProxyType(
+    {
+        "sparselora": SparseLoRALinear,
+        "lora": LoRALinear,
+        "masked_finetune": MaskedLinear,
+        "spp": SPPLinear,
+        "straight_through": StraightThroughLinear,
+    }
+)
+
+
+def attach(
+    model: nn.Module,
+    masks: Mapping[str, Bool[Tensor, "_ _"]] | None,
+    towers: Towers,
+    repair: Repair,
+    *,
+    seed: int,
+) -> Adapters:
+    """Freezes a pruned model and puts `repair.method` on the parts that `repair.train` lists.
+
+    Vision and language are trained in their prunable layers that `repair.targets` names, behind
+    the keep masks; the connector, which is not pruned, in all its linear layers: by ordinary LoRA
+    where the method is SparseLoRA. Everything else stays as it is, bit for bit.
+
+    Args:
+        masks: keep mask of every prunable layer of the trained towers, by layer name; None for a
+            dense model, which is then repaired by ordinary LoRA throughout. A mask that prunes
+            nothing gives the same, so sparsity 0 and dense agree to the bit.
+        seed: a layer's initial values follow from this and its name, whatever the layers' order.
+
+    Raises:
+        RepairError: a layer is not a plain `nn.Linear`, or has no mask though others have; the
+            method has no place for dropout; a trained tower has no layer of the targets.
+    """
+    method = REPAIR_METHODS[repair.method]
+    if repair.dropout and not method.drops_out:
+        raise RepairError(
+            f"repair.method {repair.method} has no place for dropout, got {repair.dropout}. "
+            "Set repair.dropout to 0; lora alone has an input of its own to thin."
+        )
+    model.requires_grad_(False)
+    layers: dict[str, AdaptedLinear] = {}
+    parts: dict[str, str] = {}
+    for part in repair.train:
+        rank = getattr(repair.rank, part)
+        for name in _trained_layers(model, towers, repair, part):
+            parts[name] = part
+            layers[name] = method.adopt(
+                _plain_linear(model, name),
+                None if masks is None or part not in TOWERS else _pruning_mask(masks, name),
+                rank=rank,
+                scale=repair.alpha / rank,
+                dropout=repair.dropout,
+                generator=generator_of(seed, name),
+            )
+    return Adapters(layers, parts)
+
+
+def merge(adapters: Adapters) -> None:
+    """Merges every update into its weights; the model is then a plain transformers model again."""
+    for layer in adapters.layers.values():
+        layer.merge()
+    adapters.layers.clear()
+
+
+def _trained_layers(model: nn.Module, towers: Towers, repair: Repair, part: str) -> list[str]:
+    if part not in TOWERS:
+        return [
+            name
+            for name, module in model.named_modules()
+            if isinstance(module, nn.Linear) and f"{name}.weight" in towers.connector
+        ]
+    names = [layer.name for layer in towers.inventory.tower(part)]
+    found = [name for name in names if repair.reaches(name)]
+    if not found:
+        raise RepairError(
+            f"no target of repair ({', '.join(repair.targets)}) is a layer of {part}. "
+            f"Its layers end in {', '.join(endings(names))}."
+        )
+    return found
+
+
+def _plain_linear(model: nn.Module, name: str) -> nn.Linear:
+    module = model.get_submodule(name)
+    if type(module) is not nn.Linear:
+        raise RepairError(f"{name}: repair needs a plain nn.Linear, got {type(module).__name__}")
+    return module
+
+
+def _pruning_mask(
+    masks: Mapping[str, Bool[Tensor, "_ _"]], name: str
+) -> Bool[Tensor, "_ _"] | None:
+    if name not in masks:
+        raise RepairError(f"{name}: is repaired but has no keep mask; its zeros would be lost")
+    return None if bool(masks[name].all()) else masks[name]
