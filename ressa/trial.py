@@ -26,7 +26,9 @@ from ressa.prune import count_zeros, mask_hash
 from ressa.pruning import Pruning
 from ressa.records import Example, Outcome, Progress, TrialSpec, content_key
 from ressa.repair import (
+    AnyTeacher,
     Checkpoints,
+    FeatureTeacher,
     LiveTeacher,
     Teacher,
     attach,
@@ -129,24 +131,27 @@ class _Trial:
             key = self._key("dense", self.spec.evaluate, self.spec.workers)
             self.outcome.scores.extend(json.loads(self.stages.once("dense", key, make)))
 
-    def dense_teacher(self) -> Teacher | LiveTeacher | None:
+    def dense_teacher(self) -> AnyTeacher | None:
         """Asks the dense model for its logits on the repair data, before anything is pruned."""
         plan = self.spec.repair
+        if plan is not None and plan.objective == "features":
+            return FeatureTeacher(self.vlm)
         if plan is None or not plan.distillation.weight:
             return None
         if plan.distillation.reduction == "reference":
             return LiveTeacher(self.vlm)
+        blank = plan.objective == "text"
 
         def make() -> bytes:
             task, examples = _examples(plan.data)
-            return teacher_logits(self.vlm, examples, task).to_bytes()
+            return teacher_logits(self.vlm, examples, task, blank=blank).to_bytes()
 
         with self._clock("teacher"):
             return Teacher.from_bytes(
-                self.stages.once("teacher", self._key("teacher", plan.data), make)
+                self.stages.once("teacher", self._key("teacher", plan.data, blank), make)
             )
 
-    def repair(self, teacher: Teacher | LiveTeacher | None) -> Generator[Progress]:
+    def repair(self, teacher: AnyTeacher | None) -> Generator[Progress]:
         """Trains what is left of the weights as the spec asks, and merges it, zeros untouched."""
         plan = self.spec.repair
         assert plan is not None

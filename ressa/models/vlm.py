@@ -131,6 +131,28 @@ class VLM:
                 logits = self.model(**batch.inputs, use_cache=False).logits
         return cast(Tensor, logits)
 
+    @property
+    def vision_tower(self) -> nn.Module:
+        """The module that turns pixels into features; the connector reads them."""
+        return cast(nn.Module, self.model.get_encoder("image"))
+
+    def vision_features(
+        self, batch: Batch, tower: nn.Module | None = None
+    ) -> Float[Tensor, "image place hidden"]:
+        """Returns what the connector reads of each picture, its class token too; differentiable.
+
+        Args:
+            tower: asked in place of the model's own vision tower, such as a copy of it.
+        """
+        tower = self.vision_tower if tower is None else tower
+        pixels = batch.inputs["pixel_values"]
+        layers = getattr(self.model.config, "vision_feature_layer", None)
+        if layers is None:  # as in BLIP-2, which reads the last
+            return cast(Tensor, tower(pixel_values=pixels).last_hidden_state)
+        hidden = tower(pixel_values=pixels, output_hidden_states=True).hidden_states
+        wanted = [layers] if isinstance(layers, int) else layers
+        return torch.cat([hidden[layer] for layer in wanted], dim=-1)
+
     @torch.no_grad()
     def generate(self, batch: Batch, max_new_tokens: int) -> list[str]:
         """Answers greedily; whatever follows the end of an answer is dropped."""

@@ -3,7 +3,13 @@
 from ressa.repair.adapted import AdaptedLinear, Adapters
 from ressa.repair.checkpoint import Checkpoints, remove_checkpoints
 from ressa.repair.curve import RepairStep
-from ressa.repair.distillation import LiveTeacher, Teacher, teacher_logits
+from ressa.repair.distillation import (
+    AnyTeacher,
+    FeatureTeacher,
+    LiveTeacher,
+    Teacher,
+    teacher_logits,
+)
 from ressa.repair.loop import train
 from ressa.repair.methods import REPAIR_METHODS, attach, merge
 
@@ -11,7 +17,9 @@ __all__ = [
     "REPAIR_METHODS",
     "AdaptedLinear",
     "Adapters",
+    "AnyTeacher",
     "Checkpoints",
+    "FeatureTeacher",
     "LiveTeacher",
     "RepairStep",
     "Teacher",

@@ -15,13 +15,16 @@ FACTOR, MARGIN = 3.0, 1.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RepairStep:
-    """One point of a repair's curve; losses are means over the global batch's answer tokens."""
+    """One point of a repair's curve; losses are means over the global batch's answer tokens.
+
+    Where features are learnt, the loss is their relative squared error, a mean over questions.
+    """
 
     step: int
     """Counted from 1."""
     loss: float
-    ce: float
-    """Cross-entropy with the answers, in nats per token."""
+    ce: float | None
+    """Cross-entropy with the answers, in nats per token; None where features are learnt."""
     kl: float | None
     """T² times the divergence from the teacher, in nats per token; None without a teacher."""
     learning_rate: float

@@ -10,9 +10,13 @@ The published code of RESSA (arXiv:2404.02424) sums the divergence over all posi
 too, divides by the number of questions and knows no T² (`reduction: reference`): its weight then
 grows with the padded length and falls with T², and depends on how a batch is composed.
 
+Vision alone can learn from the dense model too, from its vision tower's features
+(`repair.objective: features`); no answer and no language model is then in the loop.
+
 Dimensions: token = answer tokens of all examples laid end to end, in example order;
 example = questions with their answers; time = all positions of the padded answering sequence;
-vocab = the language model's vocabulary.
+vocab = the language model's vocabulary; image = distinct pictures; place = the vision tower's
+tokens.
 """
 
 import copy
@@ -20,7 +24,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeAlias, runtime_checkable
 
 import safetensors.torch
 import torch
@@ -44,6 +48,9 @@ class Pictures(Protocol):
 
     def image(self, image_id: str) -> Image:
         """Opens a picture by its id."""
+
+    def blank_image(self) -> Image:
+        """Returns what stands in for a picture where there is nothing to see."""
 
 
 def cross_entropy(
@@ -79,6 +86,21 @@ def reference_divergence(
     Divided by the number of examples it is torch's `batchmean`, the loss of the paper's code.
     """
     return divergence(logits, teacher, temperature) / temperature**2
+
+
+def feature_error(
+    features: Float[Tensor, "image place hidden"],
+    dense: Float[Tensor, "image place hidden"],
+    image_index: Int[Tensor, " question"],
+) -> Float[Tensor, ""]:
+    """‖F − D‖² / ‖D‖² of the picture that each question looks at, summed over questions.
+
+    A picture counts as often as it is asked about, as it does when answers are learnt, so that
+    the sum does not depend on how a batch is cut up.
+    """
+    features, dense = features.float(), dense.float()
+    error = (features - dense).square().sum(dim=(1, 2)) / dense.square().sum(dim=(1, 2))
+    return error[image_index].sum()
 
 
 def loss_parts(
@@ -180,16 +202,41 @@ class LiveTeacher:
         return self._vlm.all_logits(batch).float()
 
 
+class FeatureTeacher:
+    """The dense vision tower, asked anew in each step: what `objective: features` learns from.
+
+    It is a second copy. Features of every picture, kept for later, would soon be larger.
+    """
+
+    def __init__(self, vlm: VLM) -> None:
+        """Copies the vision tower; call it before anything is pruned."""
+        tower = copy.deepcopy(vlm.vision_tower).requires_grad_(False)
+        self._vlm, self._tower = vlm, tower.train(False)
+
+    @torch.no_grad()
+    def of(self, examples: Sequence[Example], batch: Batch) -> Float[Tensor, "image place hidden"]:
+        """The features of this batch's pictures."""
+        return self._vlm.vision_features(batch, self._tower)
+
+
+AnyTeacher: TypeAlias = Teacher | LiveTeacher | FeatureTeacher
+
+
 @torch.no_grad()
-def teacher_logits(vlm: VLM, examples: Sequence[Example], task: Pictures) -> Teacher:
+def teacher_logits(
+    vlm: VLM, examples: Sequence[Example], task: Pictures, *, blank: bool = False
+) -> Teacher:
     """Runs the dense model over the repair examples; call it before anything is pruned.
 
     The examples are cut into chunks of a fixed size, dealt to the workers in turn and gathered in
     chunk order, so every worker returns the same teacher at any number of workers.
+
+    Args:
+        blank: True shows the task's blank picture instead of each.
     """
     rank, world_size = rank_and_world_size()
     chunks = [examples[start : start + CHUNK] for start in range(0, len(examples), CHUNK)]
-    own = [_chunk_logits(vlm, chunk, task) for chunk in chunks[rank::world_size]]
+    own = [_chunk_logits(vlm, chunk, task, blank) for chunk in chunks[rank::world_size]]
     gathered = [own]
     if world_size > 1:
         gathered = [[] for _ in range(world_size)]
@@ -203,9 +250,10 @@ def teacher_logits(vlm: VLM, examples: Sequence[Example], task: Pictures) -> Tea
 
 
 def _chunk_logits(
-    vlm: VLM, examples: Sequence[Example], task: Pictures
+    vlm: VLM, examples: Sequence[Example], task: Pictures, blank: bool
 ) -> tuple[Float[Tensor, "token vocab"], Int[Tensor, " example"]]:
-    batch = vlm.encode(examples, task.image, answers=True)
+    picture = task.blank_image() if blank else None
+    batch = vlm.encode(examples, task.image, answers=True, blank=picture)
     assert batch.labels is not None
     logits, _ = vlm.answer_logits(batch)
     return logits.float().cpu(), (batch.labels != NO_LABEL).sum(dim=1).cpu()

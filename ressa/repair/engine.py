@@ -27,7 +27,7 @@ from torch.nn.utils import get_total_norm
 
 from ressa.models.vlm import VLM, Batch
 from ressa.repair.adapted import AdaptedLinear, Adapters
-from ressa.repair.distillation import loss_parts
+from ressa.repair.distillation import feature_error, loss_parts
 from ressa.spec import Repair
 
 log = logging.getLogger(__name__)
@@ -108,6 +108,11 @@ class Student(nn.Module):
     def forward(self, batch: Batch, teacher: Tensor | None, tokens: float) -> tuple[Tensor, Tensor]:
         """Returns this micro-batch's part of the global loss, and of (loss, ce, kl) to report."""
         plan, questions = self._repair.distillation, self._repair.batch_size
+        if self._repair.objective == "features":
+            assert teacher is not None
+            features = self._vlm.vision_features(batch)
+            loss = feature_error(features, teacher, batch.image_index) / questions
+            return loss, torch.stack([loss, *loss.new_zeros(2)]).detach()
         ce, kl = loss_parts(self._vlm, batch, teacher, plan, tokens=tokens, questions=questions)
         if kl is None:
             return ce, torch.stack([ce, ce, ce.new_zeros(())]).detach()

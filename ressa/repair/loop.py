@@ -18,7 +18,7 @@ from ressa.repair.adapted import Adapters
 from ressa.repair.batches import global_batches, pieces, select, share
 from ressa.repair.checkpoint import Checkpoint, Checkpoints, recipe_hash
 from ressa.repair.curve import RepairStep, check_divergence, learning_rate
-from ressa.repair.distillation import LiveTeacher, Pictures, Teacher, trimmed
+from ressa.repair.distillation import AnyTeacher, FeatureTeacher, Pictures, trimmed
 from ressa.repair.engine import Engine, Moment, Student, accumulation, recomputed
 from ressa.repair.memory import (
     ADVICE,
@@ -35,7 +35,7 @@ from ressa.workers import ensure_process_group, rank_and_world_size
 log = logging.getLogger(__name__)
 
 MicroBatch: TypeAlias = tuple[Batch, Tensor | None]
-"""Questions, and the teacher's logits for them if there is a teacher."""
+"""Questions, and what the teacher says of them if there is a teacher."""
 
 
 def train(
@@ -43,7 +43,7 @@ def train(
     adapters: Adapters,
     examples: Sequence[Example],
     task: Pictures,
-    teacher: Teacher | LiveTeacher | None,
+    teacher: AnyTeacher | None,
     repair: Repair,
     *,
     seed: int,
@@ -55,8 +55,8 @@ def train(
     is learnt depends neither on padding nor on how a batch is shared out between workers.
 
     Args:
-        teacher: the dense model's logits for these examples; may be None where distillation has no
-            weight.
+        teacher: the dense model's logits for these examples, on blank pictures with objective
+            "text", its vision tower with "features"; may be None where distillation has no weight.
         seed: of the data order.
         checkpoints: where to leave one every `repair.checkpoint_steps` steps and after the last,
             and whence to go on; the steps before it are yielded as they were. None keeps none.
@@ -66,7 +66,10 @@ def train(
             not even one question at a time fits in memory ("oom"), float16 without a GPU, or a
             batch has too few images for the workers.
     """
-    assert teacher is not None or not repair.distillation.weight, "no teacher to learn from"
+    answers = repair.objective != "features"
+    needed = repair.distillation.weight or not answers
+    assert teacher is not None or not needed, "no teacher to learn from"
+    assert isinstance(teacher, FeatureTeacher) != answers or teacher is None, "of another objective"
     if repair.dtype == "float16" and not torch.cuda.is_available():
         raise RepairError("repair.dtype float16 needs a GPU: DeepSpeed has none of it for CPUs")
     ensure_process_group()
@@ -109,8 +112,8 @@ def train(
                     RepairStep(
                         step=step + 1,
                         loss=loss,
-                        ce=ce,
-                        kl=None if teacher is None else kl,
+                        ce=ce if answers else None,
+                        kl=kl if answers and teacher is not None else None,
                         learning_rate=rate,
                         gradient_norm=norm,
                         examples_per_second=repair.batch_size / (time.perf_counter() - started),
@@ -181,7 +184,7 @@ class _Data:
         vlm: VLM,
         examples: Sequence[Example],
         task: Pictures,
-        teacher: Teacher | LiveTeacher | None,
+        teacher: AnyTeacher | None,
         repair: Repair,
         seed: int,
     ) -> None:
@@ -196,7 +199,12 @@ class _Data:
         )
         self._row = {index: number for number, index in enumerate(used)}
         # Reading, resizing and tokenising once is far cheaper than in every step.
-        self._encoded = vlm.encode([examples[index] for index in used], task.image, answers=True)
+        self._encoded = vlm.encode(
+            [examples[index] for index in used],
+            task.image,
+            answers=True,
+            blank=task.blank_image() if repair.objective == "text" else None,
+        )
 
     @property
     def device(self) -> torch.device:

@@ -144,6 +144,13 @@ def _check_repair(spec: SweepSpec) -> Iterator[Problem]:
             "input of its own. Leave it out, or take method lora."
         )
         yield Problem(("repair", "dropout"), message)
+    only = {"text": "language", "features": "vision"}.get(repair.objective)
+    if only is not None and repair.train != (only,) and repair.method != "none":
+        message = (
+            f"{repair.objective} trains {only} alone, got train: {', '.join(repair.train)}. Set "
+            f"repair.train to {only}."
+        )
+        yield Problem(("repair", "objective"), message)
     if repair.distillation.reduction == "reference" and repair.zero_stage == 3:
         message = (
             "3 is for models that one worker cannot hold, and distillation.reduction reference "

@@ -25,7 +25,16 @@ from ressa.sparsity import (
     solve_vision,
     tower_zeros,
 )
-from ressa.spec.schema import Calibration, Ecoflap, Owl, Prune, Rank, Repair, SweepSpec
+from ressa.spec.schema import (
+    Calibration,
+    Distillation,
+    Ecoflap,
+    Owl,
+    Prune,
+    Rank,
+    Repair,
+    SweepSpec,
+)
 from ressa.spec.space import BUDGET, SPARSITIES, SPARSITY, parse_scalar
 from ressa.spec.yaml import Path
 
@@ -208,6 +217,8 @@ def _effective(
         repair = repair.model_copy(update={"micro_batch": share})
     if repair.method == "masked_finetune":  # it has neither: no other trial of other values
         repair = repair.model_copy(update={"rank": Rank(), "alpha": 16.0})
+    if repair.objective == "features":  # nor does it distil answers
+        repair = repair.model_copy(update={"distillation": Distillation(weight=0.0)})
     return Effective(
         vision=tower("vision"),
         language=tower("language"),

@@ -172,8 +172,8 @@ CURVES = Table(
     key=("trial", "step"),
     own_columns=(
         Column("step", "integer", "optimiser step, from 1"),
-        Column("loss", "float", "cross-entropy plus weighted distillation", "nats"),
-        Column("ce", "float", "cross-entropy on the answers", "nats"),
+        Column("loss", "float", "what is minimised: ce and kl as weighted, or the features' error"),
+        Column("ce", "float", "cross-entropy on the answers; null for features", "nats"),
         Column("kl", "float", "divergence from the dense teacher", "nats"),
         Column("learning_rate", "float", "learning rate of the step"),
         Column("gradient_norm", "float", "gradient norm before clipping; null: fp16 skipped it"),

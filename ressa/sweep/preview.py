@@ -83,7 +83,10 @@ def _shared(plan: SweepPlan, count: int) -> list[str]:
         samples = min(spec.prune.ecoflap.samples, spec.prune.calibration.samples)
         shared.append(f"the importance of each layer on {samples} of them")
     words = []
-    if spec.repair.method != "none" and spec.repair.distillation.weight:
+    if spec.repair.method != "none" and spec.repair.objective == "features":
+        gib = plan.inventory.parameters["vision"] * _BYTES[spec.model.dtype] / 2**30
+        words.append(f"each worker holds the dense vision tower too: {_size(gib)}")
+    elif spec.repair.method != "none" and spec.repair.distillation.weight:
         if spec.repair.distillation.reduction == "reference":
             gib = plan.inventory.whole * _BYTES[spec.model.dtype] / 2**30
             words.append(f"each worker holds the dense model too, as the teacher: {_size(gib)}")

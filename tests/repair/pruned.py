@@ -18,7 +18,15 @@ from ressa.models.pocket.recipe import vocabulary
 from ressa.models.towers import find_towers
 from ressa.models.vlm import VLM
 from ressa.records import Example
-from ressa.repair import Checkpoints, attach, merge, teacher_logits, train
+from ressa.repair import (
+    Checkpoints,
+    FeatureTeacher,
+    Teacher,
+    attach,
+    merge,
+    teacher_logits,
+    train,
+)
 from ressa.spec import Distillation, Rank, Repair
 from ressa.store import open_store
 
@@ -83,6 +91,13 @@ def state(model: torch.nn.Module) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 
+def teacher_of(vlm: VLM, plan: Repair) -> Teacher | FeatureTeacher:
+    """What a dense model teaches by a plan."""
+    if plan.objective == "features":
+        return FeatureTeacher(vlm)
+    return teacher_logits(vlm, questions(), task(), blank=plan.objective == "text")
+
+
 def repaired(
     plan: Repair,
     kind: str = "blip2",
@@ -97,7 +112,7 @@ def repaired(
         stop_after: walk away after so many steps.
     """
     vlm = dense_vlm(kind, dtype)
-    teacher = teacher_logits(vlm, questions(), task())
+    teacher = teacher_of(vlm, plan)
     adapters = attach(vlm.model, prune(vlm), vlm.towers, plan, seed=0)
     steps = train(
         vlm,

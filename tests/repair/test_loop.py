@@ -17,12 +17,16 @@ from pruned import (
     repaired,
     state,
     task,
+    teacher_of,
 )
 from torch import Tensor
 from torch.nn import functional
 
+from ressa.data.easy_vqa import EasyVQA
 from ressa.errors import RepairError
-from ressa.repair import REPAIR_METHODS, attach, merge, teacher_logits, train
+from ressa.models.vlm import VLM
+from ressa.records import Example
+from ressa.repair import REPAIR_METHODS, Teacher, attach, merge, teacher_logits, train
 from ressa.repair.batches import global_batches
 from ressa.repair.curve import learning_rate
 from ressa.repair.engine import deepspeed_config
@@ -34,28 +38,52 @@ Curve = list[dict[str, Any]]
 def plain_repair(plan: Repair, kind: str = "blip2") -> tuple[Curve, dict[str, Tensor]]:
     """The same repair, written down as torch alone would do it in one process."""
     vlm = dense_vlm(kind)
-    teacher = teacher_logits(vlm, questions(), task())
+    teacher = teacher_of(vlm, plan)
     adapters = attach(vlm.model, prune(vlm), vlm.towers, plan, seed=0)
     optimizer = torch.optim.AdamW(adapters.parameters(), weight_decay=0.0)
     batches = islice(global_batches(questions(), plan.batch_size, seed=0), plan.steps)
     curve = []
     for step, groups in enumerate(batches):
         examples = [questions()[index] for group in groups for index in group]
-        logits, targets = vlm.answer_logits(vlm.encode(examples, task().image, answers=True))
-        heat, weight = plan.distillation.temperature, plan.distillation.weight
-        target = (teacher.of(examples) / heat).softmax(-1)
-        kl = (target * (target.log() - (logits / heat).log_softmax(-1))).sum(-1).mean() * heat**2
-        ce = functional.cross_entropy(logits, targets)
-        loss = (1 - weight) * ce + weight * kl
+        if isinstance(teacher, Teacher):
+            losses = answer_losses(vlm, teacher, examples, plan)
+        else:
+            losses = feature_losses(vlm, dense_vlm(kind), examples)
+        loss = losses["loss"]
         optimizer.zero_grad()
         loss.backward()
         limit = plan.clip or float("inf")
         norm = torch.nn.utils.clip_grad_norm_(adapters.parameters(), limit)
         optimizer.param_groups[0]["lr"] = learning_rate(plan, step)
         optimizer.step()
-        curve.append({"loss": loss, "ce": ce, "kl": kl, "gradient_norm": norm})
+        curve.append({**losses, "gradient_norm": norm})
     merge(adapters)
     return [{k: v.item() for k, v in point.items()} for point in curve], state(vlm.model)
+
+
+def answer_losses(
+    vlm: VLM, teacher: Teacher, examples: list[Example], plan: Repair
+) -> dict[str, Tensor]:
+    blank = task().blank_image() if plan.objective == "text" else None
+    batch = vlm.encode(examples, task().image, answers=True, blank=blank)
+    logits, targets = vlm.answer_logits(batch)
+    heat, weight = plan.distillation.temperature, plan.distillation.weight
+    target = (teacher.of(examples) / heat).softmax(-1)
+    kl = (target * (target.log() - (logits / heat).log_softmax(-1))).sum(-1).mean() * heat**2
+    ce = functional.cross_entropy(logits, targets)
+    return {"loss": (1 - weight) * ce + weight * kl, "ce": ce, "kl": kl}
+
+
+def feature_losses(vlm: VLM, dense: VLM, examples: list[Example]) -> dict[str, Tensor]:
+    errors = []
+    for example in examples:
+        pixels = vlm.encode([example], task().image, answers=False).inputs["pixel_values"]
+        own, wanted = (
+            each.model.get_encoder("image")(pixel_values=pixels).last_hidden_state
+            for each in (vlm, dense)
+        )
+        errors.append((own - wanted.detach()).norm() ** 2 / wanted.norm() ** 2)
+    return {"loss": torch.stack(errors).mean()}
 
 
 def assert_same_repair(
@@ -94,6 +122,11 @@ PLANS = {
     "blocks run again at zero 3": repair_plan(
         zero_stage=3, gradient_checkpointing=True, deepspeed=SHARE_ALL
     ),
+    "text": repair_plan(objective="text", train=("language",)),
+    "features": repair_plan(objective="features", train=("vision",)),
+    "features at zero 3, micro-batches": repair_plan(
+        objective="features", train=("vision",), zero_stage=3, micro_batch=3, deepspeed=SHARE_ALL
+    ),
     "offload at zero 1": repair_plan(zero_stage=1, offload="cpu"),
     "offload at zero 3": repair_plan(zero_stage=3, offload="cpu", deepspeed=SHARE_ALL),
 }
@@ -105,6 +138,8 @@ WITH_TWO_WORKERS = (
     "zero 2, micro-batches",
     "zero 3",
     "zero 3, micro-batches",
+    "text",
+    "features",
 )
 
 
@@ -113,9 +148,15 @@ def plain() -> tuple[Curve, dict[str, Tensor]]:
     return plain_repair(repair_plan())
 
 
+def learns_the_same(plan: Repair) -> bool:
+    """Whether a plan differs from the others but in how it is computed."""
+    fields = ("objective", "method", "clip", "steps")
+    return all(getattr(plan, field) == getattr(repair_plan(), field) for field in fields)
+
+
 @pytest.mark.parametrize("name", PLANS)
 def test_deepspeed_follows_plain_torch(name: str, plain: tuple[Curve, dict[str, Tensor]]) -> None:
-    wanted = plain if PLANS[name].clip else plain_repair(PLANS[name])
+    wanted = plain if learns_the_same(PLANS[name]) else plain_repair(PLANS[name])
     assert plain[0][0]["gradient_norm"] > 1.0, "or clipping was not tested"
     assert_same_repair(repaired(PLANS[name]), wanted)
 
@@ -176,17 +217,25 @@ def test_two_workers_follow_plain_torch_and_print_nothing(
         assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
         for name in ("loss", "ce", "kl", "gradient_norm"):
             assert [p[name] for p in curves[0]] == [p[name] for p in curves[1]]
-        wanted = plain if plan.method == "sparselora" else short_plain_repair(plan.method)
+        wanted = plain if learns_the_same(plan) else plain_repair(plan)
         assert_same_repair((curves[0], weights[0]), wanted)
     plan = repair_plan(zero_stage=0, checkpoint_steps=2)
     assert_same_repair(repaired(plan, store=tmp_path / "ours"), plain)
 
 
 @pytest.mark.parametrize("stage", [1, 3])
-def test_what_is_not_listed_stays_bit_identical_and_zeros_stay_zero(stage: int) -> None:
-    plan = repair_plan(train=("language",), steps=2, zero_stage=stage, deepspeed=SHARE_ALL)
+@pytest.mark.parametrize(
+    ("objective", "part"),
+    [("image_text", "language"), ("text", "language"), ("features", "vision")],
+)
+def test_what_is_not_listed_stays_bit_identical_and_zeros_stay_zero(
+    objective: str, part: str, stage: int
+) -> None:
+    plan = repair_plan(
+        objective=objective, train=(part,), steps=2, zero_stage=stage, deepspeed=SHARE_ALL
+    )
     vlm = dense_vlm()
-    teacher = teacher_logits(vlm, questions(), task())
+    teacher = teacher_of(vlm, plan)
     masks = prune(vlm)
     before, kept = state(vlm.model), {name: mask.clone() for name, mask in masks.items()}
     adapters = attach(vlm.model, masks, vlm.towers, plan, seed=0)
@@ -201,8 +250,9 @@ def test_what_is_not_listed_stays_bit_identical_and_zeros_stay_zero(stage: int) 
         assert not after[f"{name}.weight"][~mask].any()
 
 
-def test_repair_is_the_same_twice() -> None:
-    (one, weights), (two, again) = repaired(repair_plan()), repaired(repair_plan())
+@pytest.mark.parametrize("name", ["zero 1", "text", "features"])
+def test_repair_is_the_same_twice(name: str) -> None:
+    (one, weights), (two, again) = repaired(PLANS[name]), repaired(PLANS[name])
     for point in (*one, *two):
         del point["examples_per_second"], point["peak_memory_gib"]
     assert one == two
@@ -215,6 +265,28 @@ def test_the_weight_of_distillation_goes_from_task_to_teacher(weight: float) -> 
     for point in curve:
         assert point["loss"] == pytest.approx(point["kl"] if weight else point["ce"])
         assert point["kl"] > 0
+
+
+@pytest.mark.parametrize("kind", ["blip2", "llava"])
+def test_features_come_near_the_dense_towers_without_a_language_model(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise AssertionError("the language model was run")
+
+    monkeypatch.setattr(VLM, "all_logits", refuse)
+    plan = repair_plan(objective="features", train=("vision",), steps=12)
+    losses = [point["loss"] for point in repaired(plan, kind)[0]]
+    assert 0 < losses[-1] < 0.7 * losses[0] < 1
+
+
+def test_text_repair_sees_no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise AssertionError("a picture was opened")
+
+    monkeypatch.setattr(EasyVQA, "image", refuse)
+    curve, _ = repaired(PLANS["text"])
+    assert curve[-1]["loss"] < curve[0]["loss"]
 
 
 def test_repair_without_a_teacher_learns_the_task_alone() -> None:
