@@ -293,3 +293,26 @@ def test_the_papers_reduction_runs_with_a_live_teacher(tmp_path):
     assert outcome.summary["pruned_nonzero"] == 0
     assert all(point["kl"] > 0 for point in outcome.curves)
     assert not (tmp_path / "stages" / "teacher").exists()
+
+
+@pytest.mark.parametrize(("objective", "part"), [("text", "language"), ("features", "vision")])
+def test_unimodal_repair_is_a_trial_like_any_other(tmp_path, objective, part):
+    """With a teacher of its own: answers without a picture, or the dense tower, kept nowhere."""
+    teachers = []
+    for learnt in ("image_text", objective):
+        repair = {"objective": learnt, "train": [part]}
+        outcome = run(specify(repair, method="magnitude"), str(tmp_path))
+        assert outcome.summary["trainable_weights"] == outcome.summary[f"{part}_trainable_weights"]
+        assert outcome.summary["pruned_nonzero"] == 0
+        teachers.append(len(list((tmp_path / "stages" / "teacher").iterdir())))
+    is_text = objective == "text"
+    assert teachers == [1, 2 if is_text else 1]
+    for point in outcome.curves:
+        assert (point["ce"] is not None) == (point["kl"] is not None) == is_text
+    assert outcome.summary["merge_gap"] < 1e-3
+
+
+def test_what_features_do_not_read_makes_no_other_trial():
+    repair = {"objective": "features", "train": ["vision"]}
+    heat = {"distillation": {"weight": 0.5, "temperature": 2.0}}
+    assert specify(repair).key == specify(repair | heat).key

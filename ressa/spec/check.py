@@ -148,7 +148,7 @@ def _check_repair(spec: SweepSpec) -> Iterator[Problem]:
     if only is not None and repair.train != (only,) and repair.method != "none":
         message = (
             f"{repair.objective} trains {only} alone, got train: {', '.join(repair.train)}. Set "
-            f"repair.train to {only}."
+            f"repair.train to [{only}]."
         )
         yield Problem(("repair", "objective"), message)
     if repair.distillation.reduction == "reference" and repair.zero_stage == 3:

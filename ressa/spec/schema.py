@@ -281,13 +281,6 @@ class Repair(SpecModel):
         description="sparselora, lora (dense, pruned again after the merge), masked_finetune, spp, "
         "straight_through, or none to score the pruned model alone.",
     )
-    objective: Literal["image_text", "text", "features"] = Field(
-        default="image_text",
-        description="What is learnt. image_text: answers to questions about pictures. text: the "
-        "same questions and answers with a blank picture, as text alone; trains language. "
-        "features: the dense vision tower's features of the pictures, ‖F − D‖² / ‖D‖², no "
-        "question and no distillation; trains vision.",
-    )
     data: DataRef = Field(
         default=DataRef(split="train", samples=6000),
         description="Examples to train on.",
@@ -296,6 +289,13 @@ class Repair(SpecModel):
         default=("vision", "connector", "language"),
         min_length=1,
         description="Parts that are trained; what is not listed stays bit-identical.",
+    )
+    objective: Literal["image_text", "text", "features"] = Field(
+        default="image_text",
+        description="What is learnt. image_text: answers to questions about pictures. text: the "
+        "same questions and answers with a blank picture, as text alone; trains language. "
+        "features: the dense vision tower's features of the pictures, ‖F − D‖² / ‖D‖², no "
+        "question and no distillation; trains vision.",
     )
     rank: Rank = Field(default=Rank(), description="Rank of the updates in each part.")
     alpha: Number = Field(
