@@ -4,6 +4,10 @@ A checkpoint holds what training has moved, whole, in fp32: the trained paramete
 moments of each; and in JSON the step, the curve up to it, the micro-batch, the mask's hash and the
 recipe's. The data's order and the random numbers of a step follow from the seed and the step, so
 the step is their position. Nothing of the frozen model is in it, and nothing is pickled.
+
+It takes 12 bytes a trained weight: of a low-rank method a few per cent of the model. Of masked
+fine-tuning, which trains every kept weight and leaves the pruned ones out, that is (1 − sparsity)
+times three of its layers' fp32 bytes: 1.5 times at 50 %.
 """
 
 import json
