@@ -20,7 +20,7 @@ from ressa.prune import LayerStatistics, PruneMethod, Removal
 from ressa.prune.dsnot import DSnoT
 from ressa.prune.masks import zero_pruned_
 from ressa.prune.sparsegpt import SparseGPT
-from ressa.prune.statistics import weighted_gram
+from ressa.prune.statistics import add_weighted_gram_
 from ressa.prune.wanda import Wanda
 from ressa.sparsity import Pattern
 
@@ -111,9 +111,9 @@ def _sparsegpt(path: object, compressor: peers.LLMCompressor | None) -> Iterator
         ones = torch.ones(2048)
 
         def accumulate(batches: list[Tensor] = batches, ones: Tensor = ones) -> None:
-            gram = weighted_gram(batches[0][0], ones)
-            for batch in batches[1:]:
-                gram += weighted_gram(batch[0], ones)
+            gram = batches[0].new_zeros(batches[0].shape[-1], batches[0].shape[-1])
+            for batch in batches:
+                add_weighted_gram_(gram, batch[0], ones)
 
         taken = interleaved(
             3 if large else 7,
