@@ -36,7 +36,7 @@ CYCLES = 50
 # the weights, one seed). 1 to 5 lost less of the output than Wanda, 10 more, 50 four times as much
 # in vision; at 2:4 even 5 lost more. Hence 3 for 64 inputs, and the paper's 50 from 1,000 on.
 _INPUTS_PER_CYCLE = 20
-_CACHE_VALUES = 2**16  # a quarter of a megabyte of floats, and what is made of them
+_CACHE_VALUES = 2**17  # half a megabyte of floats, and what is made of them
 
 
 class DSnoT(PruneMethod):
@@ -221,12 +221,14 @@ class _Layer:
     def pruned(self, count: int) -> "list[_Candidates]":
         """Lists kept weights, the least salient first: of contributions > 0, then < 0."""
         positive, negative = [], []
+        highest = torch.finfo(self.saliency.dtype).max
         for rows in self._parts():
             contribution = self.weight[rows] * self.mean
             for side, eligible in ((positive, contribution > 0), (negative, contribution < 0)):
                 eligible &= self.kept[rows]
-                saliency = torch.where(eligible, self.saliency[rows], torch.inf)
-                side.append(_least(saliency, count, below=torch.inf))
+                # On a CPU `torch.where` takes three times as long.
+                saliency = torch.maximum(self.saliency[rows], ~eligible * highest)
+                side.append(_least(saliency, count, below=highest))
         return [_Candidates.cat(positive), _Candidates.cat(negative)]
 
     def _parts(self) -> Iterator[slice]:
