@@ -220,14 +220,16 @@ class _Layer:
 
     def pruned(self, count: int) -> "list[_Candidates]":
         """Lists kept weights, the least salient first: of contributions > 0, then < 0."""
-        positive, negative = [], []
+        positive: list[_Candidates] = []
+        negative: list[_Candidates] = []
         highest = torch.finfo(self.saliency.dtype).max
         for rows in self._parts():
             contribution = self.weight[rows] * self.mean
             for side, eligible in ((positive, contribution > 0), (negative, contribution < 0)):
                 eligible &= self.kept[rows]
                 # On a CPU `torch.where` takes three times as long.
-                saliency = torch.maximum(self.saliency[rows], ~eligible * highest)
+                excluded = (~eligible).to(self.saliency.dtype).mul_(highest)
+                saliency = torch.maximum(self.saliency[rows], excluded)
                 side.append(_least(saliency, count, below=highest))
         return [_Candidates.cat(positive), _Candidates.cat(negative)]
 
@@ -263,8 +265,8 @@ def _least(values: Float[Tensor, "out in"], count: int, *, below: float) -> _Can
     """Finds the columns of each row's lowest values that are below a limit, in order."""
     count = min(count, values.shape[1])
     if values.device.type != "cpu":
-        found = values.topk(count, dim=1, largest=False)
-        return _Candidates(found.indices, (found.values < below).sum(dim=1))
+        lowest = values.topk(count, dim=1, largest=False)
+        return _Candidates(lowest.indices, (lowest.values < below).sum(dim=1))
     # numpy's sorts are several times faster than torch's, as long as they need not say whence a
     # value came.
     array = values.numpy()
