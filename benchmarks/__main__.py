@@ -5,10 +5,10 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import pruning
+from benchmarks import pruning, tower
 from benchmarks.report import Row, publish
 
-GROUPS = {"pruning": pruning.rows}
+GROUPS = {"pruning": pruning.rows, "tower": tower.rows}
 
 
 def main() -> None:

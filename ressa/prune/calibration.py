@@ -37,8 +37,8 @@ from ressa.prune.passes import Pass, on_device, stopping_before
 from ressa.prune.statistics import (
     LayerStatistics,
     Statistics,
+    add_weighted_gram_,
     mirror_upper,
-    weighted_gram,
     weighted_moments,
 )
 from ressa.records import Example
@@ -315,14 +315,16 @@ class _Observer:
             )
         weights = weights.to(rows.device)
         counted = weights > 0  # padding does not enter, not even as NaN
-        rows, weights = rows[counted].float(), weights[counted]
+        if not counted.all():
+            rows, weights = rows[counted], weights[counted]
+        rows = rows.float()
         if self._workers > 1:
-            part = weighted_moments(rows, weights), weighted_gram(rows, weights)
-            self._parts[layer.name].append(part)
-            return
-        moments, gram = self._total[layer.name]
+            moments, gram = _zeros(self._total[layer.name])
+            self._parts[layer.name].append((moments, gram))
+        else:
+            moments, gram = self._total[layer.name]
         moments += weighted_moments(rows, weights)
-        gram += weighted_gram(rows, weights)
+        add_weighted_gram_(gram, rows, weights)
 
     def _token_weights(
         self, layer: LayerShape, in_encoder: bool, inputs: Tensor, each: _ChunkPass

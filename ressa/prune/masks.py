@@ -96,9 +96,9 @@ def _last_pruned(
     places = np.unique(last)
     found = np.empty(last.shape, dtype=values.dtype)
     for rows in _cache_fuls(values):
-        # Rows mostly lose one of two counts, and two places are found faster than all are sorted.
-        few = len(places) <= 2
-        ordered = np.partition(values[rows], places) if few else np.sort(values[rows])
+        # One place is found faster than all are sorted; two are not.
+        one = len(places) == 1
+        ordered = np.partition(values[rows], places) if one else np.sort(values[rows])
         found[:, rows] = np.take_along_axis(ordered, last[:, rows].T, axis=1).T
     return iter(np.where(zeros > 0, found, -np.inf))
 

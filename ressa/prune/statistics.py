@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ressa.prune.packing import pack, unpack
 
-_GRAM_COLUMNS = 512  # columns of a Gram matrix that one product makes
+_GRAM_PANEL = 256  # rows of a Gram matrix that one product makes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +88,7 @@ def weighted_moments(
     rows: Float[Tensor, "token in"], weights: Num[Tensor, " token"]
 ) -> Float64[Tensor, " _"]:
     """Returns the sums of the rows, the sums of their squares, and the sum of the weights."""
-    weighted = rows * weights[:, None]
+    weighted = rows if (weights == 1).all() else rows * weights[:, None]
     return torch.cat(
         [
             weighted.sum(dim=0, dtype=torch.float64),
@@ -98,23 +98,31 @@ def weighted_moments(
     )
 
 
-def weighted_gram(
-    rows: Float[Tensor, "token in"], weights: Num[Tensor, " token"]
-) -> Float[Tensor, "in in"]:
-    """Returns XᵀX of the weighted rows: its upper triangle, with zeros or anything below."""
-    scaled = rows * weights.to(rows.dtype).sqrt()[:, None]
+def add_weighted_gram_(
+    gram: Float[Tensor, "in in"], rows: Float[Tensor, "token in"], weights: Num[Tensor, " token"]
+) -> None:
+    """Adds XᵀX of the weighted rows, in place: its upper triangle, and anything below.
+
+    A sum of parts that began as zeros is, bit for bit, that of adding to one matrix in turn.
+    """
+    if not (weights == 1).all():
+        rows = rows * weights.to(rows.dtype).sqrt()[:, None]
     columns = rows.shape[1]
-    gram = rows.new_zeros(columns, columns)
-    for first in range(0, columns, _GRAM_COLUMNS):  # half of the products of the whole matrix
-        last = min(first + _GRAM_COLUMNS, columns)
-        torch.mm(scaled[:, :last].T, scaled[:, first:last], out=gram[:last, first:last])
-    return gram
+    # Half of the products of the whole matrix; a panel of them is still in the cache as it is
+    # added. `addmm_` would round otherwise than a sum of parts.
+    panels = rows.new_empty(_GRAM_PANEL * columns)
+    for first in range(0, columns, _GRAM_PANEL):
+        last = min(first + _GRAM_PANEL, columns)
+        height, width = last - first, columns - first
+        panel = panels[: height * width].view(height, width)
+        torch.mm(rows[:, first:last].T, rows[:, first:], out=panel)
+        gram[first:last, first:] += panel
 
 
 def mirror_upper(gram: Float[Tensor, "in in"]) -> None:
-    """Copies what `weighted_gram` left out, in place: what lies below the diagonal."""
-    for first in range(0, len(gram), _GRAM_COLUMNS):
-        last = min(first + _GRAM_COLUMNS, len(gram))
+    """Copies what `add_weighted_gram_` left out, in place: what lies below the diagonal."""
+    for first in range(0, len(gram), _GRAM_PANEL):
+        last = min(first + _GRAM_PANEL, len(gram))
         corner = gram[first:last, first:last]
         corner.copy_(corner.triu() + corner.triu(1).T)
         gram[last:, first:last] = gram[first:last, last:].T
@@ -123,8 +131,8 @@ def mirror_upper(gram: Float[Tensor, "in in"]) -> None:
 def squared_output(weight: Float[Tensor, "out in"], gram: Float[Tensor, "in in"]) -> float:
     """Returns ‖XWᵀ‖², the squared output of a layer of this weight over all calibration tokens."""
     total = 0.0
-    for first in range(0, len(gram), _GRAM_COLUMNS):
-        last = min(first + _GRAM_COLUMNS, len(gram))
+    for first in range(0, len(gram), _GRAM_PANEL):
+        last = min(first + _GRAM_PANEL, len(gram))
         own, block = weight[:, first:last], gram[:last, first:last].clone()
         block[:first] *= 2  # symmetric: what lies below the diagonal counts as much as this
         total += float(((weight[:, :last] @ block) * own).sum(dtype=torch.float64))

@@ -3,7 +3,7 @@ import pytest
 import torch
 from layers import correlated_inputs, drawn_weight, statistics_of
 
-from ressa.prune.statistics import squared_output, weighted_gram, weighted_moments
+from ressa.prune.statistics import add_weighted_gram_, squared_output, weighted_moments
 
 
 def test_moments_count_each_row_as_often_as_it_weighs():
@@ -12,13 +12,27 @@ def test_moments_count_each_row_as_often_as_it_weighs():
 
 
 @pytest.mark.parametrize("columns", [1, 5, 512, 700])
-def test_a_gram_matrix_is_that_of_the_repeated_rows(columns):
-    rows = correlated_inputs(tokens=6, columns=columns)
-    weights = torch.tensor([1, 2, 1, 5, 3, 1])
+@pytest.mark.parametrize("weights", [[1, 2, 1, 5, 3, 1], [1] * 6], ids=str)
+def test_a_gram_matrix_is_that_of_the_repeated_rows(columns, weights):
+    rows, weights = correlated_inputs(tokens=6, columns=columns), torch.tensor(weights)
     repeated = rows.repeat_interleave(weights, dim=0).numpy()
     expected = np.triu(repeated.T @ repeated)
-    got = weighted_gram(rows, weights).triu().numpy()
+    gram = torch.ones(columns, columns, dtype=rows.dtype)
+    add_weighted_gram_(gram, rows, weights)
+    got = gram.triu().numpy() - np.triu(np.ones_like(expected))
     np.testing.assert_allclose(got, expected, atol=1e-12 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("columns", [5, 512, 700])
+def test_a_sum_of_parts_is_that_of_one_gram_matrix_bit_for_bit(columns):
+    batches = [correlated_inputs(tokens=300, columns=columns, seed=seed).float() for seed in (0, 1)]
+    ones = torch.ones(300)
+    whole, parts = torch.zeros(columns, columns), []
+    for rows in batches:
+        add_weighted_gram_(whole, rows, ones)
+        parts.append(torch.zeros(columns, columns))
+        add_weighted_gram_(parts[-1], rows, ones)
+    assert whole.triu().equal((torch.zeros(columns, columns) + parts[0] + parts[1]).triu())
 
 
 @pytest.mark.parametrize("columns", [1, 5, 512, 700])
