@@ -5,10 +5,10 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import pruning, tower
+from benchmarks import pruning, repair, tower
 from benchmarks.report import Row, publish
 
-GROUPS = {"pruning": pruning.rows, "tower": tower.rows}
+GROUPS = {"pruning": pruning.rows, "tower": tower.rows, "repair": repair.rows}
 
 
 def main() -> None:
@@ -27,7 +27,7 @@ def main() -> None:
     try:
         for group in [given.only] if given.only else GROUPS:
             measured[group] = []
-            with torch.no_grad():
+            with torch.set_grad_enabled(group == "repair"):
                 for row in GROUPS[group](given):
                     measured[group].append(row)
                     print(f"{row.name} {row.shape}, {row.peer_name}: {row.ratio:.2f}×", flush=True)

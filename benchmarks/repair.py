@@ -51,12 +51,11 @@ def rows(given: Namespace) -> Iterator[Row]:
     except ImportError:
         print("peft is not installed: its rows are left out.")
         peft = None  # type: ignore[assignment]
-    with torch.enable_grad():
-        for out, columns in SHAPES:
-            for tokens in TOKENS:
-                yield from _layer(out, columns, tokens, peft)
-        for model in MODELS:
-            yield from _whole_step(model, peft)
+    for out, columns in SHAPES:
+        for tokens in TOKENS:
+            yield from _layer(out, columns, tokens, peft)
+    for model in MODELS:
+        yield from _whole_step(model, peft)
 
 
 def _layer(out: int, columns: int, tokens: int, peft: Any) -> Iterator[Row]:

@@ -16,7 +16,7 @@ from rich.table import Table
 
 HERE = Path(__file__).parent
 _MARKS = "<!-- results: written by `make bench` -->", "<!-- end of results -->"
-_PACKAGES = ["torch", "numpy", "scipy", "transformers", "llmcompressor"]
+_PACKAGES = ["torch", "numpy", "scipy", "transformers", "llmcompressor", "peft"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

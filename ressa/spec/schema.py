@@ -56,6 +56,12 @@ def _as_budget(value: Any) -> Any:
     return (value,) if is_single else as_tuple(value)
 
 
+def _as_parts(value: Any) -> Any:
+    if isinstance(value, str):
+        return tuple(part.strip() for part in value.split(","))
+    return as_tuple(value)
+
+
 def _as_model(value: Any) -> Any:
     return {"id": value} if isinstance(value, str) else value
 
@@ -285,10 +291,11 @@ class Repair(SpecModel):
         default=DataRef(split="train", samples=6000),
         description="Examples to train on.",
     )
-    train: Annotated[tuple[Part, ...], BeforeValidator(as_tuple)] = Field(
+    train: Annotated[tuple[Part, ...], BeforeValidator(_as_parts)] = Field(
         default=("vision", "connector", "language"),
         min_length=1,
-        description="Parts that are trained; what is not listed stays bit-identical.",
+        description="Parts that are trained; what is not listed stays bit-identical. As a choice "
+        "of an axis: their names with commas between them.",
     )
     objective: Literal["image_text", "text", "features"] = Field(
         default="image_text",
@@ -550,7 +557,7 @@ def sweepable_fields() -> dict[str, Any]:
             kind = field.annotation
             if isinstance(kind, type) and issubclass(kind, SpecModel):
                 collect(kind, f"{prefix}.{name}")
-            elif name not in ("train", "targets", "deepspeed"):  # not values that an axis can hold
+            elif name not in ("targets", "deepspeed"):  # not values that an axis can hold
                 found[f"{prefix}.{name}"] = kind
 
     collect(Prune, "prune")

@@ -176,6 +176,17 @@ def test_activations_can_be_swept(load, inventory):
     assert apply_point(spec, inventory, values).calibration.activations == "sequential"
 
 
+def test_what_is_trained_can_be_swept(load, inventory):
+    axes = ', repair.train: {choices: [language, "vision, connector"]}'
+    spec = load(ONE % (axes, "")).spec
+    for text, parts in (
+        ("language", ("language",)),
+        ("vision, connector", ("vision", "connector")),
+    ):
+        repair = apply_point(spec, inventory, {"sparsity": "0.5", "repair.train": text}).repair
+        assert repair is not None and repair.train == parts
+
+
 def test_options_of_the_layers_are_those_that_are_read(load, inventory):
     options = "{counting: reference, layers: owl, owl: {threshold: 7}, language: {layers: ecoflap}}"
     spec = load(ONE % ("", f"prune: {options}")).spec
