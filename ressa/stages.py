@@ -1,6 +1,6 @@
 """Work that trials share: found in the store under its key, or made now and left there."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import overload
 
 from ressa.store import StageFiles, Store
@@ -34,10 +34,12 @@ class Stages:
         files = self.store.open(stage, key) if leads else None
         if not agree(files is not None):
             writer = self.store.writer(stage, key) if leads else None
-            for number, content in enumerate(make()):
+            number = 0  # counted by hand: `enumerate` would hold a part while the next is made
+            for content in make():
                 if writer is not None:
                     writer.add(f"{number:05d}", content)
-                del content  # not held while the next one is made
+                number += 1  # noqa: SIM113
+                del content
             if writer is not None:
                 writer.finish()
                 files = self.store.open(stage, key)
@@ -64,6 +66,10 @@ class Parts(Sequence[bytes]):
 
     def __len__(self) -> int:
         return len(self._names)
+
+    def __iter__(self) -> Iterator[bytes]:
+        # Unlike a sequence's own, it does not hold a part while the caller works on it.
+        return map(self.__getitem__, range(len(self)))
 
     @overload
     def __getitem__(self, index: int) -> bytes: ...

@@ -29,7 +29,7 @@ evaluate: [{task: easy-vqa, split: validation, samples: 150}]
 """
 
 
-drivers: list[int] = []
+drivers: list[subprocess.Popen[str]] = []
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Place:
             stdout=subprocess.PIPE,
             stderr=stderr,
         )
-        drivers.append(driver.pid)
+        drivers.append(driver)
         return driver
 
     def ressa(self, *arguments: str) -> "subprocess.CompletedProcess[str]":

@@ -21,7 +21,7 @@ from tests.sweep.place import SMALL, Place, make_place, results, running_session
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
 
-def wait_for(condition: "object", seconds: float = 120) -> None:
+def wait_for(condition: "object", seconds: float = 240) -> None:
     deadline = time.monotonic() + seconds
     while not condition():  # type: ignore[operator]
         assert time.monotonic() < deadline, "it did not happen in time"
