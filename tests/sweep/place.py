@@ -69,7 +69,7 @@ def make_place(folder: Path, text: str = SMALL) -> Place:
 
 def running_sessions() -> list[str]:
     """Names of the Ray sessions that drivers of these tests started and that have processes."""
-    names = [path.name for pid in drivers for path in Path("/tmp").glob(f"ressa-{pid}-*")]
+    names = [path.name for one in drivers for path in Path("/tmp").glob(f"ressa-{one.pid}-*")]
     return [name for name in names if processes_of(name)]
 
 
