@@ -19,6 +19,7 @@ Dimensions: out, in = weight rows and columns of one linear layer. Columns are v
 so matrices are kept transposed, [in out].
 """
 
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -60,8 +61,9 @@ class SparseGPT(PruneMethod):
 
     def __init__(self, dampening: float = DAMPENING, block: int = BLOCK) -> None:
         self.dampening, self.block = dampening, block
-        # Layers that share an input share its Gram matrix, and so the work on it.
-        self._last: tuple[Tensor, _Hessian] | None = None
+        # Layers that share an input share its Gram matrix, and so the work on it; once nobody else
+        # holds the matrix, what was made of it goes too.
+        self._last: tuple[weakref.ref[Tensor], _Hessian] | None = None
 
     @classmethod
     def from_spec(cls, wanted: TowerTarget) -> "SparseGPT":
@@ -142,9 +144,18 @@ class SparseGPT(PruneMethod):
     def _hessian(self, statistics: LayerStatistics | None, device: torch.device) -> "_Hessian":
         assert statistics is not None and statistics.gram is not None  # see `needs`
         gram = statistics.gram
-        if self._last is None or self._last[0] is not gram or self._last[1].scale.device != device:
-            self._last = gram, _factorise(gram.to(device), self.dampening)
-        return self._last[1]
+        if self._last is not None:
+            known, hessian = self._last
+            if known() is gram and hessian.scale.device == device:
+                return hessian
+            self._last = None  # gone before the next one is made
+        hessian = _factorise(gram.to(device), self.dampening)
+        self._last = weakref.ref(gram, self._forget), hessian
+        return hessian
+
+    def _forget(self, gram: "weakref.ref[Tensor]") -> None:
+        if self._last is not None and self._last[0] is gram:
+            self._last = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -291,3 +291,11 @@ def test_tiny_and_ragged_layers(out, columns):
     keep, left = prune(drawn_weight(out, columns), statistics, out * columns // 2)
     assert int((~keep).sum()) == out * columns // 2
     assert left.isfinite().all()
+
+
+def test_a_factor_is_let_go_of_with_the_statistics_that_it_was_made_of():
+    statistics, method = statistics_of(correlated_inputs()), SparseGPT()
+    method.prune(drawn_weight(), statistics, HALF_OF_EACH_ROW, NO_CHANCE)
+    assert method._last is not None
+    del statistics
+    assert method._last is None
