@@ -70,21 +70,25 @@ class PrunedLayers:
 
     masks: PackedMasks
     layers: tuple[LayerReport, ...]
-    weights: dict[str, Tensor] = field(default_factory=dict)
-    """New weights, pruned ones zero, of the layers whose surviving weights the method changed."""
+    kept: dict[str, Tensor] = field(default_factory=dict)
+    """The new weights that stay, in row-major order, of the layers that the method changed."""
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """New weights, pruned ones zero, of the layers whose surviving weights were changed."""
+        return {name: self._weight(name) for name in self.kept}
 
     @torch.no_grad()
     def apply(self, model: nn.Module) -> None:
         """Sets the model's weights to those that stay, in place."""
-        for name, weight in self.weights.items():
-            _weight(model, name).copy_(weight)
+        for name in self.kept:
+            _weight(model, name).copy_(self._weight(name))
         apply_masks(model, self.masks)
 
     def to_bytes(self) -> bytes:
         """Writes them as a safetensors file: masks as bits, of new weights those that stay."""
         tensors = {f"mask/{name}": mask_bits(mask) for name, mask in self.masks.items()}
-        for name, weight in self.weights.items():
-            tensors[f"weight/{name}"] = weight[self.masks[name]]
+        tensors |= {f"weight/{name}": kept for name, kept in self.kept.items()}
         return pack(tensors, [asdict(report) for report in self.layers])
 
     @classmethod
@@ -92,15 +96,17 @@ class PrunedLayers:
         """Reads what `to_bytes` wrote."""
         tensors, reports = unpack(content)
         layers = tuple(LayerReport(**report) for report in reports)
-        masks, weights = {}, {}
-        for layer in layers:
-            mask = mask_of_bits(tensors[f"mask/{layer.name}"], layer.rows, layer.columns)
-            masks[layer.name] = mask
-            kept = tensors.get(f"weight/{layer.name}")
-            if kept is not None:
-                weight = kept.new_zeros(mask.shape)
-                weights[layer.name] = weight.masked_scatter_(mask, kept)
-        return cls(masks=PackedMasks(masks), layers=layers, weights=weights)
+        masks = {
+            layer.name: mask_of_bits(tensors[f"mask/{layer.name}"], layer.rows, layer.columns)
+            for layer in layers
+        }
+        names = [layer.name for layer in layers if f"weight/{layer.name}" in tensors]
+        kept = {name: tensors[f"weight/{name}"] for name in names}
+        return cls(masks=PackedMasks(masks), layers=layers, kept=kept)
+
+    def _weight(self, name: str) -> Tensor:
+        mask, kept = self.masks[name], self.kept[name]
+        return kept.new_zeros(mask.shape).masked_scatter_(mask, kept)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,7 +186,7 @@ def prune_layers(
     Raises:
         PruneError: statistics are missing, or the method fails on a layer.
     """
-    masks, weights, reports = {}, {}, []
+    masks, kept, reports = {}, {}, []
     asked = map(zeros_of, layers, removals) if requested is None else requested
     for layer, removal, zeros in zip(layers, removals, asked, strict=True):
         began = time.perf_counter()
@@ -190,7 +196,8 @@ def prune_layers(
         mask = masks[layer.name] = pruned.keep_mask.cpu()
         changed = None
         if pruned.weight is not None:
-            changed = weights[layer.name] = _checked(pruned.weight, mask, method, layer)
+            changed = _checked(pruned.weight, mask, method, layer)
+            kept[layer.name] = changed[mask]
         seen = None if statistics is None else statistics.get(layer.name)
         gram = None if seen is None else seen.gram
         pattern = removal if isinstance(removal, Pattern) else None
@@ -210,7 +217,7 @@ def prune_layers(
                 seconds=time.perf_counter() - began,
             )
         )
-    return PrunedLayers(masks=PackedMasks(masks), layers=tuple(reports), weights=weights)
+    return PrunedLayers(masks=PackedMasks(masks), layers=tuple(reports), kept=kept)
 
 
 @torch.no_grad()
