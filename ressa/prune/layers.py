@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ressa.errors import PruneError
-from ressa.prune.masks import Removal, mask_bits, mask_of_bits
+from ressa.prune.masks import Removal, mask_bits, mask_of_bits, zero_pruned_
 from ressa.prune.method import PruneMethod
 from ressa.prune.packing import pack, unpack
 from ressa.prune.removal import removals, zeros_of
@@ -295,8 +295,7 @@ def apply_masks(model: nn.Module, masks: Mapping[str, Bool[Tensor, "_ _"]]) -> N
     """Sets every pruned weight of the model to zero, in place."""
     for name, mask in masks.items():
         weight = _weight(model, name)
-        # Not a product with the mask: that would turn negative weights into -0.0.
-        weight.masked_fill_(~mask.to(weight.device), 0)
+        zero_pruned_(weight, mask.to(weight.device))
 
 
 @torch.no_grad()
