@@ -108,6 +108,12 @@ def run(
     store: Annotated[
         str | None, typer.Option("--store", metavar="PLACE", help="Replaces the file's `store`.")
     ] = None,
+    fresh: Annotated[
+        bool,
+        typer.Option(
+            "--fresh", help="Lets each trial do all of its work itself; results are equal."
+        ),
+    ] = False,
     output: OutputOption = Output.table,
 ) -> None:
     """Runs a sweep here, on a Ray of its own. Run again, it goes on where it was."""
@@ -117,7 +123,7 @@ def run(
 
     # The board is gone before anything is said: it would wipe the words away with itself.
     with _interruptible(spec.name, spec.store), _board(spec) as board:
-        sweep = start(spec, board)
+        sweep = start(spec, board, fresh=fresh)
     _report(sweep, output)
 
 
