@@ -11,7 +11,7 @@ from ressa import trial
 from ressa.kept import Kept
 from ressa.keys import stages_of
 from ressa.records import Outcome, TrialSpec
-from ressa.spec import apply_point, spec_from_mapping
+from ressa.spec import spec_from_mapping
 from ressa.store import open_store
 from ressa.sweep.plan import SweepPlan, make_plan
 
