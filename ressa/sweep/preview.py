@@ -12,6 +12,7 @@ import pandas
 
 from ressa.catalog import MODELS, TASKS
 from ressa.errors import InfeasibleAllocation, NotFoundError
+from ressa.records import TrialSpec
 from ressa.search.fixed import chance
 from ressa.sparsity import TOWERS, Inventory
 from ressa.spec import ModelRef, SweepSpec, grid_points

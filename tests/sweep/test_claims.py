@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ from ressa.sweep.claims import RayClaims
 from ressa.sweep.local_ray import local_ray
 
 ray = pytest.importorskip("ray")
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
 
 class Worker:
@@ -55,6 +56,8 @@ class Worker:
 @pytest.fixture(scope="module")
 def coordinator() -> Iterator[Any]:
     with local_ray(cpus=2):
+        # Workers cannot import this module.
+        ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
         yield claims.start()
 
 
@@ -68,7 +71,7 @@ def workers(coordinator: Any, tmp_path: Path) -> Iterator[list[Any]]:
 
 
 def wait_for(path: Path) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 280
     while not path.exists():
         assert time.monotonic() < deadline, f"{path.name} did not come"
         time.sleep(0.02)
