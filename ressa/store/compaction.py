@@ -1,10 +1,10 @@
 """Merging small files into larger ones, as a driver commits: a log-structured merge.
 
-After every `FAN_IN` commits to a table they become one file, and every `FAN_IN` of those become one
-again, up to `LARGEST_ROWS` rows: a row is written a handful of times however long a sweep is, and a
-reader meets some hundred files. A merge may be killed at any moment, or made by two drivers at once:
-the merged file says which commits it holds, appears whole, and has outlived a power cut and been read
-back before an original goes; a reader that meets both reads each row once (`parts.once`).
+Every `FAN_IN` commits to a table become one file, and every `FAN_IN` of those become one again, up
+to `LARGEST_ROWS` rows: a row is written a handful of times however long a sweep is, and a reader
+meets some hundred files. A merge may be killed at any moment, or made by two drivers at once: the
+merged file says which commits it holds, appears whole, and outlives a power cut and was read back
+before an original goes; a reader that meets both reads each row once (`parts.once`).
 """
 
 import hashlib
@@ -70,7 +70,7 @@ class Compaction:
             self._remove_originals(table)
             self._tidy.add(table)
         levels: dict[int, list[Part]] = defaultdict(list)
-        for part in sorted(self._files[table].parts(), key=lambda part: part.name):
+        for part in sorted(self._files[table].parts(), key=lambda part: part.commits[0]):
             # Full files and those of other programs stay as they are.
             if (
                 part.is_ours
@@ -121,10 +121,13 @@ class Compaction:
                 break
             tables.append(found)
         taken = parts[: len(tables)]
-        commits = sorted({commit for part in taken for commit in part.commits})
+        held = [commit for part in taken for commit in part.commits]
+        commits = sorted(set(held))
         merged = joined(full_schema(table, [one.schema for one in tables]), tables)
-        if len(commits) < sum(len(part.commits) for part in taken):  # two drivers merged at once
-            whose = ("trial", "attempt", "epoch")
+        whose = ("trial", "attempt", "epoch")
+        if held != commits:
+            merged = merged.sort_by([(column, "ascending") for column in whose])
+        if len(held) > len(commits):  # two drivers merged at once
             merged = row_files.newest(merged, tuple(dict.fromkeys((*TABLES[table].key, *whose))))
         content = row_files.encode_merged(table, merged, commits)
         name = merged_name(level, len(merged), hashlib.sha256(content).hexdigest())

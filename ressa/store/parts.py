@@ -2,9 +2,9 @@
 
 A commit is one small file, named after its trial, attempt, epoch and content. A merged file holds
 the rows of many commits and says which. So a reader that meets a merged file beside its originals,
-or two merged files that overlap, knows it before it reads a row, and so it knows which attempts
-lie where. Small files are held in memory; merged ones are scanned when asked, a few columns of a few
-row groups at a time.
+or two merged files that overlap, knows it before it reads a row, and it knows which attempts lie
+where. Small files are held in memory; merged ones are scanned when something is asked, few columns
+of a few row groups at a time.
 """
 
 import contextlib

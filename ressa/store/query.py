@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from ressa.errors import SpecError
 from ressa.store import rows as row_files
-from ressa.store.scan import Scan, full_schema, scanned, united
+from ressa.store.scan import Scan, datasets, full_schema, scanned
 from ressa.store.schema import TABLES
 from ressa.store.store import Store
 
@@ -58,7 +58,7 @@ def query(store: Store, sql: str) -> "pandas.DataFrame":
             lambda: [
                 sweep.scan(_table(view), all_attempts=view == "attempts") for view, sweep in wanted
             ],
-            lambda scans: _ask(sql, [(view, scan) for (view, _), scan in zip(wanted, scans, strict=False)]),
+            lambda scans: _ask(sql, list(zip((view for view, _ in wanted), scans, strict=True))),
         )
     except duckdb.Error as error:
         raise _refused(error) from error
@@ -67,16 +67,18 @@ def query(store: Store, sql: str) -> "pandas.DataFrame":
 
 def _ask(sql: str, scans: Sequence[tuple[str, Scan]]) -> "pyarrow.Table":
     import duckdb
+    from pyarrow.dataset import dataset
 
     with duckdb.connect(":memory:", config=_CLOSED) as connection:
         for view in VIEWS:
             of_view = [scan for name, scan in scans if name == view]
             schema = full_schema(_table(view), [scan.schema for scan in of_view])
-            connection.register(view, united(schema, of_view))
+            connection.register(view, dataset(datasets(schema, of_view)))
         connection.execute("SET lock_configuration = true")
+        refused = (duckdb.ParserException, duckdb.BinderException, duckdb.CatalogException)
         try:
             return _interruptible(connection, sql)
-        except duckdb.ProgrammingError as error:  # of the statement, whatever the files hold
+        except refused as error:  # whatever the files hold
             raise _refused(error) from error
 
 

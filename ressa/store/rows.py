@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ressa.errors import StoreError, did_you_mean
-from ressa.store.schema import SCHEMA_VERSION, TABLES, Column, arrow_schema
+from ressa.store.schema import SCHEMA_VERSION, TABLES, Column, arrow_schema, plain_schema
 
 if TYPE_CHECKING:
     import pyarrow
@@ -119,7 +119,9 @@ def decode(name: str, content: bytes) -> "pyarrow.Table":
         table = file.read()
     except (pa.ArrowException, OSError) as error:
         raise _damaged(error) from error
-    schema = arrow_schema(name)
+    schema = plain_schema(name)
+    if table.schema.equals(schema):
+        return pa.table(table.columns, schema=schema)
     try:
         known = [
             table[field.name].cast(field.type)
@@ -151,7 +153,7 @@ def peek(name: str, file: "BinaryIO") -> tuple[list[str], "pyarrow.Schema"]:
     if not isinstance(commits, list) or not all(isinstance(one, str) for one in commits):
         raise NotOurs("it does not say which commits it holds")
     schema = found.schema_arrow.remove_metadata()
-    for field in arrow_schema(name):
+    for field in plain_schema(name):
         if field.name in schema.names and schema.field(field.name).type != field.type:
             raise NotOurs(f"a column has another type: {field.name}")
     return commits, schema

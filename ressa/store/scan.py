@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ressa.errors import RessaError, StoreError
 from ressa.store import rows as row_files
 from ressa.store.parts import Part, TableFiles, attempt_of, finished, once, parquet
-from ressa.store.schema import TABLES, arrow_schema
+from ressa.store.schema import TABLES, plain_schema
 
 if TYPE_CHECKING:
     import pyarrow
@@ -38,32 +38,36 @@ class Scan:
         self, columns: Sequence[str] | None = None, where: Mapping[str, Any] | None = None
     ) -> "pyarrow.Table":
         """Reads columns of the rows in which others have given values; by trial and attempt."""
+        import pyarrow as pa
         import pyarrow.dataset as ds
 
         conditions = (ds.field(column) == value for column, value in (where or {}).items())
         condition = reduce(and_, conditions) if where else None
         wanted = list(columns or self.schema.names)
-        rows = united(self.schema, [self])
-        if self.in_order:
-            return rows.to_table(wanted, filter=condition).combine_chunks()
         order = ["trial", "attempt", "epoch"]
-        found = rows.to_table(list(dict.fromkeys([*wanted, *order])), filter=condition)
-        return found.sort_by([(key, "ascending") for key in order]).select(wanted)
+        read = list(dict.fromkeys([*wanted, *([] if self.in_order else order)]))
+        # One after the other: a union of datasets keeps no order.
+        found = pa.concat_tables(
+            one.to_table(read, filter=condition) for one in datasets(self.schema, [self])
+        )
+        if not self.in_order:
+            found = found.sort_by([(key, "ascending") for key in order])
+        return found.select(wanted).combine_chunks()
 
     def changed(self) -> bool:
         """Returns whether one of its files is gone or turned out to be damaged."""
         return self.files.changed(self.unread)
 
 
-def united(schema: "pyarrow.Schema", scans: Sequence[Scan]) -> "pyarrow.dataset.Dataset":
-    """Returns the rows of several scans as one dataset of the given columns."""
+def datasets(schema: "pyarrow.Schema", scans: Sequence[Scan]) -> "list[pyarrow.dataset.Dataset]":
+    """Returns the rows of scans, in the given columns: those in files, if any, and in memory."""
     import pyarrow.dataset as ds
 
     in_memory = ds.dataset(joined(schema, [scan.in_memory for scan in scans]))
     fragments = [scan.files.fragment(part) for scan in scans for part in scan.unread]
     if not fragments:
-        return in_memory
-    return ds.dataset([ds.FileSystemDataset(fragments, schema, parquet()), in_memory])
+        return [in_memory]
+    return [ds.FileSystemDataset(fragments, schema, parquet()), in_memory]
 
 
 def scanned(make: Callable[[], Sequence[Scan]], work: Callable[[Sequence[Scan]], T]) -> T:
@@ -148,7 +152,7 @@ def full_schema(table: str, schemas: Iterable["pyarrow.Schema"]) -> "pyarrow.Sch
     """Returns the table's columns, then those that a later ressa wrote."""
     import pyarrow as pa
 
-    known = arrow_schema(table).remove_metadata()
+    known = plain_schema(table)
     later: dict[str, set[Any]] = {}
     for schema in schemas:
         for field in schema:
@@ -164,6 +168,8 @@ def joined(schema: "pyarrow.Schema", tables: Sequence["pyarrow.Table"]) -> "pyar
     import pyarrow as pa
 
     def conform(rows: "pyarrow.Table") -> "pyarrow.Table":
+        if rows.schema.equals(schema):
+            return rows
         columns = [
             rows[field.name].cast(field.type)
             if field.name in rows.column_names
