@@ -261,7 +261,7 @@ def _dense_from_scores(sweep: SweepStore, metric: str | None) -> tuple[Any, Any]
     """The dense model's score without the baseline trial: every trial scores it as a yardstick."""
     if metric is None:
         return None, None
-    task, _, name = metric.partition(".")
+    task, _, name = metric.rpartition(".")
     which = {"task": task, "metric": name, "state": "dense", "image": "real"}
     found = sweep.read("scores", columns=["value", "standard_error"], where=which).slice(0, 1)
     row = found.to_pylist()
