@@ -301,3 +301,11 @@ def arrow_schema(name: str) -> "pyarrow.Schema":
             "description": table.meaning,
         },
     )
+
+
+@cache
+def plain_schema(name: str) -> "pyarrow.Schema":
+    """Returns a table's pyarrow schema without meanings and units: what its rows have in memory."""
+    import pyarrow as pa
+
+    return pa.schema([(field.name, field.type) for field in arrow_schema(name)])
