@@ -57,6 +57,19 @@ def closed(model: nn.Module) -> Iterator[None]:
         open_matrices(model)
 
 
+def is_expert(layer: nn.Module) -> bool:
+    """Whether a linear layer is a matrix of an opened mixture's expert."""
+    return "routed" in vars(layer)
+
+
+def tokens_of(layer: nn.Module) -> tuple[Tensor, int] | None:
+    """Says which of a mixture's tokens an expert's input rows are, and of how many; while it runs.
+
+    None of other layers.
+    """
+    return vars(layer).get("routed")
+
+
 def is_mixture(module: nn.Module) -> bool:
     """Whether a module holds the experts of a mixture, fused or opened."""
     return (
@@ -83,7 +96,9 @@ def _open_mixture(module: Any) -> None:
         layers = nn.ModuleList()
         for index in range(len(fused)):
             weight = fused[index].T if _is_transposed(module) else fused[index]
-            layers.append(_linear(weight, None if bias is None else bias[index]))
+            layer = _linear(weight, None if bias is None else bias[index])
+            layer.routed = None
+            layers.append(layer)
         module.add_module(name, layers)
     module.forward = MethodType(_run_grouped if _is_grouped(module) else _run_routed, module)
 
@@ -131,7 +146,7 @@ def _run_routed(
     result = torch.zeros_like(hidden_states)
     for index in range(self.num_experts):
         token, place = torch.where(top_k_index == index)
-        output = _run_expert(self, index, hidden_states[token], token)
+        output = _run_expert(self, index, hidden_states, token)
         if getattr(self, "has_post_expert_norm", False):
             output = self.post_expert_norm(output)
         output = output * top_k_weights[token, place, None]
@@ -145,7 +160,7 @@ def _run_grouped(self: Any, hidden_states: Float[Tensor, "row in"]) -> Float[Ten
     outputs = []
     for index, rows in enumerate(groups):
         token = torch.where(rows.detach().any(dim=1))[0]
-        output = _run_expert(self, index, rows[token], token)
+        output = _run_expert(self, index, rows, token)
         outputs.append(torch.zeros_like(rows).index_add(0, token, output))
     return torch.cat(outputs)
 
@@ -157,8 +172,8 @@ def _run_expert(
     first = (experts.gate_up_proj if gated else experts.up_proj)[index]
     second = experts.down_proj[index]
     # Whoever listens to these layers cannot tell otherwise which tokens their rows are.
-    first.tokens = second.tokens = token
-    middle = first(rows)
+    first.routed = second.routed = token, len(rows)
+    middle = first(rows[token])
     if not gated:
         middle = experts.act_fn(middle)
     elif hasattr(experts, "_apply_gate"):
@@ -167,5 +182,5 @@ def _run_expert(
         gate, up = middle.chunk(2, dim=-1)
         middle = up * experts.act_fn(gate)
     output: Tensor = second(middle)
-    first.tokens = second.tokens = None
+    first.routed = second.routed = None
     return output

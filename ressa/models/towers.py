@@ -179,7 +179,7 @@ def _vision_modules(model: PreTrainedModel) -> list[str]:
 
 def _deepest_encoder(model: PreTrainedModel) -> nn.Module | None:
     """Asks for the image encoder, and that for its own: T5Gemma2's encoder holds both towers."""
-    found: Any = None
+    found: nn.Module | None = None
     asked: Any = model
     while isinstance(asked, PreTrainedModel):
         asked = asked.get_encoder("image")
@@ -205,7 +205,7 @@ def _language_modules(model: PreTrainedModel) -> list[str]:
             "Choose a vision-language model such as BLIP-2 or LLaVA, or name its modules in "
             "model.towers."
         )
-    found = [decoder]
+    found: list[nn.Module | None] = [decoder]
     if has_encoder(model):
         encoder: Any = model.get_encoder()
         if encoder is not model and isinstance(encoder, nn.Module):
