@@ -229,8 +229,8 @@ class VLM:
         """
         if not batch.is_shareable:
             raise SpecError(
-                f"model {self.name}: its vision tower reads {', '.join(sorted(batch.of_pictures))}; "
-                "repair.objective features needs one that reads pixel_values alone."
+                f"model {self.name}: repair.objective features needs a vision tower that reads "
+                f"pixel_values alone, not {', '.join(sorted(batch.of_pictures))}."
             )
         tower = self.vision_tower if tower is None else tower
         pixels = batch.inputs["pixel_values"]
