@@ -10,7 +10,7 @@ progress, stopping and time-outs have their place, and returns what it found.
 import json
 import math
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cache, partial
@@ -24,7 +24,7 @@ from ressa.catalog import TASKS
 from ressa.evaluate import Scores, predictions, score
 from ressa.kept import Kept
 from ressa.keys import dense_key, teacher_key
-from ressa.models import VLM
+from ressa.models import VLM, Batch
 from ressa.prune import count_zeros, mask_hash
 from ressa.pruning import Pruning
 from ressa.records import Example, Outcome, Progress, TrialSpec
@@ -190,6 +190,11 @@ class _Trial:
             checkpoints = Checkpoints(
                 self.stages.store, self.spec.key, mask_hash=mask_hash(self.pruning.masks)
             )
+            asked = ("repair", plan.data, plan.objective, plan.batch_size, plan.steps)
+
+            def keep(encode: Callable[[], Batch]) -> Batch:
+                return self.kept.encoded(asked, lambda: [encode()])[0]
+
             for step in train(
                 self.vlm,
                 adapters,
@@ -199,6 +204,7 @@ class _Trial:
                 plan,
                 seed=seed,
                 checkpoints=checkpoints,
+                keep=keep,
             ):
                 self.outcome.curves.append(asdict(step))
                 if step.step % REPORT_EVERY == 0:
