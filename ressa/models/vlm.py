@@ -21,9 +21,9 @@ from PIL.Image import Image
 from torch import Tensor, nn
 from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
-from transformers.modeling_outputs import ModelOutput
 from transformers.modeling_utils import PreTrainedModel
 from transformers.processing_utils import ProcessorMixin
+from transformers.utils.generic import ModelOutput
 
 from ressa.errors import SpecError
 from ressa.models.opened import closed
