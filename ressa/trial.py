@@ -52,24 +52,32 @@ PROBE = 64  # questions on which the merged model is compared with the adapters
 Steps: TypeAlias = Generator[Progress, None, Outcome]
 
 
-def run(trial: TrialSpec, store: str) -> Steps:
-    """Runs one trial and returns its outcome, which is then also a stage in the store."""
+def run(trial: TrialSpec, store: str, earlier: Sequence[str] = ()) -> Steps:
+    """Runs one trial and returns its outcome, which is then also a stage in the store.
+
+    Args:
+        trial: what to run.
+        store: where its stages are, or go.
+        earlier: keys of the trial's earlier attempts that ran with another number of workers or
+            micro-batch; a repair goes on from their checkpoints too.
+    """
     stages = Stages(open_store(store))
     done = stages.find("outcome", trial.key)
     if done is not None:
-        remove_checkpoints(stages.store, trial.key)  # by one killed just before it could
+        # Of one killed just before it could.
+        remove_checkpoints(stages.store, trial.key, *earlier)
         return Outcome.from_json(done)
-    outcome = yield from _Trial(trial, stages).steps()
+    outcome = yield from _Trial(trial, stages, earlier).steps()
     stages.leave("outcome", trial.key, outcome.to_json())
-    remove_checkpoints(stages.store, trial.key)
+    remove_checkpoints(stages.store, trial.key, *earlier)
     return outcome
 
 
 class _Trial:
     """The work on one trial, and the notes taken on the way."""
 
-    def __init__(self, trial: TrialSpec, stages: Stages) -> None:
-        self.spec, self.stages = trial, stages
+    def __init__(self, trial: TrialSpec, stages: Stages, earlier: Sequence[str]) -> None:
+        self.spec, self.stages, self.earlier = trial, stages, earlier
         self.vlm: VLM = load_vlm(trial.model)
         if fits(self.vlm.model.get_memory_footprint()):
             self.vlm.model.to(device())  # type: ignore[arg-type]  # transformers wraps it untyped
@@ -160,8 +168,12 @@ class _Trial:
         with self._clock("repair"):
             adapters = attach(self.vlm.model, self.pruning.masks, self.vlm.towers, plan, seed=seed)
             checkpoints = Checkpoints(
-                self.stages.store, self.spec.key, mask_hash=mask_hash(self.pruning.masks)
+                self.stages.store,
+                self.spec.key,
+                mask_hash=mask_hash(self.pruning.masks),
+                earlier=self.earlier,
             )
+            yield Progress(stage="repair", steps=plan.steps, micro_batch=plan.micro_batch)
             for step in train(
                 self.vlm,
                 adapters,
@@ -174,7 +186,12 @@ class _Trial:
             ):
                 self.outcome.curves.append(asdict(step))
                 if step.step % REPORT_EVERY == 0:
-                    yield Progress(stage="repair", step=step.step, steps=plan.steps)
+                    yield Progress(
+                        stage="repair",
+                        step=step.step,
+                        steps=plan.steps,
+                        micro_batch=step.micro_batch,
+                    )
             trained = adapters.trainable_weights()
         if plan.method == "lora":  # the paper's baseline: its zeros hold only beside a dense update
             yield Progress(stage="score unmerged")

@@ -9,7 +9,9 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ressa.errors import ClusterError
 
@@ -41,9 +43,33 @@ def prepare() -> None:
         constants.ENABLE_RAY_CLUSTER = False  # type: ignore[attr-defined]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Session:
+    """A running Ray of our own."""
+
+    folder: Path
+    """Where Ray and Tune keep their files; it goes when the session does."""
+
+    def check(self) -> None:
+        """Notices at once when Ray itself has ended, which it may wait for in silence.
+
+        Raises:
+            ClusterError: it has.
+        """
+        from ray._private import worker
+
+        node: Any = worker._global_node
+        ended = {name for name, _ in node.dead_processes()}
+        for name in sorted(ended & {"raylet", "gcs_server"}):
+            raise ClusterError(
+                f"Ray's {name} on this machine has ended, killed or out of memory, and its trials "
+                "with it. What they had finished is in the store: resume the sweep to go on."
+            )
+
+
 @contextlib.contextmanager
-def local_ray(*, cpus: int, gpus: int | None = None, threads: int = 1) -> Iterator[Path]:
-    """Starts Ray for the length of a `with` block and yields its session folder.
+def local_ray(*, cpus: int, gpus: int | None = None, threads: int = 1) -> Iterator[Session]:
+    """Starts Ray for the length of a `with` block.
 
     A reaper process ends everything that is left when this process dies, even by SIGKILL.
 
@@ -82,7 +108,7 @@ def local_ray(*, cpus: int, gpus: int | None = None, threads: int = 1) -> Iterat
                 "takes free ports on loopback. Check that the disk is not full and the path not "
                 "long (TMPDIR=/tmp moves it), then run again."
             ) from error
-        yield folder
+        yield Session(folder=folder)
     finally:
         ray.shutdown()
         del os.environ[SESSION_VARIABLE]
