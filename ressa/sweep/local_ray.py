@@ -25,6 +25,9 @@ _ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "RAY_AIR_NEW_OUTPUT": "0",
+    # Ray runs workers at niceness 15, where anything else on the machine starves them; a user who
+    # wants that says `nice ressa run`.
+    "RAY_worker_niceness": "0",
     # The store is the only truth: Tune's own state is written as seldom as it lets us.
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",
     "TOKENIZERS_PARALLELISM": "false",

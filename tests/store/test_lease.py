@@ -21,7 +21,7 @@ def driver(sweep: SweepStore) -> "Iterator[subprocess.Popen[str]]":
     code = f"""
 import time
 from ressa.store import acquire, open_store
-lease = acquire(open_store({sweep.store.location!r}).sweep({sweep.name!r}))
+lease = acquire(open_store({sweep.store.location!r}).sweep({sweep.name!r}), beat_seconds=0.2)
 print(lease.epoch, flush=True)
 time.sleep(600)
 """
@@ -31,6 +31,11 @@ time.sleep(600)
         assert process.stdout.readline().strip() == "1"
         yield process
         process.kill()
+
+
+def _stand_still(driver: "subprocess.Popen[str]") -> None:
+    os.kill(driver.pid, signal.SIGSTOP)
+    os.waitpid(driver.pid, os.WUNTRACED)
 
 
 def _on_another_machine(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,7 +74,7 @@ def test_a_killed_driver_on_this_machine_is_taken_over_at_once(
 def test_a_driver_that_stands_still_is_alive_if_it_goes_on_in_time(
     sweep: SweepStore, driver: "subprocess.Popen[str]"
 ) -> None:
-    os.kill(driver.pid, signal.SIGSTOP)
+    _stand_still(driver)
     with pytest.raises(ConflictError):
         acquire(sweep, patience_seconds=20, waiting=lambda _: os.kill(driver.pid, signal.SIGCONT))
 
@@ -77,7 +82,7 @@ def test_a_driver_that_stands_still_is_alive_if_it_goes_on_in_time(
 def test_a_driver_that_stands_still_is_taken_over_after_patience(
     sweep: SweepStore, driver: "subprocess.Popen[str]"
 ) -> None:
-    os.kill(driver.pid, signal.SIGSTOP)
+    _stand_still(driver)
     with acquire(sweep, patience_seconds=0.2) as taken:
         assert taken.epoch == 2
 
