@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from ressa.errors import ClusterError
+from ressa.sweep.reaper import end_processes
 
+_STARTS = 3  # on a machine that others keep busy
 SESSION_VARIABLE = "RESSA_SESSION"
 """Set for every process of one session, so that the reaper finds them all and no others."""
 
@@ -70,6 +72,29 @@ class Session:
             )
 
 
+def _start(session: str, folder: Path, cpus: int, gpus: int | None) -> None:
+    """Starts Ray; again where it found the half minute too short that it gives itself."""
+    import ray
+
+    for tries_left in range(_STARTS - 1, -1, -1):
+        try:
+            ray.init(
+                address="local",
+                num_cpus=cpus,
+                num_gpus=gpus,
+                include_dashboard=False,
+                log_to_driver=False,
+                configure_logging=False,
+                _temp_dir=str(folder),
+            )
+            return
+        except Exception as error:
+            if not tries_left or "timed out during startup" not in str(error):
+                raise
+            ray.shutdown()
+            end_processes(session)
+
+
 @contextlib.contextmanager
 def local_ray(*, cpus: int, gpus: int | None = None, threads: int = 1) -> Iterator[Session]:
     """Starts Ray for the length of a `with` block.
@@ -83,27 +108,19 @@ def local_ray(*, cpus: int, gpus: int | None = None, threads: int = 1) -> Iterat
     session = folder.name
     prepare()
     os.environ["OMP_NUM_THREADS"] = str(threads)
-    os.environ[SESSION_VARIABLE] = session
     reaper = subprocess.Popen(
         [sys.executable, "-m", "ressa.sweep.reaper", str(os.getpid()), session, str(folder)],
         start_new_session=True,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
+    os.environ[SESSION_VARIABLE] = session  # not the reaper's, which would end itself
     import ray
 
     logging.getLogger("ray").setLevel(logging.ERROR)
     try:
         try:
-            ray.init(
-                address="local",
-                num_cpus=cpus,
-                num_gpus=gpus,
-                include_dashboard=False,
-                log_to_driver=False,
-                configure_logging=False,
-                _temp_dir=str(folder),
-            )
+            _start(session, folder, cpus, gpus)
         except Exception as error:
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise ClusterError(
@@ -117,4 +134,5 @@ def local_ray(*, cpus: int, gpus: int | None = None, threads: int = 1) -> Iterat
         del os.environ[SESSION_VARIABLE]
         reaper.terminate()
         reaper.wait()
+        end_processes(session)  # that a Ray which was killed, or did not start, has left
         shutil.rmtree(folder, ignore_errors=True)

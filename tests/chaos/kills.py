@@ -66,13 +66,17 @@ def strike(place: Place, driver: "subprocess.Popen[str]", kill: Kill) -> int | N
     """Waits for the moment and sends the signal.
 
     Returns:
-        The process that got it; None if the driver ended, or the target went, before.
+        The process that got it; None if the driver ended before.
     """
     before = traces(place, kill.moment)
     while driver.poll() is None:
         if len(traces(place, kill.moment) - before) >= kill.nth:
-            time.sleep(kill.delay)
-            return _signal(driver, kill)
+            break
+        time.sleep(_GLANCE_SECONDS)
+    time.sleep(kill.delay)
+    while driver.poll() is None:  # a trial whose start has been noted may have no process yet
+        if (pid := _signal(driver, kill)) is not None:
+            return pid
         time.sleep(_GLANCE_SECONDS)
     return None
 
