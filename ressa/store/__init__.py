@@ -8,7 +8,7 @@ pandas are imported when rows are first read or written.
 from ressa.store.lease import Holder, Lease, Wish, acquire, ask, holder
 from ressa.store.query import query
 from ressa.store.schema import SCHEMA_VERSION, TABLES, Column, Table
-from ressa.store.stages import StageFiles, StageStore
+from ressa.store.stages import StageFiles, StageStore, StoredStage
 from ressa.store.status import Ended, SweepStatus
 from ressa.store.store import Store, SweepStore, open_store
 
@@ -22,6 +22,7 @@ __all__ = [
     "StageFiles",
     "StageStore",
     "Store",
+    "StoredStage",
     "SweepStatus",
     "SweepStore",
     "Table",

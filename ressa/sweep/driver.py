@@ -63,8 +63,14 @@ def run(
         return start(resolved, board).trials()
 
 
-def start(spec: SweepSpec, watcher: Any) -> SweepStore:
+def start(spec: SweepSpec, watcher: Any, *, fresh: bool = False) -> SweepStore:
     """Runs a sweep, or goes on with the stored one of the same name and spec.
+
+    Args:
+        spec: the resolved sweep.
+        watcher: is told how it goes.
+        fresh: lets each trial make all of its stages itself, and takes none from the store. It
+            changes how long a sweep takes, never what it finds.
 
     Raises:
         ConflictError: the name is taken by another spec, or a live driver works on the sweep.
@@ -85,7 +91,7 @@ def start(spec: SweepSpec, watcher: Any) -> SweepStore:
         grown = growth(stored_spec(sweep), plan.spec)
     else:
         sweep = store.create_sweep(spec.name, spec.to_yaml())
-    _drive(plan, store, sweep, watcher, data=data, grown=grown, redo=None)
+    _drive(plan, store, sweep, watcher, data=data, grown=grown, redo=None, fresh=fresh)
     return sweep
 
 
@@ -124,6 +130,7 @@ def _drive(
     data: list[dict[str, Any]],
     grown: dict[str, Any],
     redo: "Redo | None",
+    fresh: bool = False,
 ) -> None:
     prepare()
     from ressa.sweep.ledger import Ledger
@@ -150,7 +157,7 @@ def _drive(
                 local_ray(cpus=available_cpus(), threads=resources.cpus_per_worker) as session,
             ):
                 listen()
-                run_trials(plan, store, ledger, lease, watcher, session)
+                run_trials(plan, store, ledger, lease, watcher, session, fresh=fresh)
             ended = _ending(ledger, lease)
             if ended == "stopped":
                 raise Interrupted("stopped, as `ressa stop` asked")
@@ -221,7 +228,7 @@ def continued(sweep: SweepStore, asked: SweepSpec) -> SweepSpec:
             f"search.window: the sweep began with {window}, got {asked.search.window}; which "
             "results a proposal sees never changes. Leave the window out, or give a new name."
         )
-    if asked.search.parallel > window:
+    if asked.search.parallel > window and not stored.search.asynchronous:
         raise SpecError(
             f"search.parallel: at most {window}, got {asked.search.parallel}: the "
             "sweep began with that window, and which results a proposal sees never changes."

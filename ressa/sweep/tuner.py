@@ -24,7 +24,7 @@ from ray.tune.search import Searcher
 from ressa.errors import ConflictError, StoreError
 from ressa.records import Failure, Outcome, Progress
 from ressa.store import Lease, Store
-from ressa.sweep import rows
+from ressa.sweep import claims, rows
 from ressa.sweep.ledger import Again, Attempt, Ledger
 from ressa.sweep.local_ray import Session
 from ressa.sweep.plan import SweepPlan
@@ -50,6 +50,8 @@ def run_trials(
     lease: Lease,
     watcher: Watcher,
     session: Session,
+    *,
+    fresh: bool,
 ) -> None:
     """Runs every trial that is left, with Ray already up; raises what ended the sweep early.
 
@@ -57,8 +59,10 @@ def run_trials(
 
     Args:
         session: the Ray to run on; Tune keeps its own state there, and nothing reads it again.
+        fresh: lets each trial make all of its stages itself.
     """
-    searcher = StoreSearcher(ledger, plan, store, lease, watcher, session)
+    searcher = StoreSearcher(ledger, plan, store, lease, watcher, session, fresh)
+    coordinator = claims.start()  # it lives as long as this handle
     resources = plan.spec.resources
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(plan.spec.search.parallel)
     tuner = tune.Tuner(
@@ -81,6 +85,7 @@ def run_trials(
     logging.getLogger("ray").setLevel(logging.CRITICAL)
     try:
         tuner.fit()
+        del coordinator
     except _GiveUp as end:
         raise end.error from end.error.__cause__
 
@@ -155,10 +160,12 @@ class StoreSearcher(Searcher):
         lease: Lease,
         watcher: Watcher,
         session: Session,
+        fresh: bool,
     ) -> None:
         super().__init__()
         self._ledger, self._plan, self._store = ledger, plan, store
         self._lease, self._watcher, self._session = lease, watcher, session
+        self._fresh = fresh
         self._running: dict[str, Attempt] = {}
         self._begun: dict[str, datetime] = {}
         self._progress: dict[str, Progress] = {}
@@ -219,6 +226,7 @@ class StoreSearcher(Searcher):
             "earlier": attempt.earlier,
             "store": self._store.location,
             "resources": self._plan.spec.resources,
+            "fresh": self._fresh,
         }
 
     @_ends_the_sweep
@@ -275,7 +283,8 @@ class StoreSearcher(Searcher):
         return "lost", failure
 
     def _outcome(self, attempt: Attempt) -> Outcome:
-        files = self._store.stages.get("outcome", attempt.spec.key)
+        stage = "outcome-fresh" if self._fresh else "outcome"
+        files = self._store.stages.get(stage, attempt.spec.key)
         assert files is not None, "a trial stores its outcome before it reports its end"
         return Outcome.from_json(files["content"])
 
