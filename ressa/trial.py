@@ -10,7 +10,7 @@ progress, stopping and time-outs have their place, and returns what it found.
 import json
 import math
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cache, partial
@@ -24,7 +24,7 @@ from ressa.catalog import TASKS
 from ressa.evaluate import Scores, predictions, score
 from ressa.kept import Kept
 from ressa.keys import dense_key, teacher_key
-from ressa.models import VLM
+from ressa.models import VLM, Batch
 from ressa.prune import count_zeros, mask_hash
 from ressa.pruning import Pruning
 from ressa.records import Example, Outcome, Progress, TrialSpec
@@ -200,6 +200,11 @@ class _Trial:
                 earlier=self.earlier,
             )
             yield Progress(stage="repair", steps=plan.steps, micro_batch=plan.micro_batch)
+            asked = ("repair", plan.data, plan.objective, plan.batch_size, plan.steps)
+
+            def keep(encode: Callable[[], Batch]) -> Batch:
+                return self.kept.encoded(asked, lambda: [encode()])[0]
+
             for step in train(
                 self.vlm,
                 adapters,
@@ -209,6 +214,7 @@ class _Trial:
                 plan,
                 seed=seed,
                 checkpoints=checkpoints,
+                keep=keep,
             ):
                 self.outcome.curves.append(asdict(step))
                 if step.step % REPORT_EVERY == 0:
