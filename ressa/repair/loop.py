@@ -85,7 +85,9 @@ def train(
     curve = [] if last is None else list(last.curve)
     yield from curve
     with recomputed(vlm, wanted=repair.gradient_checkpointing):
-        size = last.micro_batch if last else repair.micro_batch or _what_fits(vlm, adapters, data)
+        sizes = [size for size in (last and last.micro_batch, repair.micro_batch) if size]
+        # The smaller one: memory may have run out before the checkpoint, or after it.
+        size = min(sizes) if sizes else _what_fits(vlm, adapters, data)
         engine = _open(vlm, adapters, repair, size, None if last is None else last.moment)
         if checkpoints is not None:
             checkpoints.note_config(engine.config)
