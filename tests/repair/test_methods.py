@@ -23,6 +23,7 @@ def runs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Non
     """Rebuilds weights whole, and a row at a time."""
     monkeypatch.setattr(bits, "_LEAST", request.param)
     monkeypatch.setattr(bits, "_MOST", request.param)
+    monkeypatch.setattr(bits, "_TILE", request.param // 2)
 
 
 @pytest.fixture
