@@ -1,10 +1,12 @@
 """The `ressa` command: each verb parses, calls and prints. Data go to stdout, words to stderr."""
 
 import json
+import re
 import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,7 +18,7 @@ from ressa.terminal import Output, draw, prepare, say, show, width, words, write
 
 if TYPE_CHECKING:
     from ressa.spec import SweepSpec
-    from ressa.store import Store, SweepStore
+    from ressa.store import Holder, Store, SweepStore, Wish
 
 app = typer.Typer(
     help="Split the sparsity of a vision-language model between vision and language, repair it, "
@@ -28,6 +30,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+stages = typer.Typer(help="Looks after the work that trials share.", no_args_is_help=True)
+app.add_typer(stages, name="stages")
 
 
 File = Annotated[Path, typer.Argument(metavar="FILE", help="The sweep file.", show_default=False)]
@@ -108,6 +112,12 @@ def run(
     store: Annotated[
         str | None, typer.Option("--store", metavar="PLACE", help="Replaces the file's `store`.")
     ] = None,
+    fresh: Annotated[
+        bool,
+        typer.Option(
+            "--fresh", help="Lets each trial do all of its work itself; results are equal."
+        ),
+    ] = False,
     output: OutputOption = Output.table,
 ) -> None:
     """Runs a sweep here, on a Ray of its own. Run again, it goes on where it was."""
@@ -117,27 +127,59 @@ def run(
 
     # The board is gone before anything is said: it would wipe the words away with itself.
     with _interruptible(spec.name, spec.store), _board(spec) as board:
-        sweep = start(spec, board)
+        sweep = start(spec, board, fresh=fresh)
     _report(sweep, output)
 
 
 @app.command()
 def resume(
     name: Name,
+    trials: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[TRIAL…]", help="Trials that failed, to redo too.", show_default=False
+        ),
+    ] = None,
     failed: Annotated[
-        bool, typer.Option("--failed", help="Also redo trials that failed or were lost.")
+        bool, typer.Option("--failed", help="Also redo all trials that failed or were lost.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what would be done.")
     ] = False,
     store: StoreOption = "results",
     output: OutputOption = Output.table,
 ) -> None:
-    """Goes on with a stored sweep; no finished trial runs again."""
-    from ressa.sweep.driver import current_spec
+    """Goes on with a stored sweep; no trial that succeeded runs again."""
+    from ressa.sweep.driver import current_spec, foretell
     from ressa.sweep.driver import resume as continue_sweep
+    from ressa.sweep.ledger import Redo
 
+    redo = Redo(all=failed, trials=frozenset(trials or ()))
     opened = _open(store)
     with _interruptible(name, store), _board(current_spec(opened.sweep(name))) as board:
-        sweep = continue_sweep(opened, name, board, redo_failed=failed)
+        if dry_run:
+            foretell(opened, name, board, redo=redo)
+            return
+        sweep = continue_sweep(opened, name, board, redo=redo)
     _report(sweep, output)
+
+
+@app.command()
+def stop(
+    name: Name,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Return when the running trials have finished.")
+    ] = False,
+    store: StoreOption = "results",
+) -> None:
+    """Lets a sweep's running trials finish and starts no new one, wherever it runs."""
+    _steer(_open(store).sweep(name), "stop", wait=wait)
+
+
+@app.command()
+def cancel(name: Name, store: StoreOption = "results") -> None:
+    """Ends a sweep and its running trials now, wherever it runs."""
+    _steer(_open(store).sweep(name), "cancel", wait=True)
 
 
 @app.command()
@@ -201,6 +243,7 @@ def list_sweeps(store: StoreOption = "results", output: OutputOption = Output.ta
 def status(name: Name, store: StoreOption = "results", output: OutputOption = Output.table) -> None:
     """Says how far a sweep is, who drives it and what failed."""
     from ressa.landscape import failures, sweep_row
+    from ressa.sweep.shared import work_rows
 
     sweep = _open(store).sweep(name)
     row, failed = sweep_row(sweep), failures(sweep)
@@ -208,11 +251,63 @@ def status(name: Name, store: StoreOption = "results", output: OutputOption = Ou
         show([row], output)
         return
     show([{"what": k, "value": v} for k, v in row.items() if v is not None], output, headings=False)
+    work = work_rows(sweep)
+    if work:
+        say("shared work: stages that its trials made, and how often they found one")
+        show(work, output)
     if len(failed):
         show(failed, output)
         say(f"redo them: {_command('resume', sweep, '--failed')}")
-    if row["state"] == "interrupted":
+    if row["state"] in ("interrupted", "stopped", "cancelled"):
         say(f"go on: {_command('resume', sweep)}")
+
+
+@stages.command("ls")
+def list_stages(store: StoreOption = "results", output: OutputOption = Output.table) -> None:
+    """Lists the stages of a store: size, last use, which sweeps used and which need each."""
+    from ressa.sweep.shared import needs_of, uses_of
+
+    opened = _open(store)
+    found = uses_of(opened, needs_of(opened))
+    if found or output is not Output.table:
+        show([use.row() for use in found], output)
+    if output is Output.table:
+        size = sum(use.stored.size for use in found) / 2**20
+        say(f"{len(found)} stages in {opened.location}, {size:.1f} MiB")
+
+
+@stages.command("gc")
+def collect_stages(
+    older_than: Annotated[
+        str,
+        typer.Option("--older-than", metavar="TIME", help="Since the last use: 0, 30m, 12h, 7d."),
+    ] = "7d",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only says what would go.")] = False,
+    store: StoreOption = "results",
+    output: OutputOption = Output.table,
+) -> None:
+    """Removes stages that no unfinished sweep needs; later trials make them again if they must.
+
+    Rows stay, and with them all results. Drivers may run meanwhile.
+    """
+    from ressa.sweep.shared import collect
+
+    opened = _open(store)
+    removed = collect(opened, older_than=_duration(older_than), dry_run=dry_run)
+    if removed or output is not Output.table:
+        show([use.row() for use in removed], output)
+    size = sum(use.stored.size for use in removed) / 2**20
+    say(f"{'would remove' if dry_run else 'removed'} {len(removed)} stages, {size:.1f} MiB")
+
+
+def _duration(text: str) -> timedelta:
+    found = re.fullmatch(r"(\d{1,6})([smhd]?)", text.strip())
+    if found is None or (found[1].strip("0") and not found[2]):
+        raise SpecError(
+            f"--older-than: a number with s, m, h or d, such as 12h or 7d; got {text!r}."
+        )
+    unit = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}[found[2] or "s"]
+    return timedelta(**{unit: int(found[1])})
 
 
 @app.command()
@@ -266,10 +361,41 @@ def _board(spec: "SweepSpec") -> Iterator[Any]:
 def _interruptible(name: str, store: str) -> Iterator[None]:
     try:
         yield
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interruption:
         again = shlex.join(["ressa", "resume", name, "--store", store])
-        say(f"\nstopped; nothing that finished is lost. Go on with:\n  {again}")
+        how = str(interruption) or "stopped"
+        say(f"\n{how}; nothing that finished is lost. Go on with:\n  {again}")
         raise typer.Exit(130) from None
+
+
+def _steer(sweep: "SweepStore", wish: "Wish", *, wait: bool) -> None:
+    """Says what became of a wish to stop or cancel; exit 1 if nobody can tell."""
+    from ressa.sweep.steer import steer
+
+    def asked(driver: "Holder") -> None:
+        say(f"asked process {driver.pid} on {driver.host} to {wish} {sweep.name} …")
+
+    answer = steer(sweep, wish, wait=wait, asked=asked)
+    state = sweep.status()
+    done = f"{state.done} of {state.planned} trials are finished"
+    again = f"go on: {_command('resume', sweep)}"
+    if answer.kind == "idle":
+        say(f"no driver works on {sweep.name}: it is {state.state}, {done}. Nothing to {wish}.")
+    elif answer.kind == "heard":
+        say(f"nothing new starts; still running: {', '.join(state.running) or 'nothing'}. {done}.")
+        say(f"wait for the end: {_command('stop', sweep, '--wait')}")
+    elif answer.kind == "ended":
+        say(f"{sweep.name} is {state.state}: {done}.")
+        if state.state != "finished":
+            say(again)
+    else:
+        say(
+            "its driver shows no life, so nobody can tell whether its trials run. "
+            f"It has been asked in case it comes back; {_command('resume', sweep)} takes over.",
+            "error:",
+            "bold red",
+        )
+        raise typer.Exit(1)
 
 
 def _report(sweep: "SweepStore", output: Output) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
 from ressa.errors import FailureClass
@@ -66,6 +66,8 @@ class Progress:
     stage: str
     step: int = 0
     steps: int = 0
+    micro_batch: int | None = None
+    """Of a repair, once it is known: what a next attempt would have to stay below."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +78,8 @@ class Failure:
     stage: str
     message: str
     traceback: str | None = None
+    micro_batch: int | None = None
+    """Of the repair that ran out of memory, if it is known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +95,8 @@ class Outcome:
 
     def to_json(self) -> bytes:
         """Writes the outcome as UTF-8 JSON."""
-        return json.dumps(asdict(self)).encode()
+        # Not by `asdict`, which copies every row.
+        return json.dumps({name: getattr(self, name) for name in self.__slots__}).encode()
 
     @classmethod
     def from_json(cls, content: bytes) -> Self:

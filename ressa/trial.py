@@ -10,10 +10,11 @@ progress, stopping and time-outs have their place, and returns what it found.
 import json
 import math
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from functools import cache
+from functools import cache, partial
+from tempfile import TemporaryDirectory
 from typing import Any, TypeAlias
 
 import torch
@@ -21,10 +22,12 @@ from torch import Tensor
 
 from ressa.catalog import TASKS
 from ressa.evaluate import Scores, predictions, score
-from ressa.models import VLM, load_vlm
+from ressa.kept import Kept
+from ressa.keys import dense_key, teacher_key
+from ressa.models import VLM, Batch
 from ressa.prune import count_zeros, mask_hash
 from ressa.pruning import Pruning
-from ressa.records import Example, Outcome, Progress, TrialSpec, content_key
+from ressa.records import Example, Outcome, Progress, TrialSpec
 from ressa.repair import (
     AnyTeacher,
     Checkpoints,
@@ -39,12 +42,12 @@ from ressa.repair import (
 )
 from ressa.sparsity import TOWERS
 from ressa.spec import DataRef
-from ressa.stages import Stages
+from ressa.stages import Claims, Shared, Stages
 from ressa.store import open_store
 from ressa.workers import device, fits, spread, total
 
-STAGE_VERSION = 1
-"""Raised when a stage's content would change though its key would not."""
+FRESH_OUTCOME = "outcome-fresh"
+"""Where a trial that shares nothing leaves its outcome: the driver reads it, no trial does."""
 REPORT_EVERY = 5  # repair steps between two reports
 EVALUATION_BATCH = 256  # questions per forward pass; scores depend on it only by rounding
 PROBE = 64  # questions on which the merged model is compared with the adapters
@@ -52,30 +55,60 @@ PROBE = 64  # questions on which the merged model is compared with the adapters
 Steps: TypeAlias = Generator[Progress, None, Outcome]
 
 
-def run(trial: TrialSpec, store: str) -> Steps:
-    """Runs one trial and returns its outcome, which is then also a stage in the store."""
-    stages = Stages(open_store(store))
+def run(
+    trial: TrialSpec,
+    store: str,
+    *,
+    earlier: Sequence[str] = (),
+    claims: Claims | None = None,
+    kept: Kept | None = None,
+    fresh: bool = False,
+) -> Steps:
+    """Runs one trial and returns its outcome, which is then also a stage in the store.
+
+    Args:
+        trial: what to do.
+        store: where stages are found and left.
+        earlier: keys of the trial's earlier attempts that ran with another number of workers or
+            micro-batch; a repair goes on from their checkpoints too.
+        claims: how trials beside this one agree on who makes a stage; None if there are none.
+        kept: what this process keeps from trial to trial; None keeps nothing.
+        fresh: makes every stage anew, in a place of its own, and leaves only the outcome.
+    """
+    place = open_store(store)
+    if fresh:
+        with TemporaryDirectory(prefix="ressa-fresh-") as folder:
+            own = Stages(open_store(folder))
+            outcome = yield from _Trial(trial, own, Kept()).steps()
+        Stages(place).replace(FRESH_OUTCOME, trial.key, outcome.to_json())
+        return outcome
+    stages = Stages(place, claims)
     done = stages.find("outcome", trial.key)
     if done is not None:
-        remove_checkpoints(stages.store, trial.key)  # by one killed just before it could
-        return Outcome.from_json(done)
-    outcome = yield from _Trial(trial, stages).steps()
+        # Of one killed just before it could.
+        remove_checkpoints(stages.store, trial.key, *earlier)
+        outcome = Outcome.from_json(done)
+        outcome.summary.update(stages_computed=[], stages_reused=[f"outcome/{trial.key}"])
+        return outcome
+    outcome = yield from _Trial(trial, stages, kept or Kept(), earlier).steps()
     stages.leave("outcome", trial.key, outcome.to_json())
-    remove_checkpoints(stages.store, trial.key)
+    remove_checkpoints(stages.store, trial.key, *earlier)
     return outcome
 
 
 class _Trial:
     """The work on one trial, and the notes taken on the way."""
 
-    def __init__(self, trial: TrialSpec, stages: Stages) -> None:
-        self.spec, self.stages = trial, stages
-        self.vlm: VLM = load_vlm(trial.model)
+    def __init__(
+        self, trial: TrialSpec, stages: Stages, kept: Kept, earlier: Sequence[str] = ()
+    ) -> None:
+        self.spec, self.stages, self.kept, self.earlier = trial, stages, kept, earlier
+        self.vlm: VLM = kept.dense(trial)
         if fits(self.vlm.model.get_memory_footprint()):
             self.vlm.model.to(device())  # type: ignore[arg-type]  # transformers wraps it untyped
         self.inventory = self.vlm.towers.inventory
         task, examples = _examples(trial.calibration)
-        self.pruning = Pruning(trial, self.vlm, stages, self._key, examples, task.image)
+        self.pruning = Pruning(trial, self.vlm, stages, examples, task.image)
         self.seconds: dict[str, float] = {}
         self.outcome = Outcome(summary={})
 
@@ -83,15 +116,15 @@ class _Trial:
         """The story: each line is a chapter, told below in the same order."""
         began, cpu_began = time.perf_counter(), time.process_time()
         yield Progress(stage="score dense")
-        self.score_dense()
+        yield from self.score_dense()
         yield Progress(stage="calibrate")
         with self._clock("calibration"):
-            self.pruning.calibrate()
+            yield from self.pruning.calibrate()
         yield Progress(stage="teacher")
-        teacher = self.dense_teacher()
+        teacher = yield from self.dense_teacher()
         yield Progress(stage="prune")
         with self._clock("prune"):
-            self.pruning.prune()
+            yield from self.pruning.prune()
         yield Progress(stage="score pruned")
         self.score_model("pruned")
         if self.spec.repair is not None:
@@ -101,12 +134,14 @@ class _Trial:
         self.prove_zeros()
         self.outcome.summary.update(
             {f"{stage}_seconds": seconds for stage, seconds in self.seconds.items()},
+            stages_computed=self.stages.computed,
+            stages_reused=self.stages.reused,
             total_seconds=time.perf_counter() - began,
             cpu_seconds=total(time.process_time() - cpu_began),
         )
         return self.outcome
 
-    def score_dense(self) -> None:
+    def score_dense(self) -> Shared[None]:
         """Sets the yardsticks beside every score: the dense model, blind answers, the majority."""
 
         def make() -> bytes:
@@ -128,17 +163,18 @@ class _Trial:
             ]
 
         with self._clock("evaluate"):
-            key = self._key("dense", self.spec.evaluate, self.spec.workers)
-            self.outcome.scores.extend(json.loads(self.stages.once("dense", key, make)))
+            scores = yield from self.stages.once("dense", dense_key(self.spec), make)
+            self.outcome.scores.extend(json.loads(scores))
 
-    def dense_teacher(self) -> AnyTeacher | None:
+    def dense_teacher(self) -> Shared[AnyTeacher | None]:
         """Asks the dense model for its logits on the repair data, before anything is pruned."""
         plan = self.spec.repair
         if plan is not None and plan.objective == "features":
             return FeatureTeacher(self.vlm)
         if plan is None or not plan.distillation.weight:
             return None
-        if plan.distillation.reduction == "reference":
+        key = teacher_key(self.spec)
+        if key is None:
             return LiveTeacher(self.vlm)
         blank = plan.objective == "text"
 
@@ -147,9 +183,7 @@ class _Trial:
             return teacher_logits(self.vlm, examples, task, blank=blank).to_bytes()
 
         with self._clock("teacher"):
-            return Teacher.from_bytes(
-                self.stages.once("teacher", self._key("teacher", plan.data, blank), make)
-            )
+            return Teacher.from_bytes((yield from self.stages.once("teacher", key, make)))
 
     def repair(self, teacher: AnyTeacher | None) -> Generator[Progress]:
         """Trains what is left of the weights as the spec asks, and merges it, zeros untouched."""
@@ -160,8 +194,17 @@ class _Trial:
         with self._clock("repair"):
             adapters = attach(self.vlm.model, self.pruning.masks, self.vlm.towers, plan, seed=seed)
             checkpoints = Checkpoints(
-                self.stages.store, self.spec.key, mask_hash=mask_hash(self.pruning.masks)
+                self.stages.store,
+                self.spec.key,
+                mask_hash=mask_hash(self.pruning.masks),
+                earlier=self.earlier,
             )
+            yield Progress(stage="repair", steps=plan.steps, micro_batch=plan.micro_batch)
+            asked = ("repair", plan.data, plan.objective, plan.batch_size, plan.steps)
+
+            def keep(encode: Callable[[], Batch]) -> Batch:
+                return self.kept.encoded(asked, lambda: [encode()])[0]
+
             for step in train(
                 self.vlm,
                 adapters,
@@ -171,10 +214,16 @@ class _Trial:
                 plan,
                 seed=seed,
                 checkpoints=checkpoints,
+                keep=keep,
             ):
                 self.outcome.curves.append(asdict(step))
                 if step.step % REPORT_EVERY == 0:
-                    yield Progress(stage="repair", step=step.step, steps=plan.steps)
+                    yield Progress(
+                        stage="repair",
+                        step=step.step,
+                        steps=plan.steps,
+                        micro_batch=step.micro_batch,
+                    )
             trained = adapters.trainable_weights()
         if plan.method == "lora":  # the paper's baseline: its zeros hold only beside a dense update
             yield Progress(stage="score unmerged")
@@ -239,11 +288,6 @@ class _Trial:
             mask_hash=mask_hash(self.pruning.masks),
         )
 
-    def _key(self, *parts: Any) -> str:
-        """Names a stage by all that can change it: its options, the weights, the code's version."""
-        model = (self.spec.fingerprint, self.spec.model.dtype, self.spec.cpus_per_worker)
-        return content_key(STAGE_VERSION, model, *parts)
-
     @torch.no_grad()
     def _probe(self) -> Tensor:
         """Answers a few questions of the first evaluation: logits, to compare bit by bit."""
@@ -257,7 +301,10 @@ class _Trial:
         image = "blank" if blank else "real"
 
         def answer(part: Sequence[Example]) -> list[str]:
-            return predictions(self.vlm, task, part, batch_size=EVALUATION_BATCH, blank=blank)
+            keep = partial(self.kept.encoded, ("questions", ref, len(part), blank))
+            return predictions(
+                self.vlm, task, part, batch_size=EVALUATION_BATCH, blank=blank, keep=keep
+            )
 
         answers = spread(examples, answer)
         if not blank and state != "dense":
@@ -284,6 +331,7 @@ class _Trial:
         self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - began
 
 
+@cache
 def _examples(ref: Any) -> tuple[Any, tuple[Example, ...]]:
     """Returns a task and the examples of it that a part of the spec names."""
     task = _task(ref.task)

@@ -1,11 +1,11 @@
 """Greedy answers of a model to a task's questions."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
 from PIL.Image import Image
 
-from ressa.models.vlm import VLM
+from ressa.models.vlm import VLM, Batch
 from ressa.records import Example
 
 _SPARE_TOKENS = 1  # beyond the longest answer and its end: room to be wrong at length
@@ -30,6 +30,7 @@ def predictions(
     *,
     batch_size: int = 256,
     blank: bool = False,
+    keep: Callable[[Callable[[], list[Batch]]], list[Batch]] | None = None,
 ) -> list[str]:
     """Answers questions greedily, in their order; equal questions about one picture only once.
 
@@ -40,18 +41,24 @@ def predictions(
         batch_size: how many questions at a time. It changes a result only by rounding.
         blank: True shows the task's blank picture instead of each, so that only distinct questions
             are left to compute.
+        keep: returns the questions as tensors, by the function that it is given or from the last
+            time. None encodes batch after batch, and holds one.
     """
     distinct = {_key(example, blank): example for example in examples}
     keys, asked = list(distinct), list(distinct.values())
     new_tokens = _longest_answer(vlm, task) + _SPARE_TOKENS
     picture = task.blank_image() if blank else None
+
+    def encode() -> Iterator[Batch]:
+        for start in range(0, len(asked), batch_size):
+            chunk = asked[start : start + batch_size]
+            yield vlm.encode(chunk, task.image, answers=False, blank=picture)
+
     answers: list[str] = []
     training = vlm.model.training
     vlm.model.eval()
     try:
-        for start in range(0, len(asked), batch_size):
-            chunk = asked[start : start + batch_size]
-            batch = vlm.encode(chunk, task.image, answers=False, blank=picture)
+        for batch in encode() if keep is None else keep(lambda: list(encode())):
             answers += vlm.generate(batch, new_tokens)
     finally:
         vlm.model.train(training)

@@ -28,6 +28,7 @@ from ressa.sparsity import (
     listed_layers,
     out_of_range,
 )
+from ressa.spec.constraints import parse_constraint
 from ressa.spec.deepspeed import deepspeed_faults
 from ressa.spec.faults import explain
 from ressa.spec.points import allocate, conflicts, no_pattern_for_all, no_point, override
@@ -76,7 +77,7 @@ def _check_model(spec: SweepSpec) -> Iterator[Problem]:
     ref = spec.model
     folder = FilePath(ref.id).expanduser()
     is_hub = _HUB_ID.fullmatch(ref.id) is not None
-    if ref.revision is not None and (ref.catalog or folder.exists() or not is_hub):
+    if ref.revision is not None and (not is_hub or folder.exists()):
         yield Problem(("model", "revision"), "only hub models have revisions. Leave it out.")
     if ref.catalog is not None:
         return
@@ -358,7 +359,7 @@ def _check_size(spec: SweepSpec, name: str, entry: Choices | Range) -> Iterator[
 
 def _check_search(spec: SweepSpec) -> Iterator[Problem]:
     search = spec.search
-    if search.parallel > search.window:
+    if search.parallel > search.window and not search.asynchronous:
         message = (
             f"at most search.window ({search.window}) trials run at once, got {search.parallel}."
         )
@@ -377,6 +378,19 @@ def _check_search(spec: SweepSpec) -> Iterator[Problem]:
             "search.sampler: tpe."
         )
         yield Problem(("space",), message)
+
+
+def _check_constraints(spec: SweepSpec) -> Iterator[Problem]:
+    if spec.prune.group != "all" or "prune.group" in spec.space:
+        return
+    for index, text in enumerate(spec.constraints):
+        named = sorted(q for q in parse_constraint(text).quantities if q.startswith(TOWERS))
+        if named:
+            message = (
+                f"with group: all {named[0]} is not known before a trial ran. Constrain sparsity, "
+                "density, kept or whole_sparsity."
+            )
+            yield Problem(("constraints", index), message)
 
 
 def _check_baselines(spec: SweepSpec) -> Iterator[Problem]:
@@ -399,6 +413,7 @@ _CHECKS: tuple[tuple[_Check, tuple[str, ...]], ...] = (
     (_check_objective, ("evaluate", "objective")),
     (_check_towers, ("space", BUDGET)),
     (_check_space, ()),
+    (_check_constraints, ("constraints", "prune")),
     (_check_search, ("space", "search", BUDGET)),
     (_check_baselines, ("baselines", "repair")),
 )
@@ -489,6 +504,9 @@ def _check_points(spec: SweepSpec, inventory: Inventory) -> Iterator[Problem]:
         sections = _prune_sections(spec).items()
         tables = [path for path, section in sections if isinstance(section.layers, dict)]
         path: Path = (*tables[0], "layers") if tables else ("space",)
+        free = spec.model_copy(update={"constraints": ()})
+        if spec.constraints and no_point(free, inventory) is None:
+            path = ("constraints",)
         yield Problem(path, f"no point of the space can be: {reason}")
 
 

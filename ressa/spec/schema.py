@@ -13,11 +13,12 @@ from fractions import Fraction
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, PlainValidator, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, field_validator
 
 from ressa.catalog import MODELS, CatalogModel
 from ressa.errors import did_you_mean
 from ressa.sparsity import Counting, Group, Tower, out_of_range
+from ressa.spec.constraints import QUANTITIES, parse_constraint
 from ressa.spec.space import (
     BUDGET,
     Choices,
@@ -33,7 +34,9 @@ from ressa.spec.space import (
 from ressa.spec.yaml import write
 
 Part = Literal["vision", "connector", "language"]
+Retriable = Literal["node", "preempted", "oom"]
 Activations = Literal["dense", "tower", "sequential"]
+Sampler = Literal["grid", "random", "qmc", "tpe", "gp", "nsga2"]
 RepairMethod = Literal["sparselora", "lora", "masked_finetune", "spp", "straight_through", "none"]
 
 
@@ -54,6 +57,14 @@ def _as_plain(value: Any) -> Any:
 def _as_budget(value: Any) -> Any:
     is_single = isinstance(value, int | float | Decimal | str)
     return (value,) if is_single else as_tuple(value)
+
+
+def _as_texts(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else as_tuple(value)
+
+
+def _as_constraint(value: str) -> str:
+    return parse_constraint(value).text
 
 
 def _as_parts(value: Any) -> Any:
@@ -97,6 +108,7 @@ LAYERWISE = ("uniform", "owl", "ecoflap")
 
 Number = Annotated[float, BeforeValidator(_as_float)]
 Share = Annotated[ExactNumber, BeforeValidator(_as_share)]
+ConstraintText = Annotated[str, AfterValidator(_as_constraint)]
 Samples = Annotated[int, Field(ge=1)] | None
 Layers = Annotated[str | dict[str, Decimal], PlainValidator(_as_layers)]
 """A name of `LAYERWISE`, or sparsities of layers by patterns of their names."""
@@ -104,6 +116,24 @@ LayersOrNone = Annotated[
     str | dict[str, Decimal] | None,
     PlainValidator(lambda value: None if value is None else _as_layers(value)),
 ]
+
+
+def _as_names(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else as_tuple(value)
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(_as_names)]
+
+
+class TowerNames(SpecModel):
+    """Modules or parameters of a model's parts, by their qualified names; one or a list."""
+
+    vision: Names = Field(default=(), description="The vision tower, instead of what is found.")
+    language: Names = Field(default=(), description="The language model, instead of what is found.")
+    connector: Names = Field(default=(), description="Of the connector, besides what is found.")
+    other: Names = Field(
+        default=(), description="Takes no part in questions about pictures, besides what is found."
+    )
 
 
 class ModelRef(SpecModel):
@@ -121,6 +151,9 @@ class ModelRef(SpecModel):
         default="float32",
         description="Type in which the weights are loaded and computed with.",
     )
+    towers: TowerNames = Field(
+        default=TowerNames(), description="Which modules are which part, where that is not found."
+    )
     trust_remote_code: bool = Field(
         default=False, description="Let a hub model run the Python code that it brings."
     )
@@ -128,7 +161,7 @@ class ModelRef(SpecModel):
     @property
     def catalog(self) -> CatalogModel | None:
         """The model's entry in the catalog, if `id` is a name in it."""
-        if self.id not in MODELS:
+        if self.id not in MODELS or self.towers != TowerNames():
             return None
         return MODELS[self.id]
 
@@ -397,14 +430,15 @@ def endings(layers: Iterable[str]) -> list[str]:
 class Search(SpecModel):
     """How points of the space are proposed."""
 
-    sampler: Literal["grid", "random", "tpe"] = Field(
+    sampler: Sampler = Field(
         default="tpe",
-        description="grid visits every point; tpe learns. Default: grid if the space is discrete.",
+        description="grid visits every point; random and qmc (Sobol) spread out; tpe, gp and nsga2 "
+        "learn. Default: grid if the space is discrete.",
     )
     trials: int = Field(
         default=20,
         ge=1,
-        description="Points to run. Default: a grid's feasible points, else 20.",
+        description="Distinct trials to run. Default: a grid's feasible points, else 20.",
     )
     parallel: int = Field(default=1, ge=1, description="Trials that run at once, ≤ window.")
     window: int = Field(
@@ -413,6 +447,11 @@ class Search(SpecModel):
         description="Proposal n sees results up to trial n − window. Default: 2 · parallel.",
     )
     seed: int = Field(default=0, ge=0, description="Seed of the proposals.")
+    asynchronous: bool = Field(
+        default=False,
+        description="Propose from whatever has finished, without waiting for the window: a search "
+        "that is run or resumed again may then propose other points.",
+    )
 
 
 class Objective(SpecModel):
@@ -442,6 +481,32 @@ class Resources(SpecModel):
     cpus_per_worker: int = Field(default=1, ge=1, description="CPU cores of a worker, ≥ 1.")
 
 
+class Retry(SpecModel):
+    """Which attempts of a trial are made again by themselves; errors of the code or NaN never."""
+
+    attempts: int = Field(default=3, ge=1, description="Tries of a trial in all, ≥ 1.")
+    on: Annotated[tuple[Retriable, ...], BeforeValidator(as_tuple)] = Field(
+        default=("node", "preempted", "oom"),
+        description="After what: node (its process or machine went away), preempted (it was told "
+        "to end), oom (out of memory; in repair the next try has half the micro-batch).",
+    )
+
+
+class Limits(SpecModel):
+    """When a sweep or a trial is given up."""
+
+    failed_trials: int | None = Field(
+        default=None,
+        ge=1,
+        description="The sweep ends when so many trials have failed for good, ≥ 1; null: never.",
+    )
+    trial_hours: Number | None = Field(
+        default=None,
+        gt=0,
+        description="An attempt that takes longer is ended as failed, > 0 hours; null: never.",
+    )
+
+
 class SweepSpec(SpecModel):
     """One sweep: one question, one file."""
 
@@ -466,6 +531,11 @@ class SweepSpec(SpecModel):
         description="Sparsity over both towers, in [0, 1]: one number or a list. The tower that "
         "the space leaves out is solved to meet it to the weight.",
     )
+    constraints: Annotated[tuple[ConstraintText, ...], BeforeValidator(_as_texts)] = Field(
+        default=(),
+        description="What every point must meet before it is run, such as density >= 0.4: "
+        "comparisons of sums and products of numbers and of " + ", ".join(QUANTITIES) + ".",
+    )
     search: Search = Field(default=Search(), description="How points are proposed.")
     repair: Repair = Field(default=Repair(), description="How a pruned model is trained back.")
     evaluate: Annotated[tuple[DataRef, ...], BeforeValidator(as_tuple)] = Field(
@@ -481,6 +551,8 @@ class SweepSpec(SpecModel):
         description="Unpruned models that are scored too, as they are and repaired alike.",
     )
     resources: Resources = Field(default=Resources(), description="What one trial takes.")
+    retry: Retry = Field(default=Retry(), description="Which attempts are made again.")
+    limits: Limits = Field(default=Limits(), description="When a sweep or a trial is given up.")
     store: str = Field(
         default="results",
         min_length=1,
@@ -524,7 +596,9 @@ class SweepSpec(SpecModel):
                 "name": True,
                 "store": True,
                 "search": {"trials", "parallel", "window"},
-                "resources": {"gpus_per_worker", "cpus_per_worker"},
+                "resources": True,
+                "retry": True,
+                "limits": True,
             }
         )
         text = json.dumps(_canonical(content), sort_keys=True, separators=(",", ":"))

@@ -5,7 +5,9 @@ import errno
 import os
 import re
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
+from typing import BinaryIO, cast
 from urllib.parse import unquote, urlparse
 
 import obstore
@@ -71,6 +73,29 @@ class Objects:
         except FileNotFoundError:
             return None
 
+    def open(self, path: str) -> BinaryIO:
+        """Opens an object to read parts of it.
+
+        Raises:
+            FileNotFoundError: there is no such object.
+        """
+        with _explained(f"store {self.location}: cannot read {path}"):
+            if self.folder is not None:
+                return (self.folder / path).open("rb")
+            return cast("BinaryIO", obstore.open_reader(self._store, path))
+
+    def make_durable(self, path: str) -> None:
+        """Returns once an object outlives a power cut; a bucket's does when it is written."""
+        if self.folder is None:
+            return
+        with self._writing(path):
+            for place in (self.folder / path, (self.folder / path).parent):
+                number = os.open(place, os.O_RDONLY)
+                try:
+                    os.fsync(number)
+                finally:
+                    os.close(number)
+
     def exists(self, path: str) -> bool:
         """Returns whether there is such an object, without reading it."""
         return self.size(path) is not None
@@ -107,6 +132,13 @@ class Objects:
         with _explained(f"store {self.location}: cannot list {prefix}"):
             found = obstore.list_with_delimiter(self._store, prefix)["common_prefixes"]
         return sorted(path.rstrip("/").rsplit("/", 1)[-1] for path in found)
+
+    def below(self, prefix: str) -> list[tuple[str, int, datetime]]:
+        """Returns path, size in bytes and time of writing of every object below a prefix."""
+        with _explained(f"store {self.location}: cannot list {prefix}"):
+            batches = obstore.list(self._store, prefix)
+            found = [entry for batch in batches for entry in batch]
+        return sorted((entry["path"], entry["size"], entry["last_modified"]) for entry in found)
 
     def _writing(self, path: str) -> contextlib.AbstractContextManager[None]:
         return _explained(f"store {self.location}: cannot write {path}")

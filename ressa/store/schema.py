@@ -119,6 +119,8 @@ _STAGES = ("calibration", "prune", "teacher", "repair", "evaluate", "total")
 _CIRCUMSTANCES = (
     *(Column(f"{s}_seconds", "float", f"wall time of {s}", "seconds") for s in _STAGES),
     Column("cpu_seconds", "float", "processor time of all workers", "seconds"),
+    Column("stages_computed", "texts", "shared stages that it made itself, as stage/key"),
+    Column("stages_reused", "texts", "shared stages that it found, as stage/key"),
     Column("workers", "integer", "worker processes of the trial"),
     Column("micro_batch", "integer", "examples per forward pass of a worker", "questions"),
     Column("cpu", "text", "type of the processor"),
@@ -229,9 +231,15 @@ PROPOSALS = Table(
         Column("key", "text", "hash of all that can change the trial's result"),
         Column("point", "json", "field → value"),
         Column("seen", "texts", "trials whose results the proposal is a function of"),
-        Column("sampler", "text", "grid, random or tpe"),
+        Column("sampler", "text", "grid, random, qmc, tpe, gp or nsga2"),
         Column("system_attrs", "json", "the sampler's own notes"),
         Column("reason", "text", "why this attempt: null for the first, else what went wrong"),
+        Column(
+            "tries", "integer", "how many tries `retry` counts with this one; a redo begins at 1"
+        ),
+        Column(
+            "micro_batch", "integer", "of repair, where an attempt ran out of memory", "questions"
+        ),
     ),
 )
 
@@ -241,7 +249,12 @@ EVENTS = Table(
     key=("trial", "attempt", "epoch", "kind", "detail"),
     of_attempts=False,
     own_columns=(
-        Column("kind", "text", "started, resumed, grown, interrupted, finished, trial_started"),
+        Column(
+            "kind",
+            "text",
+            "started, resumed, grown, trial_started; at its end finished, interrupted, stopped, "
+            "cancelled or hopeless",
+        ),
         Column("detail", "json", "field → value"),
     ),
 )
@@ -299,3 +312,11 @@ def arrow_schema(name: str) -> "pyarrow.Schema":
             "description": table.meaning,
         },
     )
+
+
+@cache
+def plain_schema(name: str) -> "pyarrow.Schema":
+    """Returns a table's pyarrow schema without meanings and units: what its rows have in memory."""
+    import pyarrow as pa
+
+    return pa.schema([(field.name, field.type) for field in arrow_schema(name)])

@@ -4,6 +4,7 @@ import json
 import os
 import platform
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import version
 from typing import Any
 
@@ -37,15 +38,23 @@ def succeeded(attempt: Attempt, outcome: Outcome, plan: SweepPlan, *, started: d
 def unsuccessful(
     attempt: Attempt, failure: Failure, plan: SweepPlan, *, started: datetime, state: str
 ) -> Rows:
-    """Makes the one row of an attempt that failed, was lost or was cancelled."""
+    """Makes the one row of an attempt that failed or was lost."""
     row = _requested(attempt, plan) | _circumstances(attempt, started)
-    told = {
+    told: dict[str, Any] = {
         "failure_class": failure.kind,
         "failure_stage": failure.stage,
         "error": failure.message,
         "traceback": failure.traceback,
     }
+    if failure.micro_batch is not None:
+        told["micro_batch"] = failure.micro_batch
     return {"trials": [row | told | {"state": state}]}
+
+
+def cancelled(attempt: Attempt, plan: SweepPlan, *, started: datetime) -> Rows:
+    """Makes the one row of an attempt that a user ended."""
+    row = _requested(attempt, plan) | _circumstances(attempt, started)
+    return {"trials": [row | {"state": "cancelled", "error": "ended by `ressa cancel`"}]}
 
 
 def _requested(attempt: Attempt, plan: SweepPlan) -> dict[str, Any]:
@@ -114,17 +123,22 @@ def _objective(outcome: Outcome, plan: SweepPlan) -> dict[str, Any]:
 
 
 def _circumstances(attempt: Attempt, started: datetime) -> dict[str, Any]:
-    versions = {f"{package}_version": version(package) for package in _PACKAGES}
     return {
         "cpu": _processor(),
         "host": platform.node(),
         "started": started,
         "finished": datetime.now(UTC),
         "python_version": platform.python_version(),
-        **versions,
+        **_versions(),
     }
 
 
+@cache
+def _versions() -> dict[str, str]:
+    return {f"{package}_version": version(package) for package in _PACKAGES}
+
+
+@cache
 def _processor() -> str:
     """The processor's model name: masks are bit-equal on one type of it."""
     try:
