@@ -86,7 +86,7 @@ class Batch:
     @property
     def is_shareable(self) -> bool:
         """Whether a picture is one row of pixel values and nothing else."""
-        plain = self.rows is None or set(self.rows["pixel_values"]) == {1}
+        plain = self.rows is None or set(self._some_rows) == {1}
         return plain and self.of_pictures == {"pixel_values"}
 
     def with_pictures(self, index: Int[Tensor, " picture"]) -> dict[str, Tensor]:
@@ -401,9 +401,8 @@ class VLM:
 
 def _is_text(name: str, tensor: Tensor, shape: torch.Size) -> bool:
     """Whether an input runs along the text: its prompt's, or that of a Q-Former which reads too."""
-    return name.startswith("qformer_") or (
-        not name.startswith("pixel_") and tensor.shape[:2] == shape
-    )
+    along = tensor.shape[:2] == shape and not tensor.is_floating_point()
+    return name.startswith("qformer_") or (along and not name.startswith("pixel_"))
 
 
 def _continued(name: str, prompt: Tensor, answer: Tensor) -> Tensor:
