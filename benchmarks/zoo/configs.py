@@ -100,7 +100,7 @@ CORRECTIONS: dict[str, dict[str, Any]] = {
     "blip-2:t5": {"text_config": _T5},
     "instructblip": {"text_config": _LLAMA, **_QFORMER},
     "instructblip:t5": {"text_config": _T5},
-    "instructblipvideo": {"text_config": _LLAMA, **_QFORMER},
+    "instructblipvideo": {"text_config": _LLAMA, **_QFORMER, "video_token_index": 4},
     "aria": {"projector_patch_to_query_dict": {"16": 4}},
     "qwen2_vl": {
         "text_config.rope_parameters": _MROPE,
@@ -151,6 +151,16 @@ CORRECTIONS: dict[str, dict[str, Any]] = {
     "glm5_next": {"text_config.qk_rope_head_dim": 0},
     "hunyuan_vl": {"text_config.rope_parameters": {**_MROPE, "mrope_section": [2, 2, 2, 2]}},
     "qwen2_5_omni_thinker": {"vision_start_token_id": 9, "text_config.rope_parameters": _MROPE},
+    "ernie4_5_vl_moe": {
+        "text_config.rope_parameters": {**_MROPE, "mrope_section": [3, 3, 2]},
+    },
+    "mistral_large4": {"text_config.kv_source_layers": [0, 1]},
+    "llama4": {
+        "vision_config.intermediate_size": 128,
+        "vision_config.projector_input_dim": 32,
+        "vision_config.projector_output_dim": 32,
+        "vision_config.vision_output_dim": 32,
+    },
     "qwen3_omni_moe_thinker": {"vision_start_token_id": 9},
     "granite4_vision": {
         "deepstack_layer_map": [[-1, 0]],

@@ -133,11 +133,13 @@ class Tensors:
     def _patches(self, pixels: Tensor) -> dict[str, Tensor]:
         vision = getattr(self.model.config, "vision_config", None)
         patch = getattr(vision, "patch_size", PATCH)
-        frames = getattr(vision, "temporal_patch_size", 1) or 1
+        frames = getattr(vision, "temporal_patch_size", getattr(vision, "patch_temporal", 1)) or 1
         grid = IMAGE // patch
         parts = pixels.unfold(2, patch, patch).unfold(3, patch, patch)  # [1 c g g p p]
         parts = parts.permute(0, 2, 3, 1, 4, 5).reshape(grid * grid, 3, 1, patch, patch)
         flat = parts.expand(-1, -1, frames, -1, -1).reshape(grid * grid, -1)
+        if self.kind == "kimi_k25":
+            flat = parts[:, :, 0]
         return {"pixel_values": flat, "image_grid_thw": torch.tensor([[1, grid, grid]])}
 
     def _packed(self, pixels: Tensor) -> dict[str, Tensor]:

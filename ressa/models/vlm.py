@@ -297,7 +297,9 @@ class VLM:
     ) -> tuple[dict[str, Tensor], dict[str, tuple[int, ...]] | None]:
         """What pictures become, and how many rows of it are whose; each with a question."""
         first = self._of_picture(questions[0], pictures[0])
-        if not first or (first.keys() == {"pixel_values"} and len(first["pixel_values"]) == 1):
+        pixels = first.get("pixel_values")
+        is_plain = first.keys() == {"pixel_values"} and pixels is not None and pixels.dim() == 4
+        if not first or (is_plain and len(cast(Tensor, pixels)) == 1):
             encoded = self.processor.image_processor(pictures, return_tensors="pt")
             if len(encoded["pixel_values"]) == len(pictures):
                 return {"pixel_values": encoded["pixel_values"].to(self.model.dtype)}, None
