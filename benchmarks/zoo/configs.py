@@ -154,6 +154,7 @@ CORRECTIONS: dict[str, dict[str, Any]] = {
     "ernie4_5_vl_moe": {
         "text_config.rope_parameters": {**_MROPE, "mrope_section": [3, 3, 2]},
     },
+    "molmo2": {"adapter_config.vision_feature_layer": [1, 0]},
     "mistral_large4": {"text_config.kv_source_layers": [0, 1]},
     "llama4": {
         "vision_config.intermediate_size": 128,

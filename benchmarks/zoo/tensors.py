@@ -122,7 +122,7 @@ class Tensors:
             return {"pixel_values": pixels.repeat(2, 1, 1, 1)[None], "image_sizes": size}
         if self.kind in ("mistral3", "lighton_ocr", "mistral_large4"):
             return {"pixel_values": pixels, "image_sizes": torch.tensor([[side, side]])}
-        if self.kind in ("lfm2_vl", "lfm3_vl", "paddleocr_vl"):
+        if self.kind in ("lfm2_vl", "lfm3_vl"):
             return self._packed(pixels)
         if "pixel_values_videos" in self._asks and "pixel_values_images" in self._asks:
             return {"pixel_values_images": pixels}
@@ -138,7 +138,7 @@ class Tensors:
         parts = pixels.unfold(2, patch, patch).unfold(3, patch, patch)  # [1 c g g p p]
         parts = parts.permute(0, 2, 3, 1, 4, 5).reshape(grid * grid, 3, 1, patch, patch)
         flat = parts.expand(-1, -1, frames, -1, -1).reshape(grid * grid, -1)
-        if self.kind == "kimi_k25":
+        if self.kind in ("kimi_k25", "paddleocr_vl"):
             flat = parts[:, :, 0]
         return {"pixel_values": flat, "image_grid_thw": torch.tensor([[1, grid, grid]])}
 
@@ -169,6 +169,8 @@ class Tensors:
         answer: Any = asked(**given)
         found = getattr(answer, "pooler_output", None)
         found = answer if found is None else found
+        if hasattr(found, "deepstack_features"):
+            found = found.deepstack_features[0][1]
         if hasattr(found, "image_embeds"):
             found = found.image_embeds
         if isinstance(found, tuple | list):
