@@ -85,9 +85,10 @@ class Batch:
 
     @property
     def is_shareable(self) -> bool:
-        """Whether a picture is one row of pixel values and nothing else."""
-        plain = self.rows is None or set(self._some_rows) == {1}
-        return plain and self.of_pictures == {"pixel_values"}
+        """Whether a picture is one row of pixel values, [channel height width], and no more."""
+        if self.of_pictures != {"pixel_values"} or self.inputs["pixel_values"].dim() != 4:
+            return False
+        return self.rows is None or set(self._some_rows) == {1}
 
     def with_pictures(self, index: Int[Tensor, " picture"]) -> dict[str, Tensor]:
         """Returns the inputs with these pictures, in this order."""

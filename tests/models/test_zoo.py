@@ -8,7 +8,7 @@ NAMED = (
     *("blip-2", "blip-2:t5", "instructblip", "instructblip:t5", "llava", "llava_next"),
     *("llava_onevision", "vipllava", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl", "paligemma"),
     *("gemma3", "idefics2", "idefics3", "smolvlm", "mllama", "mistral3", "florence2", "kosmos-2"),
-    *("aya_vision", "got_ocr2", "janus", "qwen3_vl_moe"),
+    *("aya_vision", "granite4_vision", "got_ocr2", "janus", "qwen3_vl_moe"),
 )
 
 
