@@ -154,6 +154,9 @@ CORRECTIONS: dict[str, dict[str, Any]] = {
     "ernie4_5_vl_moe": {
         "text_config.rope_parameters": {**_MROPE, "mrope_section": [3, 3, 2]},
     },
+    "kosmos-2.5": {"vision_config.patch_embed_hidden_size": 192},
+    "kimi_k25": {"vision_config.projection_hidden_size": 32},
+    "paddleocr_vl": {"text_config.rope_parameters": _MROPE},
     "molmo2": {"adapter_config.vision_feature_layer": [1, 0]},
     "mistral_large4": {"text_config.kv_source_layers": [0, 1]},
     "llama4": {
