@@ -72,9 +72,9 @@ def test_a_small_file_that_claims_many_rows_is_named_and_not_read(
 
 
 def test_a_models_own_code_needs_the_users_consent(monkeypatch: pytest.MonkeyPatch) -> None:
-    from ressa.models.loading import TRUST, load_inventory
+    from ressa.models.loading import TRUST, plan_towers
     from ressa.spec import ModelRef
 
     monkeypatch.delenv(TRUST, raising=False)
     with pytest.raises(RessaError, match=f"set {TRUST}=1"):
-        load_inventory(ModelRef(id="someone/model", trust_remote_code=True))
+        plan_towers(ModelRef(id="someone/model", trust_remote_code=True))
