@@ -140,7 +140,10 @@ class Tensors:
         flat = parts.expand(-1, -1, frames, -1, -1).reshape(grid * grid, -1)
         if self.kind in ("kimi_k25", "paddleocr_vl"):
             flat = parts[:, :, 0]
-        return {"pixel_values": flat, "image_grid_thw": torch.tensor([[1, grid, grid]])}
+        found = {"pixel_values": flat, "image_grid_thw": torch.tensor([[1, grid, grid]])}
+        if "image_merge_sizes" in self._asks:
+            found["image_merge_sizes"] = torch.tensor([2])
+        return found
 
     def _packed(self, pixels: Tensor) -> dict[str, Tensor]:
         grid = IMAGE // PATCH
@@ -157,6 +160,8 @@ class Tensors:
         """Asks the model how many features it makes of a picture."""
         if self.kind in ("mllama", "blip", "idefics"):
             return 1
+        if self.kind == "git":  # lays the picture in front of the text by itself
+            return 0
         config = self.model.config
         queries = getattr(config, "num_query_tokens", getattr(config, "latent_query_num", None))
         if queries:
