@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import pruning, repair, service, tower
+from benchmarks import pruning, repair, service, store, tower
 from benchmarks.report import Row, publish
 
 GROUPS = {
@@ -13,6 +13,7 @@ GROUPS = {
     "tower": tower.rows,
     "repair": repair.rows,
     "service": service.rows,
+    "store": store.rows,
 }
 
 
@@ -28,6 +29,9 @@ def main() -> None:
         parser.add_argument(f"--{peer}", type=Path, metavar="DIR", help=f"a checkout of {home}")
     parser.add_argument(
         "--repaired", type=int, default=36, help="trials of the grid with repair (service)"
+    )
+    parser.add_argument(
+        "--smallest", type=int, default=1000, help="trials that do next to nothing (service)"
     )
     given = parser.parse_args()
     torch.set_num_threads(1)
