@@ -1,1 +1,33 @@
 """Tasks' data: calibration, repair and evaluation examples, disjoint by image."""
+
+from functools import lru_cache
+from typing import Any
+
+from ressa.catalog import TASKS
+from ressa.data.files import BadItem, DataError, FileTask
+from ressa.records import TaskData
+from ressa.spec import DataSource
+
+__all__ = ["BadItem", "DataError", "FileTask", "open_data", "open_task"]
+
+
+def open_task(name: str, data: TaskData | None = None) -> Any:
+    """Returns a task: one that brings its own examples, or one over files; each is read once."""
+    return _own(name) if data is None else open_data(name, data.source)
+
+
+def open_data(name: str, source: DataSource) -> Any:
+    """Returns the task over a data set in files, under the name that the sweep gives it."""
+    return _over_files(name, source.model_dump_json())
+
+
+# A process that runs trial after trial reads its data once; several sweeps' do not pile up.
+@lru_cache(maxsize=16)
+def _own(name: str) -> Any:
+    return TASKS[name]()
+
+
+@lru_cache(maxsize=16)
+def _over_files(name: str, content: str) -> Any:
+    source = DataSource.model_validate_json(content)
+    return TASKS[source.task](name, source)

@@ -21,9 +21,12 @@ from transformers.processing_utils import ProcessorMixin
 from ressa.errors import SpecError
 from ressa.models.towers import Towers
 from ressa.records import Example
+from ressa.spec import Decoding
 
 NO_LABEL = -100
 """Marks a place where no answer token stands; transformers' losses skip it too."""
+
+GREEDY = Decoding()
 
 _shown: ContextVar["Batch | None"] = ContextVar("shown", default=None)
 """The batch that runs through the model; passes that run side by side each have their own."""
@@ -33,6 +36,8 @@ _PROMPTS = {
     "blip-2": "Question: {question} Answer:",
     "llava": "USER: <image>\n{question} ASSISTANT:",
 }
+# Of these types, those that read nothing but the question once that is a whole prompt.
+_BARE = ("blip-2",)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +63,7 @@ class VLM:
     model: PreTrainedModel
     processor: ProcessorMixin
     towers: Towers
-    _prompts: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    _prompts: dict[tuple[str, bool], Tensor] = field(default_factory=dict, repr=False)
     """Token ids of the prompts seen so far: data sets ask few distinct questions."""
 
     @property
@@ -86,7 +91,7 @@ class VLM:
         pictures = [blank if name is None else images(name) for name in shown]
         row = {name: index for index, name in enumerate(shown)}
         image_index = [0 if blank is not None else row[e.image_id] for e in examples]
-        prompts = [self._prompt_ids(e.question, cast(Image, pictures[0])) for e in examples]
+        prompts = [self._prompt_ids(e, cast(Image, pictures[0])) for e in examples]
         inputs, labels = self._texts(prompts, [e.answer for e in examples] if answers else None)
         inputs["pixel_values"] = self._pixels(cast("list[Image]", pictures))
         device = self.model.device
@@ -154,20 +159,38 @@ class VLM:
         return torch.cat([hidden[layer] for layer in wanted], dim=-1)
 
     @torch.no_grad()
-    def generate(self, batch: Batch, max_new_tokens: int) -> list[str]:
-        """Answers greedily; whatever follows the end of an answer is dropped."""
+    def generate(self, batch: Batch, max_new_tokens: int, decoding: Decoding = GREEDY) -> list[str]:
+        """Answers without chance; whatever follows the end of an answer is dropped.
+
+        Args:
+            batch: questions that were encoded with answers=False.
+            max_new_tokens: the longest answer, ≥ 1.
+            decoding: all else about the search.
+        """
         model: Any = self.model
-        with self._shared_pictures(batch):
+        beams = {} if decoding.beams == 1 else {"length_penalty": decoding.length_penalty}
+        with self._shared_pictures(batch, decoding.beams):
             tokens = model.generate(
-                **batch.inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1
+                **batch.inputs,
+                max_new_tokens=max_new_tokens,
+                min_new_tokens=decoding.min_new_tokens or None,
+                do_sample=False,
+                num_beams=decoding.beams,
+                repetition_penalty=decoding.repetition_penalty,
+                **beams,
             )
         if not self.has_encoder:
             tokens = tokens[:, batch.inputs["input_ids"].shape[1] :]
         texts = self.processor.batch_decode(tokens, skip_special_tokens=True)
         return [text.strip() for text in texts]
 
-    def prompt(self, question: str) -> str:
+    def prompt(self, question: str, *, verbatim: bool = False) -> str:
         """Wraps a question the way the model expects it: its chat template, else its authors' form.
+
+        Args:
+            question: what is asked.
+            verbatim: True if it is a whole prompt by itself, so that no words are put around it
+                other than those that mark a user's turn.
 
         Raises:
             SpecError: if the model comes without a template and is of no type known here.
@@ -182,7 +205,8 @@ class VLM:
                     f"{kind!r} model is not known here (known: {', '.join(sorted(_PROMPTS))}). "
                     "Save it with a processor that has a chat_template."
                 )
-            return _PROMPTS[kind].format(question=question)
+            bare = verbatim and kind in _BARE
+            return question if bare else _PROMPTS[kind].format(question=question)
         content = [{"type": "image"}, {"type": "text", "text": question}]
         messages: list[Any] = [{"role": "user", "content": content}]
         return self.processor.apply_chat_template(
@@ -193,14 +217,14 @@ class VLM:
     def _tokenizer(self) -> Any:
         return self.processor.tokenizer
 
-    def _prompt_ids(self, question: str, picture: Image) -> Int[Tensor, " time"]:
+    def _prompt_ids(self, example: Example, picture: Image) -> Int[Tensor, " time"]:
         """Tokens of a prompt with its image tokens, whose number is the same for every picture."""
-        if question not in self._prompts:
-            encoded = self.processor(
-                images=[picture], text=[self.prompt(question)], return_tensors="pt"
-            )
-            self._prompts[question] = encoded["input_ids"][0]
-        return self._prompts[question]
+        key = (example.question, example.verbatim)
+        if key not in self._prompts:
+            text = self.prompt(example.question, verbatim=example.verbatim)
+            encoded = self.processor(images=[picture], text=[text], return_tensors="pt")
+            self._prompts[key] = encoded["input_ids"][0]
+        return self._prompts[key]
 
     def _answer_ids(self, answer: str) -> Int[Tensor, " time"]:
         ids = self._tokenizer(answer, add_special_tokens=False)["input_ids"]
@@ -227,13 +251,28 @@ class VLM:
         return cast(Tensor, encoded["pixel_values"]).to(self.model.dtype)
 
     @contextmanager
-    def _shared_pictures(self, batch: Batch) -> Iterator[None]:
+    def _shared_pictures(self, batch: Batch, beams: int = 1) -> Iterator[None]:
         """Hands each question its picture's rows where the connector hands them on.
 
         So vision tower and connector run once a picture, and everything after sees one picture a
-        question, as if the pixels had been repeated.
+        question, as if the pixels had been repeated. What transformers itself repeated for each
+        beam of a search is cut back before the tower and repeated behind the connector.
         """
         pictures = len(batch.inputs["pixel_values"])
+        repeated = False
+
+        def cut(module: nn.Module, args: Any, inputs: dict[str, Any]) -> Any:
+            nonlocal repeated
+            pixels = inputs.get("pixel_values", args[0] if args else None)
+            if _shown.get() is not batch or pixels is None or len(pixels) == pictures:
+                return None
+            repeated = len(pixels) == pictures * beams
+            if not repeated:
+                return None
+            pixels = pixels[::beams]
+            if "pixel_values" in inputs:
+                return args, inputs | {"pixel_values": pixels}
+            return (pixels, *args[1:]), inputs
 
         def repeat(module: nn.Module, args: object, output: Tensor) -> Tensor | None:
             if _shown.get() is not batch:  # another pass of the model, in a context of its own
@@ -244,15 +283,19 @@ class VLM:
                     "pictures, not a fixed number of tokens for each, as BLIP-2 and LLaVA do. "
                     "Choose a model of such a type."
                 )
-            return output.index_select(0, batch.image_index)
+            index = batch.image_index
+            return output.index_select(0, index.repeat_interleave(beams) if repeated else index)
 
-        hook = self.model.get_submodule(self.towers.projector).register_forward_hook(repeat)
+        hooks = [self.model.get_submodule(self.towers.projector).register_forward_hook(repeat)]
+        if beams > 1:
+            hooks.append(self.vision_tower.register_forward_pre_hook(cut, with_kwargs=True))
         token = _shown.set(batch)
         try:
             yield
         finally:
             _shown.reset(token)
-            hook.remove()
+            for hook in hooks:
+                hook.remove()
 
 
 def _padded(texts: list[Tensor], pad: int, side: str) -> dict[str, Tensor]:

@@ -4,12 +4,13 @@ model is in the catalog.
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas
 
 from ressa.catalog import MODELS, TASKS
+from ressa.errors import MissingExtraError, SpecError
 from ressa.sparsity import TOWERS, Inventory
 from ressa.spec import ModelRef, SweepSpec, grid_points
 from ressa.spec.space import SPARSITIES, SPARSITY
@@ -30,7 +31,9 @@ class Preview:
 def preview(spec: SweepSpec) -> Preview:
     """Works out what a sweep would run."""
     plan = make_plan(spec)
-    words = []
+    words: list[str] = []
+    if spec.data:
+        plan, words = _with_data(plan)
     rows: list[dict[str, Any]] = []
     distinct = 0
     if all(dimension.size is not None for dimension in spec.dimensions):
@@ -52,6 +55,15 @@ def preview(spec: SweepSpec) -> Preview:
         *_data_words(plan),
     ]
     return Preview(pandas.DataFrame(rows), words)
+
+
+def _with_data(plan: SweepPlan) -> tuple[SweepPlan, list[str]]:
+    """Returns a plan that needs no data if they cannot be read here, and says why not."""
+    try:
+        _ = plan.data
+    except (SpecError, MissingExtraError) as error:
+        return replace(plan, reads_data=False), [f"data were not read: {error}"]
+    return plan, []
 
 
 def _row(plan: SweepPlan, point: dict[str, str]) -> dict[str, Any]:
@@ -103,7 +115,7 @@ def _teacher_size(plan: SweepPlan) -> str:
     The pocket models' vocabulary has a token for each word; an answer ends with one more.
     """
     model, data = plan.spec.model.catalog, plan.spec.repair.data
-    if model is None:
+    if model is None or data.task in plan.spec.data:
         return ""
     try:
         examples = TASKS[data.task]().examples(data.split, data.samples, data.seed)
@@ -119,6 +131,8 @@ def _size(gib: float) -> str:
 
 
 def _data_words(plan: SweepPlan) -> list[str]:
+    if not plan.reads_data:
+        return []
     try:
         data = plan.data
     except ModuleNotFoundError as missing:
