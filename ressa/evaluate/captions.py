@@ -13,16 +13,15 @@ from typing import Any
 
 from ressa.errors import MissingExtraError
 
-_PUNCTUATION = frozenset(
-    ["''", "'", "``", "`", "(", ")", "{", "}", ".", "?", "!", ",", ":", "-", "--", "...", ";"]
-)
+_PUNCTUATION = frozenset(["''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"])
+"""What the official code leaves out; its brackets, -lrb- and others, slip through in lower case."""
 _RESAMPLES = 1000
 
 
 def words(caption: str) -> str:
     """Writes a caption as its tokens, in lower case and without punctuation, one blank between."""
-    tokens = _tokenizer().tokenize(" ".join(caption.lower().split()))
-    return " ".join(token for token in tokens if token not in _PUNCTUATION)
+    tokens = _tokenizer().tokenize(" ".join(caption.split()), convert_parentheses=True)
+    return " ".join(token.lower() for token in tokens if token not in _PUNCTUATION)
 
 
 def cider(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:

@@ -32,6 +32,7 @@ from ressa.workers import agree, spread
 _MOST_TOKENS = 35  # of a caption, as in the paper's code
 _BEHIND = -100.0  # the score of what was not among the candidates
 _RANKS = (1, 5, 10)
+_TOWERS = ("Blip2VisionModel", "InstructBlipVisionModel")
 
 
 class RetrievalMeasure:
@@ -107,12 +108,12 @@ class Matching:
         self.model, self.processor = _load(name, str(vlm.model.dtype).removeprefix("torch."))
         self.device: torch.device = vlm.model.device
         self.model.to(self.device)
-        own, wanted = vlm.vision_tower, self.model.config.vision_config.hidden_size
-        has = getattr(getattr(own, "config", None), "hidden_size", None)
-        if not hasattr(own, "post_layernorm") or has != wanted:
+        tower, wanted = vlm.vision_tower, self.model.config.vision_config.hidden_size
+        width = getattr(getattr(tower, "config", None), "hidden_size", None)
+        if type(tower).__name__ not in _TOWERS or width != wanted:
             raise EvaluationError(
                 f"retrieval looks through the vision tower of BLIP-2 and InstructBLIP, {wanted} "
-                f"wide for {name}; {vlm.name} has {type(own).__name__}, {has} wide. Leave "
+                f"wide for {name}; {vlm.name} has {type(tower).__name__}, {width} wide. Leave "
                 "retrieval out of evaluate for this model.",
                 "data",
             )
