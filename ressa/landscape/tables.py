@@ -37,6 +37,19 @@ COLUMNS = {
 }
 """Columns of `results_table`, in order: scores and sparsities are fractions."""
 
+_READ = [
+    *("trial", "role", "state", "model", "metric", "items", "budget", "point", "total_seconds"),
+    *("score", "score_pruned", "score_repaired", "score_pruned_se", "score_repaired_se"),
+    *("blank_pruned", "blank_repaired", "floor_majority", "floor_dense_blank"),
+    *("sparsity", "whole_sparsity", "whole_parameters"),
+    *(
+        f"{tower}_{column}"
+        for tower in ("vision", "language")
+        for column in ("target", "sparsity", "zeros", "prunable", "method", "group")
+    ),
+]
+"""The columns of the table `trials` that `results_table` is made from."""
+
 _SUCCESSFUL = ("succeeded", "reused")
 _CHOSEN = ("vision_sparsity", "language_sparsity", "sparsity", "budget")  # these have columns
 
@@ -67,7 +80,7 @@ def results_table(sweep: SweepStore) -> "pandas.DataFrame":
     """
     import pandas as pd
 
-    trials = sweep.trials()
+    trials = sweep.trials(_READ)
     about = _about(sweep, trials)
     frame = pd.DataFrame(
         {
@@ -104,9 +117,9 @@ def results_table(sweep: SweepStore) -> "pandas.DataFrame":
 
 def failures(sweep: SweepStore) -> "pandas.DataFrame":
     """Returns the trials that did not succeed: where they ended, why, and after how many tries."""
-    trials = sweep.trials()
-    failed = trials[~trials["state"].isin(_SUCCESSFUL)]
     columns = ["trial", "attempt", "state", "failure_stage", "failure_class", "error"]
+    trials = sweep.trials(columns)
+    failed = trials[~trials["state"].isin(_SUCCESSFUL)]
     return failed[columns].reset_index(drop=True)
 
 
@@ -176,17 +189,20 @@ def _recovery(
 ) -> list[float]:
     if dense is None:
         return [math.nan] * len(trials)
+    columns = ("role", "score_repaired", "score_pruned", "score_pruned_se")
     return [
         math.nan
-        if row["role"] == "baseline"
+        if role == "baseline"
         else recovery(
-            row["score_repaired"],
-            row["score_pruned"],
+            repaired,
+            pruned,
             dense,
             # As if the two were independent: they answer the same questions, so this is cautious.
-            math.hypot(dense_standard_error, _number(row["score_pruned_se"]) or 0.0),
+            math.hypot(dense_standard_error, _number(standard_error) or 0.0),
         )
-        for row in trials.to_dict("records")
+        for role, repaired, pruned, standard_error in zip(
+            *(trials[column] for column in columns), strict=True
+        )
     ]
 
 
@@ -219,9 +235,10 @@ def _about(sweep: SweepStore, trials: "pandas.DataFrame") -> About:
         return trials[(trials["trial"] == trial) & trials["state"].isin(_SUCCESSFUL)]
 
     dense = score_of("dense")
-    value, standard_error = _dense_from_scores(sweep, first("metric"))
     if len(dense):
         value, standard_error = dense["score"].iloc[0], dense["score_pruned_se"].iloc[0]
+    else:
+        value, standard_error = _dense_from_scores(sweep, first("metric"))
     repaired = score_of("dense-repaired")
     return About(
         sweep=sweep.name,
@@ -242,12 +259,13 @@ def _about(sweep: SweepStore, trials: "pandas.DataFrame") -> About:
 
 def _dense_from_scores(sweep: SweepStore, metric: str | None) -> tuple[Any, Any]:
     """The dense model's score without the baseline trial: every trial scores it as a yardstick."""
-    scores = sweep.scores()
-    named = scores["task"] + "." + scores["metric"]
-    found = scores[(named == metric) & (scores["state"] == "dense") & (scores["image"] == "real")]
-    if metric is None or found.empty:
+    if metric is None:
         return None, None
-    return found["value"].iloc[0], found["standard_error"].iloc[0]
+    task, _, name = metric.rpartition(".")
+    which = {"task": task, "metric": name, "state": "dense", "image": "real"}
+    found = sweep.read("scores", columns=["value", "standard_error"], where=which).slice(0, 1)
+    row = found.to_pylist()
+    return (row[0]["value"], row[0]["standard_error"]) if row else (None, None)
 
 
 def _methods(trials: "pandas.DataFrame") -> str | None:

@@ -1,40 +1,23 @@
 """Proposal n as a pure function of the spec and of the results of trials 0 … n−W.
 
-The study is an in-memory cache, rebuilt for every proposal from the results it may see: which
-trial finished first, and how often the driver was killed in between, cannot change it.
+Which trial finished first, and how often the driver was killed in between, cannot change it.
 """
 
-import itertools
-import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
-from optuna.samplers import BaseSampler, RandomSampler, TPESampler
-from optuna.trial import FrozenTrial, TrialState, create_trial
+from functools import cached_property
+from itertools import chain, islice
 
 from ressa.errors import InfeasibleAllocation
-from ressa.records import content_key
-from ressa.spec import Dimension, Point, SweepSpec
+from ressa.search import fixed
+from ressa.search.cube import distance
+from ressa.search.learners import Learner, Seen
+from ressa.spec import Point, SweepSpec
 
-# A study is made for every proposal; its birth is no news.
-optuna.logging.set_verbosity(optuna.logging.WARNING)
-
-_TRIES = 200  # draws before a space is taken to be exhausted
 _LARGEST_GRID = 100_000  # points; a larger space is never exhausted anyway
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Seen:
-    """A trial that a proposal is conditioned on: its point, and its objective if it has one."""
-
-    point: Point
-    value: float | None
-    """None while the trial is in flight or when it failed; `failed` tells which."""
-    failed: bool = False
+_NEIGHBOURS = 256  # points among which the nearest is looked for where there is no list
+_REPEATS_IN_A_ROW = 2  # by a learner: they are free and teach it, but a sweep is to get on
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,120 +25,117 @@ class Proposal:
     """A point of the space, and what the sampler noted about it."""
 
     point: Point
-    system_attrs: str
+    system_attrs: str = "{}"
 
 
 class Proposer:
-    """Proposes points of a sweep's space, one number at a time.
+    """Proposes points of a sweep's space, one number at a time; never the same point twice.
+
+    Two points may come to the same trial, such as two values of an option that a method does not
+    read. grid, qmc and random visit both. A learner's word is taken if it is such a repeat, but not
+    more than twice in a row; where it cannot be, or was said before, the nearest point with a trial
+    of its own is taken instead.
 
     Args:
         spec: the resolved sweep.
         identify: maps a point to the key of the trial it comes to; raises `InfeasibleAllocation`
-            for a point that cannot meet its budget.
+            for a point that cannot be.
     """
 
     def __init__(self, spec: SweepSpec, identify: Callable[[Point], str]) -> None:
         self._search = spec.search
         self._dimensions = tuple(spec.dimensions)
         self._identify = identify
-        self._distributions = {d.name: _distribution(d) for d in self._dimensions}
-        self._grid = list(self._distinct_grid()) if self._is_finite else None
-
-    @property
-    def _is_finite(self) -> bool:
+        self._keys: dict[tuple[str, ...], str | None] = {}
         sizes = [dimension.size for dimension in self._dimensions]
-        return None not in sizes and math.prod(filter(None, sizes)) <= _LARGEST_GRID
+        size = 0 if None in sizes else math.prod(filter(None, sizes))
+        self._size = size if size <= _LARGEST_GRID else 0
+        """Points of a space that can be listed; 0 of one that cannot."""
+        self._points = fixed.Fixed(self._stream(), self._can_be, endless=not self._size)
+        self._learner = (
+            None
+            if self.is_fixed
+            else Learner(self._search.sampler, self._dimensions, 1, self._search.seed)
+        )
 
     @property
-    def size(self) -> int | None:
-        """How many distinct feasible trials the space holds; None if it is continuous."""
-        return None if self._grid is None else len(self._grid)
+    def is_fixed(self) -> bool:
+        """Whether proposals depend on their numbers alone."""
+        return self._search.sampler in ("grid", "qmc", "random")
+
+    @cached_property
+    def trials(self) -> frozenset[str] | None:
+        """The keys of all distinct trials of the space; None if it cannot be listed."""
+        if not self._size:
+            return None
+        return frozenset(filter(None, map(self._key, fixed.grid(self._dimensions))))
 
     def propose(self, number: int, trials: Sequence[Seen]) -> Proposal | None:
-        """Proposes trial `number`, or None when every distinct trial has been proposed.
+        """Proposes trial `number`, or None when there is nothing new to propose.
 
         Args:
             number: how many trials were proposed before.
             trials: those trials in the order of their numbers; the ones outside the window stand
-                there without a value, as in flight.
+                there without values, as in flight.
         """
-        if self._search.sampler == "grid":
-            assert self._grid is not None, "the spec admits a grid over discrete spaces alone"
-            return _plain(self._grid[number]) if number < len(self._grid) else None
-        taken = {self._identify(trial.point) for trial in trials}
-        if self._grid is not None and len(taken) >= len(self._grid):
+        if self._learner is None:
+            point = self._points.get(number)
+            return None if point is None else Proposal(point=point)
+        before = [trial.point for trial in trials]
+        keys = [self._key(point) for point in before]
+        taken = frozenset(filter(None, keys))
+        if self.trials == taken:
             return None
-        for attempt in range(_TRIES):
-            proposal = self._ask(number, attempt, trials)
+        point, notes = self._learner.ask(number, trials)
+        key = self._key(point)
+        is_repeat = key in taken and (point in before or _repeats(keys) >= _REPEATS_IN_A_ROW)
+        if key is None or is_repeat:
+            near = self._nearest(point, taken, number)
+            return None if near is None else Proposal(point=near, system_attrs=notes)
+        return Proposal(point=point, system_attrs=notes)
+
+    def _stream(self) -> Iterator[dict[str, str]]:
+        axes, seed = self._dimensions, self._search.seed
+        if self._search.sampler == "grid":
+            return fixed.grid(axes)
+        if self._search.sampler == "qmc":
+            drawn = fixed.sobol(axes, seed)
+            # Sobol's points come to a point of a discrete space by chance: the list has the rest.
+            return chain(islice(drawn, 16 * self._size), fixed.grid(axes)) if self._size else drawn
+        return fixed.shuffled(axes, seed) if self._size else fixed.chance(axes, seed)
+
+    def _key(self, point: Point) -> str | None:
+        """The key of a point's trial; None if it cannot be."""
+        values = tuple(str(point[dimension.name]) for dimension in self._dimensions)
+        if values not in self._keys:
             try:
-                if self._identify(proposal.point) not in taken:
-                    return proposal
+                self._keys[values] = self._identify(point)
             except InfeasibleAllocation:
-                continue
-        # The sampler keeps to points it knows: take the first one that nobody tried.
-        left = (point for point in self._grid or () if self._identify(point) not in taken)
-        return next(map(_plain, left), None)
+                self._keys[values] = None
+        return self._keys[values]
 
-    def _ask(self, number: int, attempt: int, trials: Sequence[Seen]) -> Proposal:
-        study = optuna.create_study(direction="maximize", sampler=self._sampler(number, attempt))
-        study.add_trials([self._record(trial) for trial in trials])
-        trial = study.ask(self._distributions)
-        point = {d.name: _chosen(d, trial.params[d.name]) for d in self._dimensions}
-        return Proposal(point=point, system_attrs=_notes(study))
+    def _can_be(self, point: Point) -> bool:
+        return self._key(point) is not None
 
-    def _sampler(self, number: int, attempt: int) -> BaseSampler:
-        seed = int(content_key(self._search.seed, number, attempt)[:8], 16)
-        if self._search.sampler == "random" or attempt > _TRIES // 2:
-            return RandomSampler(seed=seed)
-        return TPESampler(seed=seed, n_startup_trials=6, multivariate=True, constant_liar=True)
-
-    def _record(self, trial: Seen) -> FrozenTrial:
-        state = TrialState.COMPLETE if trial.value is not None else TrialState.RUNNING
-        return create_trial(
-            state=TrialState.FAIL if trial.failed else state,
-            value=trial.value,
-            params={d.name: _sampled(d, trial.point[d.name]) for d in self._dimensions},
-            distributions=self._distributions,
+    def _nearest(self, point: Point, taken: frozenset[str], number: int) -> dict[str, str] | None:
+        """The point nearest to a word whose trial is new; None if there is none."""
+        others = (
+            fixed.grid(self._dimensions)
+            if self._size
+            else islice(fixed.chance(self._dimensions, (self._search.seed, number)), fixed.PATIENCE)
+        )
+        unwanted = taken | {None}
+        new = (other for other in others if self._key(other) not in unwanted)
+        return min(
+            islice(new, None if self._size else _NEIGHBOURS),
+            key=lambda other: distance(self._dimensions, point, other),
+            default=None,
         )
 
-    def _distinct_grid(self) -> Iterator[Point]:
-        """Yields the feasible points in the order of the product, each distinct trial once."""
-        taken: set[str] = set()
-        names = [dimension.name for dimension in self._dimensions]
-        for values in itertools.product(
-            *(dimension.values or () for dimension in self._dimensions)
-        ):
-            point = dict(zip(names, values, strict=True))
-            try:
-                key = self._identify(point)
-            except InfeasibleAllocation:
-                continue
-            if key not in taken:
-                taken.add(key)
-                yield point
 
-
-def _notes(study: optuna.Study) -> str:
-    """What the sampler noted of its newest trial, as JSON."""
-    return json.dumps(study.get_trials(deepcopy=False)[-1].system_attrs, sort_keys=True)
-
-
-def _plain(point: Point) -> Proposal:
-    return Proposal(point=point, system_attrs="{}")
-
-
-def _distribution(dimension: Dimension) -> BaseDistribution:
-    if dimension.choices is not None:
-        return CategoricalDistribution(dimension.choices)
-    step = None if dimension.step is None else float(dimension.step)
-    return FloatDistribution(
-        float(dimension.low), float(dimension.high), step=step, log=dimension.log
-    )
-
-
-def _chosen(dimension: Dimension, value: Any) -> str:
-    return value if dimension.choices is not None else dimension.snap(value)
-
-
-def _sampled(dimension: Dimension, value: Any) -> Any:
-    return value if dimension.choices is not None else float(value)
+def _repeats(keys: Sequence[str | None]) -> int:
+    """How many of the last trials are repeats of earlier ones."""
+    count = 0
+    while count < len(keys) and keys[-1 - count] in keys[: len(keys) - 1 - count]:
+        count += 1
+    return count

@@ -28,6 +28,7 @@ from ressa.sparsity import (
     listed_layers,
     out_of_range,
 )
+from ressa.spec.constraints import parse_constraint
 from ressa.spec.data import HUB, SPLITS
 from ressa.spec.deepspeed import deepspeed_faults
 from ressa.spec.faults import explain
@@ -427,7 +428,7 @@ def _check_size(spec: SweepSpec, name: str, entry: Choices | Range) -> Iterator[
 
 def _check_search(spec: SweepSpec) -> Iterator[Problem]:
     search = spec.search
-    if search.parallel > search.window:
+    if search.parallel > search.window and not search.asynchronous:
         message = (
             f"at most search.window ({search.window}) trials run at once, got {search.parallel}."
         )
@@ -446,6 +447,19 @@ def _check_search(spec: SweepSpec) -> Iterator[Problem]:
             "search.sampler: tpe."
         )
         yield Problem(("space",), message)
+
+
+def _check_constraints(spec: SweepSpec) -> Iterator[Problem]:
+    if spec.prune.group != "all" or "prune.group" in spec.space:
+        return
+    for index, text in enumerate(spec.constraints):
+        named = sorted(q for q in parse_constraint(text).quantities if q.startswith(TOWERS))
+        if named:
+            message = (
+                f"with group: all {named[0]} is not known before a trial ran. Constrain sparsity, "
+                "density, kept or whole_sparsity."
+            )
+            yield Problem(("constraints", index), message)
 
 
 def _check_baselines(spec: SweepSpec) -> Iterator[Problem]:
@@ -469,6 +483,7 @@ _CHECKS: tuple[tuple[_Check, tuple[str, ...]], ...] = (
     (_check_objective, ("evaluate", "objective", "data")),
     (_check_towers, ("space", BUDGET)),
     (_check_space, ()),
+    (_check_constraints, ("constraints", "prune")),
     (_check_search, ("space", "search", BUDGET)),
     (_check_baselines, ("baselines", "repair")),
 )
@@ -559,6 +574,9 @@ def _check_points(spec: SweepSpec, inventory: Inventory) -> Iterator[Problem]:
         sections = _prune_sections(spec).items()
         tables = [path for path, section in sections if isinstance(section.layers, dict)]
         path: Path = (*tables[0], "layers") if tables else ("space",)
+        free = spec.model_copy(update={"constraints": ()})
+        if spec.constraints and no_point(free, inventory) is None:
+            path = ("constraints",)
         yield Problem(path, f"no point of the space can be: {reason}")
 
 

@@ -25,6 +25,7 @@ from ressa.sparsity import (
     solve_vision,
     tower_zeros,
 )
+from ressa.spec.constraints import parse_constraint, quantities
 from ressa.spec.schema import (
     Calibration,
     Distillation,
@@ -98,7 +99,8 @@ def apply_point(spec: SweepSpec, inventory: Inventory, point: Point) -> Effectiv
     """Applies a point to the spec: sets its fields, and solves the tower that the budget decides.
 
     Raises:
-        InfeasibleAllocation: the point cannot meet its budget, or its values exclude each other.
+        InfeasibleAllocation: the point cannot meet its budget or a constraint, or its values
+            exclude each other.
         SpecError: the point is not one of this space.
     """
     _check_names(spec, point)
@@ -112,7 +114,14 @@ def apply_point(spec: SweepSpec, inventory: Inventory, point: Point) -> Effectiv
     allocation = allocate(spec, inventory, point)
     if "all" in _groups(prune) and allocation.vision.pattern is not None:
         raise InfeasibleAllocation(no_pattern_for_all(allocation.vision))
-    return _effective(prune, repair, spec, allocation, inventory)
+    effective = _effective(prune, repair, spec, allocation, inventory)
+    if spec.constraints:
+        counted = quantities(inventory, allocation, is_shared=effective.vision.is_shared)
+        for text in spec.constraints:
+            reason = parse_constraint(text).unmet(counted)
+            if reason is not None:
+                raise InfeasibleAllocation(f"constraint {reason}")
+    return effective
 
 
 def _groups(prune: Prune) -> set[Group]:

@@ -13,11 +13,12 @@ from fractions import Fraction
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, PlainValidator, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, field_validator
 
 from ressa.catalog import MODELS, CatalogModel
 from ressa.errors import did_you_mean
 from ressa.sparsity import Counting, Group, Tower, out_of_range
+from ressa.spec.constraints import QUANTITIES, parse_constraint
 from ressa.spec.data import DataSource
 from ressa.spec.space import (
     BUDGET,
@@ -35,6 +36,7 @@ from ressa.spec.yaml import write
 
 Part = Literal["vision", "connector", "language"]
 Activations = Literal["dense", "tower", "sequential"]
+Sampler = Literal["grid", "random", "qmc", "tpe", "gp", "nsga2"]
 RepairMethod = Literal["sparselora", "lora", "masked_finetune", "spp", "straight_through", "none"]
 
 
@@ -55,6 +57,14 @@ def _as_plain(value: Any) -> Any:
 def _as_budget(value: Any) -> Any:
     is_single = isinstance(value, int | float | Decimal | str)
     return (value,) if is_single else as_tuple(value)
+
+
+def _as_texts(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else as_tuple(value)
+
+
+def _as_constraint(value: str) -> str:
+    return parse_constraint(value).text
 
 
 def _as_parts(value: Any) -> Any:
@@ -98,6 +108,7 @@ LAYERWISE = ("uniform", "owl", "ecoflap")
 
 Number = Annotated[float, BeforeValidator(_as_float)]
 Share = Annotated[ExactNumber, BeforeValidator(_as_share)]
+ConstraintText = Annotated[str, AfterValidator(_as_constraint)]
 Samples = Annotated[int, Field(ge=1)] | None
 Layers = Annotated[str | dict[str, Decimal], PlainValidator(_as_layers)]
 """A name of `LAYERWISE`, or sparsities of layers by patterns of their names."""
@@ -402,14 +413,15 @@ def endings(layers: Iterable[str]) -> list[str]:
 class Search(SpecModel):
     """How points of the space are proposed."""
 
-    sampler: Literal["grid", "random", "tpe"] = Field(
+    sampler: Sampler = Field(
         default="tpe",
-        description="grid visits every point; tpe learns. Default: grid if the space is discrete.",
+        description="grid visits every point; random and qmc (Sobol) spread out; tpe, gp and nsga2 "
+        "learn. Default: grid if the space is discrete.",
     )
     trials: int = Field(
         default=20,
         ge=1,
-        description="Points to run. Default: a grid's feasible points, else 20.",
+        description="Distinct trials to run. Default: a grid's feasible points, else 20.",
     )
     parallel: int = Field(default=1, ge=1, description="Trials that run at once, ≤ window.")
     window: int = Field(
@@ -418,6 +430,11 @@ class Search(SpecModel):
         description="Proposal n sees results up to trial n − window. Default: 2 · parallel.",
     )
     seed: int = Field(default=0, ge=0, description="Seed of the proposals.")
+    asynchronous: bool = Field(
+        default=False,
+        description="Propose from whatever has finished, without waiting for the window: a search "
+        "that is run or resumed again may then propose other points.",
+    )
 
 
 AGGREGATES = ("mean_relative", "macro")
@@ -482,6 +499,11 @@ class SweepSpec(SpecModel):
         min_length=1,
         description="Sparsity over both towers, in [0, 1]: one number or a list. The tower that "
         "the space leaves out is solved to meet it to the weight.",
+    )
+    constraints: Annotated[tuple[ConstraintText, ...], BeforeValidator(_as_texts)] = Field(
+        default=(),
+        description="What every point must meet before it is run, such as density >= 0.4: "
+        "comparisons of sums and products of numbers and of " + ", ".join(QUANTITIES) + ".",
     )
     search: Search = Field(default=Search(), description="How points are proposed.")
     repair: Repair = Field(default=Repair(), description="How a pruned model is trained back.")

@@ -5,7 +5,6 @@ Parquet and Optuna unchanged, where a float does not.
 """
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from fractions import Fraction
@@ -209,14 +208,13 @@ class Dimension:
     @property
     def values(self) -> tuple[str, ...] | None:
         """All values in fixed order, or None if the axis is continuous."""
-        return None if self.size is None else tuple(self._values())
+        return None if self.size is None else tuple(map(self.value, range(self.size)))
 
-    def _values(self) -> Iterator[str]:
+    def value(self, index: int) -> str:
+        """Returns the value at a place among `size` ones, from 0."""
         if self.choices is not None:
-            yield from self.choices
-            return
-        for index in range(self.size or 0):
-            yield format_fraction(Fraction(self.low) + index * Fraction(self.step or 0))
+            return self.choices[index]
+        return format_fraction(Fraction(self.low) + index * Fraction(self.step or 0))
 
     def snap(self, number: float) -> str:
         """Returns the exact value of a range that a sampled float stands for."""

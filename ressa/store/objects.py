@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO, cast
 from urllib.parse import unquote, urlparse
 
 import obstore
@@ -70,6 +71,29 @@ class Objects:
                 return bytes(obstore.get(self._store, path).bytes())
         except FileNotFoundError:
             return None
+
+    def open(self, path: str) -> BinaryIO:
+        """Opens an object to read parts of it.
+
+        Raises:
+            FileNotFoundError: there is no such object.
+        """
+        with _explained(f"store {self.location}: cannot read {path}"):
+            if self.folder is not None:
+                return (self.folder / path).open("rb")
+            return cast("BinaryIO", obstore.open_reader(self._store, path))
+
+    def make_durable(self, path: str) -> None:
+        """Returns once an object outlives a power cut; a bucket's does when it is written."""
+        if self.folder is None:
+            return
+        with self._writing(path):
+            for place in (self.folder / path, (self.folder / path).parent):
+                number = os.open(place, os.O_RDONLY)
+                try:
+                    os.fsync(number)
+                finally:
+                    os.close(number)
 
     def exists(self, path: str) -> bool:
         """Returns whether there is such an object, without reading it."""

@@ -1,16 +1,18 @@
 """`ressa query`: one SELECT statement over the store's tables, and nothing else.
 
-The statement sees Arrow tables handed to an in-memory DuckDB: no file, no network, no extension, no
-setting can be reached from it.
+The statement sees Arrow datasets handed to an in-memory DuckDB, which asks them for the columns and
+rows that it needs: no file, no network, no extension, no setting can be reached from it.
 """
 
 import re
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from typing import TYPE_CHECKING
 
 from ressa.errors import SpecError
 from ressa.store import rows as row_files
+from ressa.store.scan import Scan, datasets, full_schema, scanned
 from ressa.store.schema import TABLES
 from ressa.store.store import Store
 
@@ -45,20 +47,43 @@ def query(store: Store, sql: str) -> "pandas.DataFrame":
     """
     import duckdb
 
-    connection = duckdb.connect(":memory:", config=_CLOSED)
     try:
-        _check_one_select(connection, sql)
-        for view in VIEWS:
-            # A view that the statement does not mention is there, for its columns, but not read.
-            mentioned = re.search(rf"\b{view}\b", sql, re.IGNORECASE) is not None
-            connection.register(view, _rows(store, view, store.sweeps() if mentioned else []))
-        connection.execute("SET lock_configuration = true")
-        found = _interruptible(connection, sql)
-        return row_files.to_pandas(_plain_numbers(found.rename_columns(_distinct(found))))
+        with duckdb.connect(":memory:", config=_CLOSED) as connection:
+            _check_one_select(connection, sql)
+        # A view that the statement does not mention is there, for its columns, but not read.
+        mentioned = [view for view in VIEWS if re.search(rf"\b{view}\b", sql, re.IGNORECASE)]
+        sweeps = [store.sweep(name) for name in store.sweeps()] if mentioned else []
+        wanted = [(view, sweep) for view in mentioned for sweep in sweeps]
+        found = scanned(
+            lambda: [
+                sweep.scan(_table(view), all_attempts=view == "attempts") for view, sweep in wanted
+            ],
+            lambda scans: _ask(sql, list(zip((view for view, _ in wanted), scans, strict=True))),
+        )
     except duckdb.Error as error:
-        raise SpecError(f"query: {_in_words(error)}") from error
-    finally:
-        connection.close()
+        raise _refused(error) from error
+    return row_files.to_pandas(_plain_numbers(found.rename_columns(_distinct(found))))
+
+
+def _ask(sql: str, scans: Sequence[tuple[str, Scan]]) -> "pyarrow.Table":
+    import duckdb
+    from pyarrow.dataset import dataset
+
+    with duckdb.connect(":memory:", config=_CLOSED) as connection:
+        for view in VIEWS:
+            of_view = [scan for name, scan in scans if name == view]
+            schema = full_schema(_table(view), [scan.schema for scan in of_view])
+            connection.register(view, dataset(datasets(schema, of_view)))
+        connection.execute("SET lock_configuration = true")
+        refused = (duckdb.ParserException, duckdb.BinderException, duckdb.CatalogException)
+        try:
+            return _interruptible(connection, sql)
+        except refused as error:  # whatever the files hold
+            raise _refused(error) from error
+
+
+def _table(view: str) -> str:
+    return "trials" if view == "attempts" else view
 
 
 def _check_one_select(connection: "duckdb.DuckDBPyConnection", sql: str) -> None:
@@ -81,13 +106,6 @@ def _interruptible(connection: "duckdb.DuckDBPyConnection", sql: str) -> "pyarro
         except KeyboardInterrupt:
             connection.interrupt()
             raise
-
-
-def _rows(store: Store, view: str, sweeps: list[str]) -> "pyarrow.Table":
-    attempts = view == "attempts"
-    table = "trials" if attempts else view
-    found = [store.sweep(name).read(table, all_attempts=attempts) for name in sweeps]
-    return row_files.joined(table, found)
 
 
 def _distinct(table: "pyarrow.Table") -> list[str]:
@@ -114,6 +132,7 @@ def _plain_numbers(table: "pyarrow.Table") -> "pyarrow.Table":
     return table
 
 
-def _in_words(error: Exception) -> str:
+def _refused(error: Exception) -> SpecError:
     """Returns DuckDB's message, its hint and its marked line included."""
-    return re.sub(r"\n{2,}", "\n", str(error).strip())
+    message = re.sub(r"\n{2,}", "\n", str(error).strip())
+    return SpecError(f"query: {message}")

@@ -5,15 +5,20 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ressa.errors import StoreError, did_you_mean
-from ressa.store.schema import SCHEMA_VERSION, TABLES, Column, arrow_schema
+from ressa.store.schema import SCHEMA_VERSION, TABLES, Column, arrow_schema, plain_schema
 
 if TYPE_CHECKING:
     import pyarrow
+    import pyarrow.parquet
+
+MAX_ROWS, MAX_BYTES = 16_000_000, 4 * 1024**3
+"""Of one file. Ours are far smaller; a small file that claims more would fill the memory."""
 
 _NEWEST_LAST = [("attempt", "ascending"), ("epoch", "ascending"), ("committed", "ascending")]
+_COMMITS = "ressa.commits"
 
 
 class NotOurs(Exception):
@@ -35,7 +40,6 @@ def encode(
         ValueError: a column that the table does not have, or a value that does not fit its column.
     """
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     columns = {column.name: column for column in TABLES[name].columns}
     full = []
@@ -49,9 +53,30 @@ def encode(
     text = json.dumps(full, sort_keys=True, default=str)
     committed = {"committed": datetime.now(UTC)}
     table = pa.Table.from_pylist([row | committed for row in full], schema=arrow_schema(name))
+    return _write(table), hashlib.sha256(text.encode()).hexdigest()
+
+
+def encode_merged(name: str, table: "pyarrow.Table", commits: Sequence[str]) -> bytes:
+    """Returns the rows of several commits as one Parquet file that says which they were."""
+    schema = arrow_schema(name)
+    fields = [table.schema.field(column) for column in table.column_names[len(schema) :]]
+    for field in fields:  # those of a later ressa
+        schema = schema.append(field)
+    return _write(table.cast(schema), {_COMMITS: json.dumps(list(commits))})
+
+
+def _write(table: "pyarrow.Table", metadata: Mapping[str, str] | None = None) -> bytes:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
-    return sink.getvalue().to_pybytes(), hashlib.sha256(text.encode()).hexdigest()
+    with pq.ParquetWriter(
+        sink, table.schema, compression="zstd", write_page_checksum=True
+    ) as writer:
+        # Small enough that what a reader asks of a few trials is found without reading the rest.
+        writer.write_table(table, row_group_size=131_072)
+        writer.add_key_value_metadata(dict(metadata or {}))
+    return bytes(sink.getvalue().to_pybytes())
 
 
 def _fit(table: str, column: Column, value: Any) -> Any:
@@ -88,23 +113,15 @@ def decode(name: str, content: bytes) -> "pyarrow.Table":
         StoreError: a newer ressa wrote it, and a column may mean something else.
     """
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
+    file = _opened(name, pa.BufferReader(content))
     try:
-        table = pq.read_table(pa.BufferReader(content))
+        table = file.read()
     except (pa.ArrowException, OSError) as error:
-        raise NotOurs(f"not a whole Parquet file: {str(error).splitlines()[0]}") from error
-    metadata = table.schema.metadata or {}
-    written_as = metadata.get(b"ressa.table", b"?").decode(errors="replace")
-    if written_as != name:
-        raise NotOurs(f"it holds no rows of the table {name}")
-    version = int(metadata.get(b"ressa.version", b"1"))
-    if version > SCHEMA_VERSION:
-        raise StoreError(
-            f"table {name}: rows of schema version {version}; this ressa reads up to "
-            f"{SCHEMA_VERSION}. Upgrade ressa."
-        )
-    schema = arrow_schema(name)
+        raise _damaged(error) from error
+    schema = plain_schema(name)
+    if table.schema.equals(schema):
+        return pa.table(table.columns, schema=schema)
     try:
         known = [
             table[field.name].cast(field.type)
@@ -120,16 +137,62 @@ def decode(name: str, content: bytes) -> "pyarrow.Table":
     )
 
 
-def joined(name: str, tables: Sequence["pyarrow.Table"]) -> "pyarrow.Table":
-    """Returns the tables one after the other; a column that only some have is null elsewhere."""
+def peek(name: str, file: "BinaryIO") -> tuple[list[str], "pyarrow.Schema"]:
+    """Returns which commits a merged file holds, and its columns, without reading its rows.
+
+    Raises:
+        NotOurs, StoreError: as `decode`.
+    """
     import pyarrow as pa
 
-    empty = arrow_schema(name).remove_metadata().empty_table()
-    return pa.concat_tables([empty, *tables], promote_options="permissive").combine_chunks()
+    found = _opened(name, pa.PythonFile(file, mode="r"))
+    try:
+        commits = json.loads(found.metadata.metadata[_COMMITS.encode()])
+    except (KeyError, ValueError) as error:
+        raise NotOurs("it does not say which commits it holds") from error
+    if not isinstance(commits, list) or not all(isinstance(one, str) for one in commits):
+        raise NotOurs("it does not say which commits it holds")
+    schema = found.schema_arrow.remove_metadata()
+    for field in plain_schema(name):
+        if field.name in schema.names and schema.field(field.name).type != field.type:
+            raise NotOurs(f"a column has another type: {field.name}")
+    return commits, schema
+
+
+def _opened(name: str, source: Any) -> "pyarrow.parquet.ParquetFile":
+    """Opens a file, and makes sure that it is of this table and that its rows may be read."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        file = pq.ParquetFile(source, page_checksum_verification=True)
+        metadata = file.schema_arrow.metadata or {}
+        version = int(metadata.get(b"ressa.version", b"1"))
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise _damaged(error) from error
+    if metadata.get(b"ressa.table", b"").decode(errors="replace") != name:
+        raise NotOurs(f"it holds no rows of the table {name}")
+    if version > SCHEMA_VERSION:
+        raise StoreError(
+            f"table {name}: rows of schema version {version}; this ressa reads up to "
+            f"{SCHEMA_VERSION}. Upgrade ressa."
+        )
+    names = file.schema_arrow.names
+    if len(set(names)) < len(names):
+        raise NotOurs("two of its columns have one name")
+    groups = (file.metadata.row_group(at) for at in range(file.metadata.num_row_groups))
+    if file.metadata.num_rows > MAX_ROWS or sum(g.total_byte_size for g in groups) > MAX_BYTES:
+        raise NotOurs(f"it claims {file.metadata.num_rows:,} rows: more than a file may hold")
+    return file
+
+
+def _damaged(error: Exception) -> NotOurs:
+    return NotOurs(f"not a whole Parquet file: {[*str(error).splitlines(), '?'][0]}")
 
 
 def newest(table: "pyarrow.Table", key: Sequence[str]) -> "pyarrow.Table":
     """Returns, of rows with equal key, that of the newest attempt, epoch and commit; in order."""
+    import numpy as np
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -138,23 +201,26 @@ def newest(table: "pyarrow.Table", key: Sequence[str]) -> "pyarrow.Table":
     order = pc.sort_indices(table, sort_keys=_NEWEST_LAST)
     keyed = table.select(list(key)).take(order).append_column("at", pa.array(range(len(order))))
     last = keyed.group_by(list(key)).aggregate([("at", "max")])["at_max"]
-    return table.take(pa.array(sorted(order.take(last).to_pylist())))
+    return table.take(pa.array(np.sort(order.take(last).to_numpy())))
 
 
-def of_attempts(table: "pyarrow.Table", trials: "pyarrow.Table") -> "pyarrow.Table":
-    """Returns the rows whose (trial, attempt, epoch) is one of `trials`."""
-    import pyarrow.compute as pc
-
-    return table.filter(pc.is_in(_attempt_names(table), value_set=_attempt_names(trials)))
-
-
-def _attempt_names(table: "pyarrow.Table") -> Any:
+def of_attempts(table: "pyarrow.Table", attempts: Sequence[str]) -> "pyarrow.Table":
+    """Returns the rows of some attempts, named as `attempt_names` does."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    parts = [table[c].cast(pa.string()) for c in ("trial", "attempt", "epoch")]
-    names = pc.binary_join_element_wise(*parts, "/", null_handling="replace", null_replacement="")
-    return names.combine_chunks()
+    wanted = pa.array(attempts, pa.string())
+    return table.filter(pc.is_in(attempt_names(table), value_set=wanted))
+
+
+def attempt_names(table: "pyarrow.Table") -> Any:
+    """Returns each row's trial, attempt and epoch in the form of `parts.attempt_name`."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    trial, attempt, epoch = (table[c].cast(pa.string()) for c in ("trial", "attempt", "epoch"))
+    parts = [pc.fill_null(trial, "sweep"), "-a", attempt, "-e", epoch, ""]
+    return pc.binary_join_element_wise(*parts, null_handling="replace").combine_chunks()
 
 
 def to_pandas(table: "pyarrow.Table") -> Any:

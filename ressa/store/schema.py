@@ -230,7 +230,7 @@ PROPOSALS = Table(
         Column("key", "text", "hash of all that can change the trial's result"),
         Column("point", "json", "field → value"),
         Column("seen", "texts", "trials whose results the proposal is a function of"),
-        Column("sampler", "text", "grid, random or tpe"),
+        Column("sampler", "text", "grid, random, qmc, tpe, gp or nsga2"),
         Column("system_attrs", "json", "the sampler's own notes"),
         Column("reason", "text", "why this attempt: null for the first, else what went wrong"),
     ),
@@ -302,3 +302,11 @@ def arrow_schema(name: str) -> "pyarrow.Schema":
             "description": table.meaning,
         },
     )
+
+
+@cache
+def plain_schema(name: str) -> "pyarrow.Schema":
+    """Returns a table's pyarrow schema without meanings and units: what its rows have in memory."""
+    import pyarrow as pa
+
+    return pa.schema([(field.name, field.type) for field in arrow_schema(name)])

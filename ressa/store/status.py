@@ -4,12 +4,16 @@ import json
 from collections import Counter
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ressa.store.lease import Holder, holder
 from ressa.store.store import SweepStore
 
+if TYPE_CHECKING:
+    import pyarrow
+
 _LIFE = ("started", "resumed", "grown", "interrupted", "finished")
+_ATTEMPT = ["trial", "attempt"]
 _READ = ["trial", "role", "state", "metric", "score", "committed"]
 
 
@@ -42,42 +46,45 @@ class SweepStatus:
 
 def sweep_status(sweep: SweepStore) -> SweepStatus:
     """Returns how far a sweep is. A trial runs if the living driver's events say it began."""
-    events = sweep.read("events").sort_by("committed").to_pylist()
-    finished = sweep.read("trials").select(_READ).to_pylist()
-    attempts = sweep.read("trials", all_attempts=True).select(["trial", "attempt"]).to_pylist()
-    proposals = sweep.read("proposals").to_pylist()
+    import pyarrow.compute as pc
+
+    events = sweep.read("events").sort_by("committed")
+    trials = sweep.read("trials", columns=_READ)
+    finished = trials.drop_columns(["committed"]).to_pylist()
     current = holder(sweep)
     driven = current is not None and current.state in ("live", "unknown")
 
-    over = {(row["trial"], row["attempt"]) for row in attempts}
-    begun = {
-        (row["trial"], row["attempt"])
-        for row in events
-        if row["kind"] == "trial_started" and current and row["epoch"] == current.epoch
-    }
-    proposed = {(row["trial"], row["attempt"]) for row in proposals}
-    running = sorted({trial for trial, _ in begun - over}) if driven else []
-    queued = sorted({trial for trial, _ in proposed - over} - set(running))
+    over = _attempts(sweep.read("trials", columns=_ATTEMPT, all_attempts=True))
+    proposed = _attempts(sweep.read("proposals", columns=_ATTEMPT))
+    begun = pc.field("kind") == "trial_started"
+    begun &= pc.field("epoch") == (current.epoch if current else -1)
+    running = {trial for trial, _ in _attempts(events.filter(begun)) - over} if driven else set()
+    queued = {trial for trial, _ in proposed - over} - running
+    unfinished = running | queued
 
-    counts = Counter(row["state"] for row in finished if row["trial"] not in {*running, *queued})
+    counts = Counter(row["state"] for row in finished if row["trial"] not in unfinished)
     counts |= {"queued": len(queued), "running": len(running)}
-    life = [row for row in events if row["kind"] in _LIFE]
+    life = events.filter(pc.field("kind").isin(_LIFE)).to_pylist()
     best = _best(finished)
-    times = [row["committed"] for row in (*events, *finished)]
+    times = [pc.max(table["committed"]).as_py() for table in (events, trials)]
     return SweepStatus(
         name=sweep.name,
         state=_state(life, current),
         planned=_planned(life),
         counts={state: n for state, n in counts.items() if n},
-        queued=tuple(queued),
-        running=tuple(running),
+        queued=tuple(sorted(queued)),
+        running=tuple(sorted(running)),
         metric=best["metric"] if best else None,
         best_trial=best["trial"] if best else None,
         best_score=best["score"] if best else None,
         holder=current,
         started=life[0]["committed"] if life else None,
-        updated=max(times, default=None),
+        updated=max((time for time in times if time), default=None),
     )
+
+
+def _attempts(table: "pyarrow.Table") -> set[tuple[str, int]]:
+    return set(zip(*(table[column].to_pylist() for column in _ATTEMPT), strict=True))
 
 
 def _state(

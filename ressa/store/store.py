@@ -1,16 +1,17 @@
 """A store and its sweeps: open, list, commit rows, read them back."""
 
-import logging
 import os
 import re
-import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ressa.errors import ConflictError, NotFoundError, SpecError, StoreError, did_you_mean
 from ressa.store import rows as row_files
+from ressa.store.compaction import Compaction
 from ressa.store.objects import Objects
+from ressa.store.parts import TableFiles, attempt_name
+from ressa.store.scan import Scan, scan, scanned
 from ressa.store.schema import TABLES
 from ressa.store.stages import StageStore
 
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
     import pyarrow
 
     from ressa.store.status import SweepStatus
-
-log = logging.getLogger(__name__)
 
 _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -113,17 +112,22 @@ class Store:
 class SweepStore:
     """One sweep's rows. Made by `Store.sweep` and `Store.create_sweep`.
 
-    Readers may be as many as like, while a driver writes: files are whole when they appear and
-    never change, so each is read once per object.
+    Readers may be as many as like, while a driver writes and merges: see `parts` and `compaction`.
     """
 
     def __init__(self, store: Store, name: str) -> None:
         self.store, self.name = store, name
         self.prefix = f"sweeps/{name}"
-        self.skipped: dict[str, str] = {}
+        self.files = {
+            table: TableFiles(store.objects, f"{self.prefix}/{table}", table) for table in TABLES
+        }
+        self._compaction = Compaction(store.objects, self.files)
+
+    @property
+    def skipped(self) -> dict[str, str]:
         """Files in the tables' folders that hold no readable rows → why."""
-        self._files: dict[str, pyarrow.Table] = {}
-        self._reading = threading.Lock()
+        found = [files.skipped for files in self.files.values()]
+        return {path: reason for skipped in found for path, reason in skipped.items()}
 
     def __reduce__(self) -> tuple[Any, ...]:
         return SweepStore, (self.store, self.name)
@@ -162,9 +166,11 @@ class SweepStore:
             return False
         identity = {"sweep": self.name, "trial": trial, "attempt": attempt, "epoch": epoch}
         content, digest = row_files.encode(table, rows, identity)
-        owner = "sweep" if trial is None else check_name("trial", trial)
-        file = f"{owner}-a{attempt}-e{epoch}-{digest[:12]}.parquet"
-        return self.store.objects.put_new(f"{self.prefix}/{table}/{file}", content)
+        whose = attempt_name(trial and check_name("trial", trial), attempt, epoch)
+        file = f"{whose}-{digest[:12]}.parquet"
+        new = self.store.objects.put_new(self.files[table].path(file), content)
+        self._compaction.after_commit(table, whose)
+        return new
 
     def event(
         self,
@@ -179,31 +185,38 @@ class SweepStore:
         row = {"kind": kind, "detail": dict(detail or {})}
         return self.commit("events", [row], epoch=epoch, trial=trial, attempt=attempt)
 
-    def read(self, table: str, *, all_attempts: bool = False) -> "pyarrow.Table":
+    def read(
+        self,
+        table: str,
+        *,
+        columns: Sequence[str] | None = None,
+        where: Mapping[str, Any] | None = None,
+        all_attempts: bool = False,
+    ) -> "pyarrow.Table":
         """Returns the rows that count, as an Arrow table.
 
         Args:
             table: one of `TABLES`.
+            columns: those wanted; the others are not read.
+            where: column → value that the rows must have.
             all_attempts: also those of finished attempts that a newer one of their trial replaced.
         """
-        layout = TABLES[table]
-        found = self._all_rows(table)
-        once_per_attempt = tuple(dict.fromkeys((*layout.key, "trial", "attempt")))
-        if not layout.of_attempts:
-            return row_files.newest(found, layout.key)
-        finished = row_files.newest(self._all_rows("trials"), ("trial", "attempt"))
-        if not all_attempts:
-            finished = row_files.newest(finished, ("trial",))
-        counted = row_files.of_attempts(found, finished)
-        return row_files.newest(counted, once_per_attempt)
+        return scanned(
+            lambda: [self.scan(table, all_attempts=all_attempts)],
+            lambda scans: scans[0].table(columns, where),
+        )
 
-    def trials(self) -> "pandas.DataFrame":
+    def scan(self, table: str, *, all_attempts: bool = False) -> Scan:
+        """Finds the rows that count, to be read a part at a time: see `scanned`."""
+        return scan(table, self.files[table], self.files["trials"], all_attempts=all_attempts)
+
+    def trials(self, columns: Sequence[str] | None = None) -> "pandas.DataFrame":
         """Returns the newest finished attempt of each trial: baselines first, then by number."""
-        return self._in_order(self.read("trials"))
+        return self._in_order(columns, all_attempts=False)
 
     def attempts(self) -> "pandas.DataFrame":
         """Returns every finished attempt of each trial."""
-        return self._in_order(self.read("trials", all_attempts=True))
+        return self._in_order(None, all_attempts=True)
 
     def scores(self) -> "pandas.DataFrame":
         """Returns every metric of every trial's states."""
@@ -240,33 +253,9 @@ class SweepStore:
 
         return sweep_status(self)
 
-    @staticmethod
-    def _in_order(trials: "pyarrow.Table") -> "pandas.DataFrame":
-        order = [(column, "ascending") for column in ("role", "number", "trial", "attempt")]
-        return row_files.to_pandas(trials.sort_by(order))
-
-    def _all_rows(self, table: str) -> "pyarrow.Table":
-        """Returns the rows of every readable file of a table; what is skipped is logged once."""
-        with self._reading:
-            found = []
-            for name in self.store.objects.names(f"{self.prefix}/{table}"):
-                path = f"{self.prefix}/{table}/{name}"
-                if path not in self._files and path not in self.skipped:
-                    self._read_file(table, path)
-                if path in self._files:
-                    found.append(self._files[path])
-        return row_files.joined(table, found)
-
-    def _read_file(self, table: str, path: str) -> None:
-        content = self.store.objects.get(path) if path.endswith(".parquet") else b""
-        if content is None:
-            return  # removed since it was listed
-        try:
-            if not path.endswith(".parquet"):
-                raise row_files.NotOurs("not a Parquet file")
-            self._files[path] = row_files.decode(table, content)
-        except row_files.NotOurs as reason:
-            self.skipped[path] = str(reason)
-            log.warning("skipped %s/%s: %s", self.store.location, path, reason)
-        except StoreError as error:
-            raise StoreError(f"{self.store.location}/{path}: {error}") from error
+    def _in_order(self, columns: Sequence[str] | None, *, all_attempts: bool) -> "pandas.DataFrame":
+        order = ("role", "number", "trial", "attempt")
+        wanted = None if columns is None else list(dict.fromkeys((*columns, *order)))
+        found = self.read("trials", columns=wanted, all_attempts=all_attempts)
+        found = found.sort_by([(column, "ascending") for column in order])
+        return row_files.to_pandas(found if columns is None else found.select(columns))

@@ -168,7 +168,7 @@ def continued(sweep: SweepStore, asked: SweepSpec) -> SweepSpec:
             f"search.window: the sweep began with {window}, got {asked.search.window}; which "
             "results a proposal sees never changes. Leave the window out, or give a new name."
         )
-    if asked.search.parallel > window:
+    if asked.search.parallel > window and not stored.search.asynchronous:
         raise SpecError(
             f"search.parallel: at most {window}, got {asked.search.parallel}: the "
             "sweep began with that window, and which results a proposal sees never changes."

@@ -62,6 +62,8 @@ class Ledger:
             row["trial"]: row for row in sweep.trials().to_dict("records")
         }
         self._points: list[Mapping[str, Any]] = []
+        self._notes: list[str] = []
+        """What the sampler noted about each point."""
         self._attempts: dict[str, int] = {}
         self._read_proposals()
         self._exhausted = False
@@ -73,6 +75,7 @@ class Ledger:
             self._attempts[trial] = max(attempt, self._attempts.get(trial, -1))
             if trial not in BASELINES and int(row["number"]) == len(self._points):
                 self._points.append(json.loads(row["point"]))
+                self._notes.append(row["system_attrs"])
 
     def _unfinished(self, redo_failed: bool) -> list[tuple[str, str | None]]:
         """Trials to run before anything new is proposed, and why they run again."""
@@ -90,9 +93,11 @@ class Ledger:
     @property
     def planned(self) -> int:
         """How many trials the sweep is to have, baselines included."""
-        size = self._proposer.size
+        distinct = self._proposer.trials
         trials = self._plan.spec.search.trials
-        return len(self._plan.baselines) + (trials if size is None else min(trials, size))
+        return len(self._plan.baselines) + (
+            trials if distinct is None else min(trials, len(distinct))
+        )
 
     @property
     def is_complete(self) -> bool:
@@ -106,26 +111,39 @@ class Ledger:
         number, search = len(self._points), self._plan.spec.search
         if self._exhausted or number >= search.trials:
             return "finished"
-        oldest_unseen = max(0, number - search.window + 1)
-        if any(trial_name(n) not in self.results for n in range(oldest_unseen)):
+        visible = self._visible(number)
+        if visible is None:
             return "wait"
-        seen = [self._as_seen(n, visible=n < oldest_unseen) for n in range(number)]
+        seen = [self._as_seen(n, visible=n in visible) for n in range(number)]
         proposal = self._proposer.propose(number, seen)
         if proposal is None:
             self._exhausted = True
             return "finished"
         self._points.append(proposal.point)
-        names = [trial_name(n) for n in range(oldest_unseen)]
+        self._notes.append(proposal.system_attrs)
+        names = [trial_name(n) for n in sorted(visible)]
         return self._start(trial_name(number), None, seen=names, notes=proposal.system_attrs)
 
+    def _visible(self, number: int) -> set[int] | None:
+        """The trials whose results a proposal is a function of; None while one is missing.
+
+        Those before the window, whichever finished first; or what there is, if the search is
+        asynchronous.
+        """
+        search = self._plan.spec.search
+        if search.asynchronous:
+            return {n for n in range(number) if trial_name(n) in self.results}
+        before = set(range(number - search.window + 1))
+        return before if all(trial_name(n) in self.results for n in before) else None
+
     def _as_seen(self, number: int, *, visible: bool) -> Seen:
-        point = self._points[number]
+        point, notes = self._points[number], self._notes[number]
         if not visible:
-            return Seen(point=point, value=None)
+            return Seen(point=point, values=None, system_attrs=notes)
         row = self.results[trial_name(number)]
         if row["state"] != "succeeded":
-            return Seen(point=point, value=None, failed=True)
-        return Seen(point=point, value=float(row["score"]))
+            return Seen(point=point, values=None, failed=True, system_attrs=notes)
+        return Seen(point=point, values=(float(row["score"]),), system_attrs=notes)
 
     def _start(
         self, trial: str, reason: str | None, *, seen: list[str] | None = None, notes: str = "{}"

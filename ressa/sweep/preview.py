@@ -5,18 +5,21 @@ model is in the catalog.
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import pandas
 
 from ressa.catalog import MODELS, TASKS
-from ressa.errors import MissingExtraError, SpecError
+from ressa.errors import InfeasibleAllocation, MissingExtraError, SpecError
+from ressa.search.fixed import chance
 from ressa.sparsity import TOWERS, Inventory
 from ressa.spec import ModelRef, SweepSpec, grid_points
 from ressa.spec.space import SPARSITIES, SPARSITY
 from ressa.sweep.plan import SweepPlan, inventory_of, make_plan
 
 _MOST_POINTS = 200  # more rows are not read by anyone
+_DRAWN = 500  # points of a continuous space: their feasible share is good to a few per cent
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}  # of a weight
 
 
@@ -45,12 +48,13 @@ def preview(spec: SweepSpec) -> Preview:
             words.append(f"the first {len(rows)} are shown")
         words += [f"skipped {_fields(point)}: {reason}" for point, reason in skipped]
     else:
-        words.append("the space is continuous: the sampler draws from it")
+        words += _continuous(plan)
     search = spec.search
     count = min(search.trials, distinct or search.trials)
+    sees = "whatever has finished" if search.asynchronous else f"results up to n − {search.window}"
     words += [
-        f"{count} trials by {search.sampler}, {search.parallel} at once, proposal n sees results "
-        f"up to n − {search.window}; baselines: {', '.join(plan.baselines) or 'none'}",
+        f"{count} trials by {search.sampler}, {search.parallel} at once, proposal n sees {sees}; "
+        f"baselines: {', '.join(plan.baselines) or 'none'}",
         *_shared(plan, count),
         *_data_words(plan),
     ]
@@ -64,6 +68,21 @@ def _with_data(plan: SweepPlan) -> tuple[SweepPlan, list[str]]:
     except (SpecError, MissingExtraError) as error:
         return replace(plan, reads_data=False), [f"data were not read: {error}"]
     return plan, []
+
+
+def _continuous(plan: SweepPlan) -> list[str]:
+    """How much of a space that cannot be listed is excluded, by points drawn from it evenly."""
+    words = ["the space is continuous: the sampler draws from it"]
+    reasons = []
+    for point in islice(chance(plan.spec.dimensions, 0), _DRAWN):
+        try:
+            plan.trial(point)
+        except InfeasibleAllocation as error:
+            reasons.append((point, str(error)))
+    if reasons:
+        words.append(f"of {_DRAWN} points drawn from it {len(reasons)} are excluded, such as:")
+        words += [f"skipped {_fields(point)}: {reason}" for point, reason in reasons[:3]]
+    return words
 
 
 def _row(plan: SweepPlan, point: dict[str, str]) -> dict[str, Any]:
