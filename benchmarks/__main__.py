@@ -5,10 +5,15 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import pruning, repair, tower
+from benchmarks import pruning, repair, service, tower
 from benchmarks.report import Row, publish
 
-GROUPS = {"pruning": pruning.rows, "tower": tower.rows, "repair": repair.rows}
+GROUPS = {
+    "pruning": pruning.rows,
+    "tower": tower.rows,
+    "repair": repair.rows,
+    "service": service.rows,
+}
 
 
 def main() -> None:
@@ -21,6 +26,9 @@ def main() -> None:
         ("dsnot", "zyxxmu/DSnoT"),
     ):
         parser.add_argument(f"--{peer}", type=Path, metavar="DIR", help=f"a checkout of {home}")
+    parser.add_argument(
+        "--repaired", type=int, default=36, help="trials of the grid with repair (service)"
+    )
     given = parser.parse_args()
     torch.set_num_threads(1)
     measured: dict[str, list[Row]] = {}

@@ -1,10 +1,12 @@
 """The `ressa` command: each verb parses, calls and prints. Data go to stdout, words to stderr."""
 
 import json
+import re
 import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -28,6 +30,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+stages = typer.Typer(help="Looks after the work that trials share.", no_args_is_help=True)
+app.add_typer(stages, name="stages")
 
 
 File = Annotated[Path, typer.Argument(metavar="FILE", help="The sweep file.", show_default=False)]
@@ -108,6 +112,12 @@ def run(
     store: Annotated[
         str | None, typer.Option("--store", metavar="PLACE", help="Replaces the file's `store`.")
     ] = None,
+    fresh: Annotated[
+        bool,
+        typer.Option(
+            "--fresh", help="Lets each trial do all of its work itself; results are equal."
+        ),
+    ] = False,
     output: OutputOption = Output.table,
 ) -> None:
     """Runs a sweep here, on a Ray of its own. Run again, it goes on where it was."""
@@ -117,7 +127,7 @@ def run(
 
     # The board is gone before anything is said: it would wipe the words away with itself.
     with _interruptible(spec.name, spec.store), _board(spec) as board:
-        sweep = start(spec, board)
+        sweep = start(spec, board, fresh=fresh)
     _report(sweep, output)
 
 
@@ -201,6 +211,7 @@ def list_sweeps(store: StoreOption = "results", output: OutputOption = Output.ta
 def status(name: Name, store: StoreOption = "results", output: OutputOption = Output.table) -> None:
     """Says how far a sweep is, who drives it and what failed."""
     from ressa.landscape import failures, sweep_row
+    from ressa.sweep.shared import work_rows
 
     sweep = _open(store).sweep(name)
     row, failed = sweep_row(sweep), failures(sweep)
@@ -208,11 +219,63 @@ def status(name: Name, store: StoreOption = "results", output: OutputOption = Ou
         show([row], output)
         return
     show([{"what": k, "value": v} for k, v in row.items() if v is not None], output, headings=False)
+    work = work_rows(sweep)
+    if work:
+        say("shared work: stages that its trials made, and how often they found one")
+        show(work, output)
     if len(failed):
         show(failed, output)
         say(f"redo them: {_command('resume', sweep, '--failed')}")
     if row["state"] == "interrupted":
         say(f"go on: {_command('resume', sweep)}")
+
+
+@stages.command("ls")
+def list_stages(store: StoreOption = "results", output: OutputOption = Output.table) -> None:
+    """Lists the stages of a store: size, last use, which sweeps used and which need each."""
+    from ressa.sweep.shared import needs_of, uses_of
+
+    opened = _open(store)
+    found = uses_of(opened, needs_of(opened))
+    if found or output is not Output.table:
+        show([use.row() for use in found], output)
+    if output is Output.table:
+        size = sum(use.stored.size for use in found) / 2**20
+        say(f"{len(found)} stages in {opened.location}, {size:.1f} MiB")
+
+
+@stages.command("gc")
+def collect_stages(
+    older_than: Annotated[
+        str,
+        typer.Option("--older-than", metavar="TIME", help="Since the last use: 0, 30m, 12h, 7d."),
+    ] = "7d",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only says what would go.")] = False,
+    store: StoreOption = "results",
+    output: OutputOption = Output.table,
+) -> None:
+    """Removes stages that no unfinished sweep needs; later trials make them again if they must.
+
+    Rows stay, and with them all results. Drivers may run meanwhile.
+    """
+    from ressa.sweep.shared import collect
+
+    opened = _open(store)
+    removed = collect(opened, older_than=_duration(older_than), dry_run=dry_run)
+    if removed or output is not Output.table:
+        show([use.row() for use in removed], output)
+    size = sum(use.stored.size for use in removed) / 2**20
+    say(f"{'would remove' if dry_run else 'removed'} {len(removed)} stages, {size:.1f} MiB")
+
+
+def _duration(text: str) -> timedelta:
+    found = re.fullmatch(r"(\d{1,6})([smhd]?)", text.strip())
+    if found is None or (found[1].strip("0") and not found[2]):
+        raise SpecError(
+            f"--older-than: a number with s, m, h or d, such as 12h or 7d; got {text!r}."
+        )
+    unit = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}[found[2] or "s"]
+    return timedelta(**{unit: int(found[1])})
 
 
 @app.command()

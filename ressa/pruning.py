@@ -15,6 +15,15 @@ from PIL.Image import Image
 from torch import Tensor
 
 from ressa.catalog import METHODS
+from ressa.keys import (
+    calibration_key,
+    competing,
+    has_threshold,
+    importance_key,
+    mask_keys,
+    outliers_key,
+    threshold_key,
+)
 from ressa.models import VLM
 from ressa.prune import (
     LayerReport,
@@ -34,8 +43,8 @@ from ressa.prune.ecoflap import importances
 from ressa.prune.layerwise import ecoflap_shares, outlier_shares, owl_shares
 from ressa.records import Example, TrialSpec
 from ressa.sparsity import TOWERS, LayerShape, Tower
-from ressa.spec import Ecoflap, Owl, TowerTarget
-from ressa.stages import Parts, Stages
+from ressa.spec import Ecoflap, Owl
+from ressa.stages import Parts, Shared, Stages
 from ressa.workers import agree, device
 
 
@@ -46,7 +55,6 @@ class Pruning:
         trial: says how.
         vlm: the dense model; `prune` changes it in place.
         stages: what other trials left, and where this one leaves its own.
-        key: names a stage by all that can change it.
         examples: the calibration set.
         images: gives an image by its id.
     """
@@ -56,11 +64,10 @@ class Pruning:
         trial: TrialSpec,
         vlm: VLM,
         stages: Stages,
-        key: Callable[..., str],
         examples: Sequence[Example],
         images: Callable[[str], Image],
     ) -> None:
-        self.spec, self.vlm, self.stages, self._key = trial, vlm, stages, key
+        self.spec, self.vlm, self.stages = trial, vlm, stages
         self.examples, self.images = examples, images
         self.inventory = vlm.towers.inventory
         self.methods: dict[Tower, PruneMethod] = {
@@ -72,17 +79,17 @@ class Pruning:
         """The keep masks of both towers, once they are pruned."""
         self.reports: dict[Tower, list[LayerReport]] = {}
 
-    def calibrate(self) -> None:
+    def calibrate(self) -> Shared[None]:
         """Sums up the inputs of both towers' layers on the dense model, block by block.
 
         Unless each block's are to be taken when its turn to be pruned has come.
         """
-        if self.spec.calibration.activations != "dense":
-            self.statistics = dict.fromkeys(TOWERS)
-            return
         for tower in TOWERS:
-            key = self._key("calibration", tower, self.spec.calibration)
-            self.statistics[tower] = self.stages.once_in_parts(
+            key = calibration_key(self.spec, tower)
+            if key is None:
+                self.statistics[tower] = None
+                continue
+            self.statistics[tower] = yield from self.stages.once_in_parts(
                 "calibration", key, partial(self._dense_statistics, tower)
             )
 
@@ -90,35 +97,25 @@ class Pruning:
         # No name is given to a block's statistics, so that they are gone before the next one's.
         return map(Statistics.to_bytes, self._walk(tower, prunes=False))
 
-    def prune(self) -> None:
-        """Chooses what stays of both towers and sets the rest to zero, block by block.
-
-        With `sequential` activations vision is pruned first, so that language is calibrated behind
-        what is left of it; with `tower` it comes second, so that language sees the dense one.
-        """
-        order = TOWERS if self.spec.calibration.activations == "sequential" else TOWERS[::-1]
+    def prune(self) -> Shared[None]:
+        """Chooses what stays of both towers and sets the rest to zero, block by block."""
         # Of both towers at once: what each layer loses is decided on the dense model.
-        lost = self._removals()
-        above = ""
-        for tower in order:
-            above = self._prune_tower(tower, lost, above)
+        lost = yield from self._removals()
+        versions = {tower: method.versions for tower, method in self.methods.items()}
+        for tower, key in mask_keys(self.spec, versions).items():
+            yield from self._prune_tower(tower, key, lost)
 
     def _prune_tower(
-        self,
-        tower: Tower,
-        lost: Mapping[str, tuple[Removal, int]],
-        above: str,
-    ) -> str:
-        """Prunes one tower, or takes its masks from the store; returns the stage's key.
+        self, tower: Tower, key: str, lost: Mapping[str, tuple[Removal, int]]
+    ) -> Shared[None]:
+        """Prunes one tower, or takes its masks from the store.
 
         Args:
             tower: which one.
+            key: of its masks.
             lost: what each layer is to lose, and what its share of the target is.
-            above: the key of what was pruned before, which these statistics may depend on.
         """
         wanted, method, ref = self.spec.tower(tower), self.methods[tower], self.spec.calibration
-        depends = above if ref.activations == "sequential" else ""
-        key = self._key("mask", tower, wanted, method.versions, ref, depends)
         layers, statistics = self.inventory.tower(tower), self.statistics[tower]
 
         def make() -> Iterator[bytes]:
@@ -146,26 +143,24 @@ class Pruning:
                 yield content
 
         self.reports[tower] = []
-        for content in self.stages.once_in_parts(f"{tower}-mask", key, make):
+        for content in (yield from self.stages.once_in_parts(f"{tower}-mask", key, make)):
             pruned = PrunedLayers.from_bytes(content)
             pruned.apply(self.vlm.model)
             self.masks |= pruned.masks
             self.reports[tower].extend(pruned.layers)
-        return key
 
-    def _removals(self) -> dict[str, tuple[Removal, int]]:
+    def _removals(self) -> Shared[dict[str, tuple[Removal, int]]]:
         """Says what each layer loses, and what its share of the target is, by the layer's name.
 
         Decided on the dense model. What takes time is one worker's answer, kept as a stage.
         """
         found: dict[str, tuple[Removal, int]] = {}
-        both = [self.inventory.tower(tower) for tower in TOWERS]
-        if self.spec.vision.group == "all" and self.spec.vision.target.pattern is None:
-            both = [self.inventory.layers]  # they lose their share together
-        for layers in both:
-            wanted = self.spec.tower(layers[0].tower)
-            shares = self._shares(layers, wanted)
-            lost = self._lost(layers, wanted, shares)
+        towers = competing(self.spec)
+        for tower in towers:
+            layers = self.inventory.tower(tower) if len(towers) > 1 else self.inventory.layers
+            wanted = self.spec.tower(tower)
+            shares = yield from self._shares(layers, tower)
+            lost = yield from self._lost(layers, tower, shares)
             asked = requested_zeros(layers, wanted, lost, shares=shares)
             names = [layer.name for layer in layers]
             found |= dict(zip(names, zip(lost, asked, strict=True), strict=True))
@@ -174,12 +169,12 @@ class Pruning:
     def _lost(
         self,
         layers: Sequence[LayerShape],
-        wanted: TowerTarget,
+        tower: Tower,
         shares: Mapping[str, Fraction] | None,
-    ) -> list[Removal]:
-        if wanted.group in ("row", "matrix") or wanted.target.pattern is not None:
+    ) -> Shared[list[Removal]]:
+        wanted, method, ref = self.spec.tower(tower), self.methods[tower], self.spec.calibration
+        if not has_threshold(self.spec, tower):
             return removals(layers, wanted, shares=shares)
-        method, ref = self.methods[layers[0].tower], self.spec.calibration
         known = _Known(self.statistics)
 
         def saliency(layer: LayerShape) -> Tensor:
@@ -189,19 +184,18 @@ class Pruning:
         def make() -> bytes:
             return agree(json.dumps(removals(layers, wanted, saliency=saliency)).encode())
 
-        key = self._key("threshold", layers[0].tower, wanted, method.versions, ref)
-        counts: list[Removal] = json.loads(self.stages.once("threshold", key, make))
+        key = threshold_key(self.spec, tower, method.versions)
+        counts: list[Removal] = json.loads((yield from self.stages.once("threshold", key, make)))
         return counts
 
     def _shares(
         self,
         layers: Sequence[LayerShape],
-        wanted: TowerTarget,
-    ) -> dict[str, Fraction] | None:
+        tower: Tower,
+    ) -> Shared[dict[str, Fraction] | None]:
         """Splits a tower's sparsity over its layers, where they are not to be alike."""
-        tower, asked = layers[0].tower, wanted.layers
-        # Taken on the dense model, whatever the masks will see.
-        ref = self.spec.calibration.model_copy(update={"activations": "dense"})
+        wanted, seed = self.spec.tower(tower), self.spec.calibration.seed
+        asked = wanted.layers
 
         def outliers(threshold: float) -> bytes:
             blocks = self.statistics[tower]
@@ -219,17 +213,19 @@ class Pruning:
         def importances_of(options: Ecoflap) -> bytes:
             few = self.examples[: options.samples]
             found = importances(
-                self.vlm, few, self.images, layers, epsilon=options.epsilon, seed=ref.seed
+                self.vlm, few, self.images, layers, epsilon=options.epsilon, seed=seed
             )
             return json.dumps(found).encode()
 
         if isinstance(asked, Owl):
-            key = self._key("outliers", tower, ref, asked.threshold)
-            content = self.stages.once("outliers", key, lambda: outliers(asked.threshold))
+            key = outliers_key(self.spec, tower, asked)
+            content = yield from self.stages.once(
+                "outliers", key, lambda: outliers(asked.threshold)
+            )
             return owl_shares(layers, wanted.target, dict(json.loads(content)), asked)
         if isinstance(asked, Ecoflap):
-            key = self._key("importance", tower, ref, asked.samples, asked.epsilon)
-            content = self.stages.once("importance", key, lambda: importances_of(asked))
+            key = importance_key(self.spec, tower, asked)
+            content = yield from self.stages.once("importance", key, lambda: importances_of(asked))
             return ecoflap_shares(layers, wanted.target, json.loads(content), asked)
         return None
 

@@ -13,14 +13,18 @@ import time
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
+from tempfile import TemporaryDirectory
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
-from ressa.data import open_task
+from ressa.data import examples_of
 from ressa.evaluate import Answer, Scores, aggregates, measure_of
-from ressa.models import VLM, load_vlm
+from ressa.kept import Kept
+from ressa.keys import contents_of, dense_key, teacher_key
+from ressa.models import VLM
 from ressa.prune import count_zeros, mask_hash
 from ressa.pruning import Pruning
 from ressa.records import Example, Outcome, Progress, TrialSpec, content_key
@@ -38,26 +42,50 @@ from ressa.repair import (
 )
 from ressa.sparsity import TOWERS
 from ressa.spec import Calibration, DataRef
-from ressa.stages import Stages
+from ressa.stages import Claims, Shared, Stages
 from ressa.store import open_store
-from ressa.workers import device, fits, total
+from ressa.workers import device, fits, rank_and_world_size, total
 
-STAGE_VERSION = 1
-"""Raised when a stage's content would change though its key would not."""
+FRESH_OUTCOME = "outcome-fresh"
+"""Where a trial that shares nothing leaves its outcome: the driver reads it, no trial does."""
 REPORT_EVERY = 5  # repair steps between two reports
 PROBE = 64  # questions on which the merged model is compared with the adapters
 
 Steps: TypeAlias = Generator[Progress, None, Outcome]
 
 
-def run(trial: TrialSpec, store: str) -> Steps:
-    """Runs one trial and returns its outcome, which is then also a stage in the store."""
-    stages = Stages(open_store(store))
+def run(
+    trial: TrialSpec,
+    store: str,
+    *,
+    claims: Claims | None = None,
+    kept: Kept | None = None,
+    fresh: bool = False,
+) -> Steps:
+    """Runs one trial and returns its outcome, which is then also a stage in the store.
+
+    Args:
+        trial: what to do.
+        store: where stages are found and left.
+        claims: how trials beside this one agree on who makes a stage; None if there are none.
+        kept: what this process keeps from trial to trial; None keeps nothing.
+        fresh: makes every stage anew, in a place of its own, and leaves only the outcome.
+    """
+    place = open_store(store)
+    if fresh:
+        with TemporaryDirectory(prefix="ressa-fresh-") as folder:
+            own = Stages(open_store(folder))
+            outcome = yield from _Trial(trial, own, Kept()).steps()
+        Stages(place).replace(FRESH_OUTCOME, trial.key, outcome.to_json())
+        return outcome
+    stages = Stages(place, claims)
     done = stages.find("outcome", trial.key)
     if done is not None:
         remove_checkpoints(stages.store, trial.key)  # by one killed just before it could
-        return Outcome.from_json(done)
-    outcome = yield from _Trial(trial, stages).steps()
+        outcome = Outcome.from_json(done)
+        outcome.summary.update(stages_computed=[], stages_reused=[f"outcome/{trial.key}"])
+        return outcome
+    outcome = yield from _Trial(trial, stages, kept or Kept()).steps()
     stages.leave("outcome", trial.key, outcome.to_json())
     remove_checkpoints(stages.store, trial.key)
     return outcome
@@ -66,14 +94,14 @@ def run(trial: TrialSpec, store: str) -> Steps:
 class _Trial:
     """The work on one trial, and the notes taken on the way."""
 
-    def __init__(self, trial: TrialSpec, stages: Stages) -> None:
-        self.spec, self.stages = trial, stages
-        self.vlm: VLM = load_vlm(trial.model)
+    def __init__(self, trial: TrialSpec, stages: Stages, kept: Kept) -> None:
+        self.spec, self.stages, self.kept = trial, stages, kept
+        self.vlm: VLM = kept.dense(trial)
         if fits(self.vlm.model.get_memory_footprint()):
             self.vlm.model.to(device())  # type: ignore[arg-type]  # transformers wraps it untyped
         self.inventory = self.vlm.towers.inventory
         task, examples = self._data(trial.calibration)
-        self.pruning = Pruning(trial, self.vlm, stages, self._key, examples, task.image)
+        self.pruning = Pruning(trial, self.vlm, stages, examples, task.image)
         self.seconds: dict[str, float] = {}
         self.outcome = Outcome(summary={})
 
@@ -81,15 +109,15 @@ class _Trial:
         """The story: each line is a chapter, told below in the same order."""
         began, cpu_began = time.perf_counter(), time.process_time()
         yield Progress(stage="score dense")
-        self.score_dense()
+        yield from self.score_dense()
         yield Progress(stage="calibrate")
         with self._clock("calibration"):
-            self.pruning.calibrate()
+            yield from self.pruning.calibrate()
         yield Progress(stage="teacher")
-        teacher = self.dense_teacher()
+        teacher = yield from self.dense_teacher()
         yield Progress(stage="prune")
         with self._clock("prune"):
-            self.pruning.prune()
+            yield from self.pruning.prune()
         yield Progress(stage="score pruned")
         self.score_model("pruned")
         if self.spec.repair is not None:
@@ -100,12 +128,14 @@ class _Trial:
         self.prove_zeros()
         self.outcome.summary.update(
             {f"{stage}_seconds": seconds for stage, seconds in self.seconds.items()},
+            stages_computed=self.stages.computed,
+            stages_reused=self.stages.reused,
             total_seconds=time.perf_counter() - began,
             cpu_seconds=total(time.process_time() - cpu_began),
         )
         return self.outcome
 
-    def score_dense(self) -> None:
+    def score_dense(self) -> Shared[None]:
         """Sets the yardsticks beside every score: the dense model, blind answers, the majority."""
 
         def make() -> bytes:
@@ -121,17 +151,18 @@ class _Trial:
             return rows
 
         with self._clock("evaluate"):
-            key = self._key("dense", self.spec.evaluate, self.spec.workers)
-            self.outcome.scores.extend(json.loads(self.stages.once("dense", key, make)))
+            scores = yield from self.stages.once("dense", dense_key(self.spec), make)
+            self.outcome.scores.extend(json.loads(scores))
 
-    def dense_teacher(self) -> AnyTeacher | None:
+    def dense_teacher(self) -> Shared[AnyTeacher | None]:
         """Asks the dense model for its logits on the repair data, before anything is pruned."""
         plan = self.spec.repair
         if plan is not None and plan.objective == "features":
             return FeatureTeacher(self.vlm)
         if plan is None or not plan.distillation.weight:
             return None
-        if plan.distillation.reduction == "reference":
+        key = teacher_key(self.spec)
+        if key is None:
             return LiveTeacher(self.vlm)
         blank = plan.objective == "text"
 
@@ -140,9 +171,7 @@ class _Trial:
             return teacher_logits(self.vlm, examples, task, blank=blank).to_bytes()
 
         with self._clock("teacher"):
-            return Teacher.from_bytes(
-                self.stages.once("teacher", self._key("teacher", plan.data, blank), make)
-            )
+            return Teacher.from_bytes((yield from self.stages.once("teacher", key, make)))
 
     def repair(self, teacher: AnyTeacher | None) -> Generator[Progress]:
         """Trains what is left of the weights as the spec asks, and merges it, zeros untouched."""
@@ -232,21 +261,10 @@ class _Trial:
             mask_hash=mask_hash(self.pruning.masks),
         )
 
-    def _key(self, *parts: Any) -> str:
-        """Names a stage by all that can change it: its options, the weights, the code's version.
-
-        A use of data counts with what it comes to, wherever that lies.
-        """
-        model = (self.spec.fingerprint, self.spec.model.dtype, self.spec.cpus_per_worker)
-        uses = [u for p in parts for u in (p if isinstance(p, tuple) else (p,)) if _is_use(u)]
-        found = [(use, self.spec.task_data(use.task)) for use in uses]
-        contents = [data.identity(use) for use, data in found if data is not None]
-        return content_key(STAGE_VERSION, model, *parts, *contents)
-
     def _data(self, use: Calibration | DataRef) -> tuple[Any, tuple[Example, ...]]:
         """Returns a task and the examples of it that a part of the spec names."""
-        task = open_task(use.task, self.spec.task_data(use.task))
-        return task, task.examples(use.split, use.samples, use.seed)
+        task, examples = examples_of(use.task, use, self.spec.task_data(use.task))
+        return task, examples
 
     @torch.no_grad()
     def _probe(self) -> Tensor:
@@ -262,7 +280,10 @@ class _Trial:
         if blank and not measure.reads_pictures:
             return []
         image = "blank" if blank else "real"
-        answers = measure.answer(self.vlm, task, examples, blank=blank)
+        part = rank_and_world_size()
+        name = content_key("questions", part, ref, contents_of(self.spec, ref), blank)
+        keep = partial(self.kept.encoded, name)
+        answers = measure.answer(self.vlm, task, examples, blank=blank, keep=keep)
         scores, each = measure.score(task, examples, answers)
         if not blank and state != "dense":
             self.outcome.answers.extend(
@@ -292,10 +313,6 @@ class _Trial:
         began = time.perf_counter()
         yield
         self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - began
-
-
-def _is_use(part: Any) -> bool:
-    return isinstance(part, Calibration | DataRef)
 
 
 def _score_rows(

@@ -12,7 +12,7 @@ from ressa.evaluate import captions, vqa
 from ressa.evaluate.answers import Answer
 from ressa.evaluate.likelihood import choices_of, likelihoods
 from ressa.evaluate.metrics import Scores, averaged, clustered_error, mean, score
-from ressa.evaluate.predictions import generated, predictions
+from ressa.evaluate.predictions import Keep, generated, predictions
 from ressa.evaluate.retrieval import RetrievalMeasure
 from ressa.models.vlm import VLM
 from ressa.records import Example
@@ -28,9 +28,23 @@ class Measure(Protocol):
     """Whether its score on a blank picture says anything."""
 
     def answer(
-        self, vlm: VLM, task: Any, examples: Sequence[Example], *, blank: bool
+        self,
+        vlm: VLM,
+        task: Any,
+        examples: Sequence[Example],
+        *,
+        blank: bool,
+        keep: Keep | None = None,
     ) -> list[Answer]:
-        """Answers all examples, in order, with all workers."""
+        """Answers all examples, in order, with all workers.
+
+        Args:
+            vlm: the model, left as it is.
+            task: opens the pictures, and says how to ask.
+            examples: those about one picture are next to each other.
+            blank: True shows the task's blank picture instead of each.
+            keep: where a small data set's questions may be kept as tensors, for the next trial.
+        """
 
     def score(
         self, task: Any, examples: Sequence[Example], answers: Sequence[Answer]
@@ -56,12 +70,18 @@ class Closed:
     reads_pictures = True
 
     def answer(
-        self, vlm: VLM, task: Any, examples: Sequence[Example], *, blank: bool
+        self,
+        vlm: VLM,
+        task: Any,
+        examples: Sequence[Example],
+        *,
+        blank: bool,
+        keep: Keep | None = None,
     ) -> list[Answer]:
         """Answers greedily."""
 
         def part(own: Sequence[Example]) -> list[Answer]:
-            given = predictions(vlm, task, own, batch_size=EASY_BATCH, blank=blank)
+            given = predictions(vlm, task, own, batch_size=EASY_BATCH, blank=blank, keep=keep)
             return [Answer(text) for text in given]
 
         return spread(examples, part)
@@ -81,7 +101,13 @@ class _Generated:
     reads_pictures = True
 
     def answer(
-        self, vlm: VLM, task: Any, examples: Sequence[Example], *, blank: bool
+        self,
+        vlm: VLM,
+        task: Any,
+        examples: Sequence[Example],
+        *,
+        blank: bool,
+        keep: Keep | None = None,
     ) -> list[Answer]:
         """Generates an answer to each example."""
         source = task.source
@@ -138,7 +164,13 @@ class Choices:
     reads_pictures = True
 
     def answer(
-        self, vlm: VLM, task: Any, examples: Sequence[Example], *, blank: bool
+        self,
+        vlm: VLM,
+        task: Any,
+        examples: Sequence[Example],
+        *,
+        blank: bool,
+        keep: Keep | None = None,
     ) -> list[Answer]:
         """Takes each example's likeliest choice; its value is the likeliest per token, a number."""
 
@@ -177,7 +209,13 @@ class TextLikelihood:
     reads_pictures = True
 
     def answer(
-        self, vlm: VLM, task: Any, examples: Sequence[Example], *, blank: bool
+        self,
+        vlm: VLM,
+        task: Any,
+        examples: Sequence[Example],
+        *,
+        blank: bool,
+        keep: Keep | None = None,
     ) -> list[Answer]:
         """Gives each text's log-probability and number of tokens; there is no answer."""
 

@@ -1,16 +1,18 @@
 """Answers of a model to a task's questions."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeAlias, runtime_checkable
 
 from PIL.Image import Image
 
-from ressa.models.vlm import GREEDY, VLM
+from ressa.models.vlm import GREEDY, VLM, Batch
 from ressa.records import Example
 from ressa.spec import Decoding
 
 _SPARE_TOKENS = 1  # beyond the longest answer and its end: room to be wrong at length
+
+Keep: TypeAlias = Callable[[Callable[[], list[Batch]]], list[Batch]]
 
 
 @runtime_checkable
@@ -37,6 +39,7 @@ def predictions(
     *,
     batch_size: int = 256,
     blank: bool = False,
+    keep: Keep | None = None,
 ) -> list[str]:
     """Answers questions greedily, in their order; equal questions about one picture only once.
 
@@ -47,10 +50,12 @@ def predictions(
         batch_size: how many questions at a time. It changes a result only by rounding.
         blank: True shows the task's blank picture instead of each, so that only distinct questions
             are left to compute.
+        keep: returns the questions as tensors, by the function that it is given or from the last
+            time. None encodes batch after batch, and holds one.
     """
     tokens = _longest_answer(vlm, task) + _SPARE_TOKENS
     decoding = GREEDY.model_copy(update={"max_new_tokens": tokens})
-    return generated(vlm, task, examples, decoding, batch_size=batch_size, blank=blank)
+    return generated(vlm, task, examples, decoding, batch_size=batch_size, blank=blank, keep=keep)
 
 
 def generated(
@@ -61,16 +66,23 @@ def generated(
     *,
     batch_size: int,
     blank: bool = False,
+    keep: Keep | None = None,
 ) -> list[str]:
     """Answers as `predictions` does, but as `decoding` says and to the length it says."""
     distinct = {_key(example, blank): example for example in examples}
     picture = task.blank_image() if blank else None
+    chunks = list(batches(list(distinct.values()), batch_size))
+
+    def encode() -> Iterator[Batch]:
+        for chunk in chunks:
+            yield vlm.encode(chunk, task.image, answers=False, blank=picture)
+
     answer_of: dict[tuple[str, str], str] = {}
     training = vlm.model.training
     vlm.model.eval()
     try:
-        for chunk in batches(list(distinct.values()), batch_size):
-            batch = vlm.encode(chunk, task.image, answers=False, blank=picture)
+        encoded = encode() if keep is None else keep(lambda: list(encode()))
+        for chunk, batch in zip(chunks, encoded, strict=True):
             answers = vlm.generate(batch, decoding.max_new_tokens, decoding)
             keys = [_key(example, blank) for example in chunk]
             answer_of.update(zip(keys, answers, strict=True))

@@ -25,6 +25,7 @@ from torch.nn import functional
 from ressa.errors import EvaluationError
 from ressa.evaluate.answers import Answer
 from ressa.evaluate.metrics import Scores, clustered_error, mean
+from ressa.evaluate.predictions import Keep
 from ressa.models.vlm import VLM
 from ressa.records import Example
 from ressa.workers import agree, spread
@@ -41,7 +42,13 @@ class RetrievalMeasure:
     reads_pictures = False
 
     def answer(
-        self, vlm: VLM, task: Any, examples: Sequence[Example], *, blank: bool
+        self,
+        vlm: VLM,
+        task: Any,
+        examples: Sequence[Example],
+        *,
+        blank: bool,
+        keep: Keep | None = None,
     ) -> list[Answer]:
         """Returns of each caption the picture found first, and at which places, from 0, its
         picture and it itself stand.

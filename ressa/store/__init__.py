@@ -8,7 +8,7 @@ pandas are imported when rows are first read or written.
 from ressa.store.lease import Holder, Lease, acquire, holder
 from ressa.store.query import query
 from ressa.store.schema import SCHEMA_VERSION, TABLES, Column, Table
-from ressa.store.stages import StageFiles, StageStore
+from ressa.store.stages import StageFiles, StageStore, StoredStage
 from ressa.store.status import SweepStatus
 from ressa.store.store import Store, SweepStore, open_store
 
@@ -21,6 +21,7 @@ __all__ = [
     "StageFiles",
     "StageStore",
     "Store",
+    "StoredStage",
     "SweepStatus",
     "SweepStore",
     "Table",

@@ -5,6 +5,7 @@ import errno
 import os
 import re
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import BinaryIO, cast
 from urllib.parse import unquote, urlparse
@@ -131,6 +132,13 @@ class Objects:
         with _explained(f"store {self.location}: cannot list {prefix}"):
             found = obstore.list_with_delimiter(self._store, prefix)["common_prefixes"]
         return sorted(path.rstrip("/").rsplit("/", 1)[-1] for path in found)
+
+    def below(self, prefix: str) -> list[tuple[str, int, datetime]]:
+        """Returns path, size in bytes and time of writing of every object below a prefix."""
+        with _explained(f"store {self.location}: cannot list {prefix}"):
+            batches = obstore.list(self._store, prefix)
+            found = [entry for batch in batches for entry in batch]
+        return sorted((entry["path"], entry["size"], entry["last_modified"]) for entry in found)
 
     def _writing(self, path: str) -> contextlib.AbstractContextManager[None]:
         return _explained(f"store {self.location}: cannot write {path}")

@@ -119,6 +119,8 @@ _STAGES = ("calibration", "prune", "teacher", "repair", "evaluate", "total")
 _CIRCUMSTANCES = (
     *(Column(f"{s}_seconds", "float", f"wall time of {s}", "seconds") for s in _STAGES),
     Column("cpu_seconds", "float", "processor time of all workers", "seconds"),
+    Column("stages_computed", "texts", "shared stages that it made itself, as stage/key"),
+    Column("stages_reused", "texts", "shared stages that it found, as stage/key"),
     Column("workers", "integer", "worker processes of the trial"),
     Column("micro_batch", "integer", "examples per forward pass of a worker", "questions"),
     Column("cpu", "text", "type of the processor"),

@@ -9,6 +9,8 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from ressa.errors import DamagedStage
@@ -77,6 +79,40 @@ class StageStore:
         """Returns the keys under which a stage was made, or begun to be, sorted."""
         return self._objects.folders(f"stages/{stage}")
 
+    def exists(self, stage: str, key: str) -> bool:
+        """Returns whether a stage was made, without reading it."""
+        return self._objects.exists(_path(stage, key, "manifest.json"))
+
+    def inventory(self) -> list["StoredStage"]:
+        """Lists every stage, and what was begun of one, by name and key."""
+        found: dict[tuple[str, str], list[tuple[str, int, datetime]]] = {}
+        for path, size, written in self._objects.below("stages"):
+            parts = path.split("/")
+            if len(parts) == 4:  # a stranger's file is not ours to count
+                _, stage, key, name = parts
+                found.setdefault((stage, key), []).append((name, size, written))
+        return [
+            StoredStage(
+                stage=stage,
+                key=key,
+                size=sum(size for _, size, _ in files),
+                written=max(written for *_, written in files),
+                is_whole=any(name == "manifest.json" for name, *_ in files),
+            )
+            for (stage, key), files in sorted(found.items())
+        ]
+
+    def hide(self, stage: str, key: str) -> bytes | None:
+        """Lets a stage exist no longer, its files staying; returns what `show` takes."""
+        path = _path(stage, key, "manifest.json")
+        manifest = self._objects.get(path)
+        self._objects.delete(path)
+        return manifest
+
+    def show(self, stage: str, key: str, manifest: bytes) -> None:
+        """Lets a hidden stage exist again, unless it was made anew meanwhile."""
+        self._objects.put_new(_path(stage, key, "manifest.json"), manifest)
+
     def remove(self, stage: str, key: str) -> None:
         """Removes a stage; none to remove is fine."""
         # From then on it does not exist, whatever happens to the rest.
@@ -97,6 +133,24 @@ class StageStore:
         log.warning("stage %s %s: its manifest is damaged; doing it again", stage, key)
         self._objects.delete(path)
         return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredStage:
+    """A stage as it lies in the store."""
+
+    stage: str
+    key: str
+    size: int
+    """Bytes, files that no reader sees included."""
+    written: datetime
+    is_whole: bool
+    """False for one whose writer was not done, or is at work."""
+
+    @property
+    def name(self) -> str:
+        """As rows name it."""
+        return f"{self.stage}/{self.key}"
 
 
 class StageFiles(Mapping[str, bytes]):

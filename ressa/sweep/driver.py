@@ -51,8 +51,14 @@ def run(
         return start(resolved, board).trials()
 
 
-def start(spec: SweepSpec, watcher: Any) -> SweepStore:
+def start(spec: SweepSpec, watcher: Any, *, fresh: bool = False) -> SweepStore:
     """Runs a sweep, or goes on with the stored one of the same name and spec.
+
+    Args:
+        spec: the resolved sweep.
+        watcher: is told how it goes.
+        fresh: lets each trial make all of its stages itself, and takes none from the store. It
+            changes how long a sweep takes, never what it finds.
 
     Raises:
         ConflictError: the name is taken by another spec, or a live driver works on the sweep.
@@ -72,7 +78,7 @@ def start(spec: SweepSpec, watcher: Any) -> SweepStore:
         grown = growth(stored_spec(sweep), plan.spec)
     else:
         sweep = store.create_sweep(spec.name, spec.to_yaml())
-    _drive(plan, store, sweep, watcher, data=data, grown=grown, redo_failed=False)
+    _drive(plan, store, sweep, watcher, data=data, grown=grown, redo_failed=False, fresh=fresh)
     return sweep
 
 
@@ -102,6 +108,7 @@ def _drive(
     data: list[dict[str, Any]],
     grown: dict[str, Any],
     redo_failed: bool,
+    fresh: bool = False,
 ) -> None:
     prepare()
     from ressa.sweep.ledger import Ledger
@@ -126,7 +133,7 @@ def _drive(
                 local_ray(cpus=available_cpus(), threads=resources.cpus_per_worker) as folder,
             ):
                 listen()
-                run_trials(plan, store, ledger, lease, watcher, folder=folder)
+                run_trials(plan, store, ledger, lease, watcher, folder=folder, fresh=fresh)
             ended = "finished"
         finally:
             sweep.event(ended, epoch=lease.epoch)

@@ -5,17 +5,21 @@ placement group, joined in one torch.distributed group whose rank 0 decides.
 """
 
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ressa.records import Outcome, Progress, TrialSpec
 from ressa.spec import Resources
+
+if TYPE_CHECKING:
+    from ressa.kept import Kept
 
 
 class Worker:
     """One rank of a gang: holds the trial's generator and moves it on."""
 
-    def __init__(self, store: str, resources: Resources) -> None:
-        self._store, self._resources = store, resources
+    def __init__(self, store: str, resources: Resources, fresh: bool) -> None:
+        self._store, self._resources, self._fresh = store, resources, fresh
+        self._kept: Kept | None = None
         self._steps: Iterator[Progress] | None = None
         self._outcome: Outcome | None = None
 
@@ -37,11 +41,16 @@ class Worker:
     def begin(self, trial: TrialSpec) -> None:
         """Starts a trial."""
         from ressa import workers
+        from ressa.kept import Kept
+        from ressa.sweep.claims import RayClaims
         from ressa.trial import run
 
         workers.use_device(self._resources.gpus_per_worker)
         workers.set_threads(self._resources.cpus_per_worker)
-        self._steps = self._follow(run(trial, self._store))
+        self._kept = self._kept or Kept()
+        self._steps = self._follow(
+            run(trial, self._store, claims=RayClaims(), kept=self._kept, fresh=self._fresh)
+        )
 
     def advance(self) -> Progress | Outcome:
         """Runs until the trial reports progress, or to its end."""
@@ -66,8 +75,8 @@ class Gang(Protocol):
 class OwnProcess:
     """A gang of one, in the trial's own process."""
 
-    def __init__(self, store: str, resources: Resources) -> None:
-        self._worker = Worker(store, resources)
+    def __init__(self, store: str, resources: Resources, fresh: bool) -> None:
+        self._worker = Worker(store, resources, fresh)
 
     def begin(self, trial: TrialSpec) -> None:
         """Starts a trial."""
@@ -84,7 +93,7 @@ class OwnProcess:
 class Actors:
     """A gang of actors, one on each bundle of the trial's own placement group."""
 
-    def __init__(self, store: str, resources: Resources) -> None:
+    def __init__(self, store: str, resources: Resources, fresh: bool) -> None:
         import ray
         from ray.util import get_current_placement_group
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
@@ -100,7 +109,7 @@ class Actors:
                 scheduling_strategy=PlacementGroupSchedulingStrategy(
                     placement_group=group, placement_group_bundle_index=index
                 ),
-            ).remote(store, resources)
+            ).remote(store, resources, fresh)
             for index in range(resources.workers)
         ]
         address, port = ray.get(self._actors[0].rendezvous.remote())

@@ -11,15 +11,19 @@ from typing import Any
 import pandas
 
 from ressa.catalog import MODELS, TASKS
-from ressa.errors import InfeasibleAllocation, MissingExtraError, SpecError
+from ressa.errors import InfeasibleAllocation, MissingExtraError, NotFoundError, SpecError
+from ressa.records import TrialSpec
 from ressa.search.fixed import chance
 from ressa.sparsity import TOWERS, Inventory
 from ressa.spec import ModelRef, SweepSpec, grid_points
 from ressa.spec.space import SPARSITIES, SPARSITY
+from ressa.store import open_store
 from ressa.sweep.plan import SweepPlan, inventory_of, make_plan
+from ressa.sweep.shared import already_made, how_often, trials_of
 
 _MOST_POINTS = 200  # more rows are not read by anyone
 _DRAWN = 500  # points of a continuous space: their feasible share is good to a few per cent
+_MOST_KEYS = 10_000  # points whose stages are counted
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}  # of a weight
 
 
@@ -39,6 +43,7 @@ def preview(spec: SweepSpec) -> Preview:
         plan, words = _with_data(plan)
     rows: list[dict[str, Any]] = []
     distinct = 0
+    feasible: list[dict[str, str]] = []
     if all(dimension.size is not None for dimension in spec.dimensions):
         feasible, skipped = grid_points(spec, plan.inventory)
         rows = [_row(plan, point) for point in feasible[:_MOST_POINTS]]
@@ -55,7 +60,7 @@ def preview(spec: SweepSpec) -> Preview:
     words += [
         f"{count} trials by {search.sampler}, {search.parallel} at once, proposal n sees {sees}; "
         f"baselines: {', '.join(plan.baselines) or 'none'}",
-        *_shared(plan, count),
+        *_shared(plan, count, feasible),
         *_data_words(plan),
     ]
     return Preview(pandas.DataFrame(rows), words)
@@ -102,30 +107,60 @@ def _fields(point: Mapping[str, str]) -> str:
     return " ".join(f"{field}={value}" for field, value in point.items())
 
 
-def _shared(plan: SweepPlan, count: int) -> list[str]:
-    """What trials will share: done once per store, not once per trial."""
+def _shared(plan: SweepPlan, count: int, points: list[dict[str, str]]) -> list[str]:
+    """What trials will share, how often each is made, and what is there already."""
     spec = plan.spec
-    methods = {spec.prune.of(tower, "method") for tower in TOWERS}
-    layers = [spec.prune.of(tower, "layers") for tower in TOWERS]
-    shared = ["the dense model's scores"]
-    if methods & {"wanda", "sparsegpt", "dsnot"} or "owl" in layers:
-        shared.append(f"calibration on {spec.prune.calibration.samples} questions")
-    if "ecoflap" in layers:
-        samples = min(spec.prune.ecoflap.samples, spec.prune.calibration.samples)
-        shared.append(f"the importance of each layer on {samples} of them")
-    words = []
-    if spec.repair.method != "none" and spec.repair.objective == "features":
-        gib = plan.inventory.parameters["vision"] * _BYTES[spec.model.dtype] / 2**30
-        words.append(f"each worker holds the dense vision tower too: {_size(gib)}")
-    elif spec.repair.method != "none" and spec.repair.distillation.weight:
-        if spec.repair.distillation.reduction == "reference":
-            gib = plan.inventory.whole * _BYTES[spec.model.dtype] / 2**30
-            words.append(f"each worker holds the dense model too, as the teacher: {_size(gib)}")
-        else:
-            questions, size = spec.repair.data.samples or "all", _teacher_size(plan)
-            shared.append(f"the teacher's answers to {questions} repair questions{size}")
-    shared_words = f"shared by all {count} trials: {', '.join(shared)}; equal masks of a tower too"
-    return [shared_words, *words]
+    known = list(trials_of(plan, points[:_MOST_KEYS]).values())
+    asked = how_often(known or [plan.baseline("dense_repaired")])
+    samples, repaired = spec.prune.calibration.samples, spec.repair.data
+    questions = repaired.samples or "all"
+    names = {
+        "dense": "the dense model's scores",
+        "calibration": f"calibration on {samples} questions",
+        "teacher": f"the teacher's answers to {questions} repair questions{_teacher_size(plan)}",
+        "outliers": "the outliers of each block",
+        "importance": "the importance of each layer on "
+        f"{min(spec.prune.ecoflap.samples, samples)} of them",
+        "threshold": "thresholds",
+        "vision-mask": "vision masks",
+        "language-mask": "language masks",
+    }
+    whole = [names[kind] for kind in asked if not kind.endswith(("-mask", "threshold"))]
+    words = [f"shared by all {count} trials: {', '.join(whole)}; equal masks of a tower too"]
+    if points:
+        most = "" if spec.search.sampler == "grid" and count >= len(points) else "at most "
+        counts = [f"{names[kind].split(' (')[0]} {n}× for {m}" for kind, (n, m) in asked.items()]
+        words.append(f"made once for every trial that asks, {most}{'; '.join(counts)}")
+    made = _made(plan, known)
+    if made:
+        found = ", ".join(f"{number} {kind}" for kind, number in made.items())
+        words.append(f"of these stages the store {spec.store} holds: {found}")
+    return words + _live_teacher(plan)
+
+
+def _made(plan: SweepPlan, trials: list[TrialSpec]) -> dict[str, int]:
+    """What is in the store already; nothing where there is no store or no way to ask."""
+    try:
+        return already_made(trials, open_store(plan.spec.store))
+    except NotFoundError:
+        return {}
+    except ModuleNotFoundError:  # a base install, without what prunes
+        return {}
+
+
+def _live_teacher(plan: SweepPlan) -> list[str]:
+    """What a teacher takes that is not a stage."""
+    spec = plan.spec
+    weight = _BYTES[spec.model.dtype] / 2**30
+    if spec.repair.method == "none":
+        return []
+    if spec.repair.objective == "features":
+        size = _size(plan.inventory.parameters["vision"] * weight)
+        return [f"each worker holds the dense vision tower too: {size}"]
+    if spec.repair.distillation.weight and spec.repair.distillation.reduction == "reference":
+        size = _size(plan.inventory.whole * weight)
+        return [f"each worker holds the dense model too, as the teacher: {size}"]
+    return []
 
 
 def _teacher_size(plan: SweepPlan) -> str:

@@ -4,6 +4,7 @@ import json
 import os
 import platform
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import version
 from typing import Any
 
@@ -114,17 +115,22 @@ def _objective(outcome: Outcome, plan: SweepPlan) -> dict[str, Any]:
 
 
 def _circumstances(attempt: Attempt, started: datetime) -> dict[str, Any]:
-    versions = {f"{package}_version": version(package) for package in _PACKAGES}
     return {
         "cpu": _processor(),
         "host": platform.node(),
         "started": started,
         "finished": datetime.now(UTC),
         "python_version": platform.python_version(),
-        **versions,
+        **_versions(),
     }
 
 
+@cache
+def _versions() -> dict[str, str]:
+    return {f"{package}_version": version(package) for package in _PACKAGES}
+
+
+@cache
 def _processor() -> str:
     """The processor's model name: masks are bit-equal on one type of it."""
     try:

@@ -60,7 +60,9 @@ class TrialTrainable(tune.Trainable):
 
     def _advance(self) -> Progress | Outcome:
         if self._gang is None:
-            self._gang = start_gang(self._config["store"], self._config["resources"])
+            self._gang = start_gang(
+                self._config["store"], self._config["resources"], self._config["fresh"]
+            )
         if not self._begun:
             self._begun = True
             self._gang.begin(self._config["trial"])
@@ -79,9 +81,10 @@ class TrialTrainable(tune.Trainable):
             self._gang.close()
 
 
-def start_gang(store: str, resources: Resources) -> Gang:
+def start_gang(store: str, resources: Resources, fresh: bool) -> Gang:
     """Starts the workers of a trial: in this process if it is one, else as actors."""
-    return OwnProcess(store, resources) if resources.workers == 1 else Actors(store, resources)
+    gang = OwnProcess if resources.workers == 1 else Actors
+    return gang(store, resources, fresh)
 
 
 def describe_failure(error: BaseException) -> Failure:

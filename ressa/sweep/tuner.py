@@ -19,7 +19,7 @@ from ray.tune.search import Searcher
 from ressa.errors import ConflictError, StoreError
 from ressa.records import Failure, Outcome, Progress
 from ressa.store import Lease, Store
-from ressa.sweep import rows
+from ressa.sweep import claims, rows
 from ressa.sweep.ledger import Attempt, Ledger
 from ressa.sweep.plan import SweepPlan
 from ressa.sweep.trainable import TrialTrainable, placement
@@ -45,14 +45,17 @@ def run_trials(
     watcher: Watcher,
     *,
     folder: Path,
+    fresh: bool,
 ) -> None:
     """Runs every trial that is left, with Ray already up; raises what ended the sweep early.
 
     Args:
         folder: where Tune may keep its own state; nothing reads it again.
+        fresh: lets each trial make all of its stages itself.
     """
     watcher.planned(ledger.planned, dict(ledger.results))
-    searcher = StoreSearcher(ledger, plan, store, lease, watcher)
+    searcher = StoreSearcher(ledger, plan, store, lease, watcher, fresh)
+    coordinator = claims.start()  # it lives as long as this handle
     resources = plan.spec.resources
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(plan.spec.search.parallel)
     tuner = tune.Tuner(
@@ -74,6 +77,7 @@ def run_trials(
     logging.getLogger("ray").setLevel(logging.CRITICAL)
     try:
         tuner.fit()
+        del coordinator
     except _GiveUp as end:
         raise end.error from end.error.__cause__
 
@@ -103,11 +107,17 @@ class StoreSearcher(Searcher):
     """Hands the ledger's attempts to Tune and commits what comes back."""
 
     def __init__(
-        self, ledger: Ledger, plan: SweepPlan, store: Store, lease: Lease, watcher: Watcher
+        self,
+        ledger: Ledger,
+        plan: SweepPlan,
+        store: Store,
+        lease: Lease,
+        watcher: Watcher,
+        fresh: bool,
     ) -> None:
         super().__init__()
         self._ledger, self._plan, self._store = ledger, plan, store
-        self._lease, self._watcher = lease, watcher
+        self._lease, self._watcher, self._fresh = lease, watcher, fresh
         self._running: dict[str, Attempt] = {}
         self._begun: dict[str, datetime] = {}
         self._stages: dict[str, str] = {}
@@ -131,6 +141,7 @@ class StoreSearcher(Searcher):
             "trial": attempt.spec,
             "store": self._store.location,
             "resources": self._plan.spec.resources,
+            "fresh": self._fresh,
         }
 
     @_ends_the_sweep
@@ -169,7 +180,8 @@ class StoreSearcher(Searcher):
         )
 
     def _outcome(self, attempt: Attempt) -> Outcome:
-        files = self._store.stages.get("outcome", attempt.spec.key)
+        stage = "outcome-fresh" if self._fresh else "outcome"
+        files = self._store.stages.get(stage, attempt.spec.key)
         assert files is not None, "a trial stores its outcome before it reports its end"
         return Outcome.from_json(files["content"])
 

@@ -1,0 +1,151 @@
+"""Stages of a store: who needs them, which may go, and what a plan says of them beforehand."""
+
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from ressa.keys import stages_of
+from ressa.spec import SweepSpec, spec_from_mapping
+from ressa.store import Store, SweepStore, open_store
+from ressa.sweep import shared
+from ressa.sweep.plan import make_plan
+from ressa.sweep.preview import preview
+from ressa.sweep.shared import collect, needs_of, uses_of, versions_of, work_rows
+
+NOW = timedelta(0)
+
+
+def spec_of(name: str, store: Path, **changes: object) -> SweepSpec:
+    content = {
+        "ressa": 1,
+        "name": name,
+        "model": "pocket-llava",
+        "space": {
+            "vision_sparsity": {"choices": ["0.2", "0.3", "0.4"]},
+            "language_sparsity": {"choices": ["0.5", "0.6"]},
+        },
+        "prune": {"method": "magnitude"},
+        "search": {"sampler": "grid", "trials": 6},
+        "repair": {"method": "none"},
+        "store": str(store),
+    }
+    return spec_from_mapping(content | changes).spec
+
+
+def keys_of(spec: SweepSpec, point: dict[str, str]) -> list[str]:
+    trial = make_plan(spec).trial(point)
+    return [f"{stage}/{key}" for stage, key in stages_of(trial, versions_of(trial))]
+
+
+def begin(store: Store, spec: SweepSpec) -> SweepStore:
+    sweep = store.create_sweep(spec.name, spec.to_yaml())
+    sweep.event("started", {"planned": 6}, epoch=1)
+    return sweep
+
+
+def fill(store: Store, names: list[str]) -> None:
+    for name in names:
+        store.stages.put(*name.split("/"), {"content": b"c" * 1000})
+
+
+def left(store: Store) -> set[str]:
+    return {stage.name for stage in store.stages.inventory()}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return open_store(tmp_path / "store", create=True)
+
+
+POINT = {"vision_sparsity": "0.2", "language_sparsity": "0.5"}
+
+
+def test_a_plan_counts_what_is_shared_and_what_the_store_holds(store: Store) -> None:
+    spec = spec_of("one", Path(store.location))
+    words = "\n".join(preview(spec).words)
+    assert "the dense model's scores 1× for 7" in words
+    assert "vision masks 4× for 7; language masks 3× for 7" not in words  # in the order made
+    assert "language masks 3× for 7; vision masks 4× for 7" in words
+    assert "holds" not in words
+    dense, vision, *_ = keys_of(spec, POINT)
+    fill(store, [dense, vision])
+    assert "holds: 1 calibration, 1 dense" in "\n".join(preview(spec).words)
+
+
+def test_what_an_unfinished_sweep_may_read_stays(store: Store) -> None:
+    spec = spec_of("one", Path(store.location))
+    needed = keys_of(spec, POINT)
+    fill(store, [*needed, "vision-mask/strange", "outcome/strange"])
+    begin(store, spec)
+    assert {use.stored.name for use in collect(store, older_than=NOW, dry_run=True)} == {
+        "vision-mask/strange",
+        "outcome/strange",
+    }
+    assert left(store) == {*needed, "vision-mask/strange", "outcome/strange"}
+    assert len(collect(store, older_than=NOW)) == 2
+    assert left(store) == set(needed)
+
+
+def test_what_a_finished_sweep_used_goes_when_it_is_old_enough(store: Store) -> None:
+    spec = spec_of("one", Path(store.location))
+    needed = keys_of(spec, POINT)
+    fill(store, needed)
+    sweep = begin(store, spec)
+    sweep.event("finished", epoch=1)
+    assert not collect(store, older_than=timedelta(hours=1))
+    assert {use.stored.name for use in collect(store, older_than=NOW)} == set(needed)
+    assert not left(store)
+
+
+def test_a_checkpoint_stays_while_its_trial_is_not_finished(store: Store) -> None:
+    spec = spec_of("one", Path(store.location))
+    trial = make_plan(spec).trial(POINT)
+    fill(store, [f"repair-checkpoint/{trial.key}-00000005", "repair-checkpoint/f00-00000005"])
+    begin(store, spec)
+    (gone,) = collect(store, older_than=NOW)
+    assert gone.stored.key == "f00-00000005"
+
+
+def test_a_sweep_that_begins_while_stages_are_removed_keeps_its_own(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is proposed after the first look, and has opened a stage that is then hidden."""
+    spec = spec_of("one", Path(store.location))
+    needed = keys_of(spec, POINT)
+    fill(store, [*needed, "vision-mask/strange"])
+    opened = store.stages.open(*needed[0].split("/"))
+    looks = []
+
+    def look(store: Store) -> shared.Needs:
+        if looks:
+            begin(store, spec)
+        looks.append(store)
+        return needs_of(store)
+
+    monkeypatch.setattr(shared, "needs_of", look)
+    assert [use.stored.name for use in collect(store, older_than=NOW)] == ["vision-mask/strange"]
+    assert left(store) == set(needed)
+    assert store.stages.exists(*needed[0].split("/")), "it is there again"
+    assert opened is not None and opened["content"] == b"c" * 1000
+
+
+def test_of_a_sweep_that_cannot_be_understood_everything_stays(store: Store) -> None:
+    spec = spec_of("one", Path(store.location))
+    lost = spec.model_copy(update={"model": spec.model.model_copy(update={"id": "no-such-model"})})
+    fill(store, ["vision-mask/strange"])
+    begin(store, lost)
+    assert not collect(store, older_than=NOW)
+    assert list(needs_of(store).unclear) == ["one"]
+
+
+def test_uses_and_shared_work_are_read_from_the_rows(store: Store) -> None:
+    spec = spec_of("one", Path(store.location))
+    sweep = begin(store, spec)
+    fill(store, ["dense/a"])
+    for number, how in enumerate(("computed", "reused")):
+        row = {"state": "succeeded", "role": "search", "number": number}
+        sweep.commit("trials", [row | {f"stages_{how}": ["dense/a"]}], epoch=1, trial=f"t{number}")
+    (use,) = uses_of(store, needs_of(store))
+    assert use.used_by == ("one",)
+    assert work_rows(sweep) == [{"stage": "dense", "made": 1, "found": 1}]
