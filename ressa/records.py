@@ -102,6 +102,8 @@ class Progress:
     stage: str
     step: int = 0
     steps: int = 0
+    micro_batch: int | None = None
+    """Of a repair, once it is known: what a next attempt would have to stay below."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,6 +114,8 @@ class Failure:
     stage: str
     message: str
     traceback: str | None = None
+    micro_batch: int | None = None
+    """Of the repair that ran out of memory, if it is known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

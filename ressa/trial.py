@@ -10,7 +10,7 @@ progress, stopping and time-outs have their place, and returns what it found.
 import json
 import math
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
@@ -24,7 +24,7 @@ from ressa.data import examples_of
 from ressa.evaluate import Answer, Scores, aggregates, measure_of
 from ressa.kept import Kept
 from ressa.keys import contents_of, dense_key, teacher_key
-from ressa.models import VLM
+from ressa.models import VLM, Batch
 from ressa.prune import count_zeros, mask_hash
 from ressa.pruning import Pruning
 from ressa.records import Example, Outcome, Progress, TrialSpec, content_key
@@ -58,6 +58,7 @@ def run(
     trial: TrialSpec,
     store: str,
     *,
+    earlier: Sequence[str] = (),
     claims: Claims | None = None,
     kept: Kept | None = None,
     fresh: bool = False,
@@ -67,6 +68,8 @@ def run(
     Args:
         trial: what to do.
         store: where stages are found and left.
+        earlier: keys of the trial's earlier attempts that ran with another number of workers or
+            micro-batch; a repair goes on from their checkpoints too.
         claims: how trials beside this one agree on who makes a stage; None if there are none.
         kept: what this process keeps from trial to trial; None keeps nothing.
         fresh: makes every stage anew, in a place of its own, and leaves only the outcome.
@@ -81,21 +84,24 @@ def run(
     stages = Stages(place, claims)
     done = stages.find("outcome", trial.key)
     if done is not None:
-        remove_checkpoints(stages.store, trial.key)  # by one killed just before it could
+        # Of one killed just before it could.
+        remove_checkpoints(stages.store, trial.key, *earlier)
         outcome = Outcome.from_json(done)
         outcome.summary.update(stages_computed=[], stages_reused=[f"outcome/{trial.key}"])
         return outcome
-    outcome = yield from _Trial(trial, stages, kept or Kept()).steps()
+    outcome = yield from _Trial(trial, stages, kept or Kept(), earlier).steps()
     stages.leave("outcome", trial.key, outcome.to_json())
-    remove_checkpoints(stages.store, trial.key)
+    remove_checkpoints(stages.store, trial.key, *earlier)
     return outcome
 
 
 class _Trial:
     """The work on one trial, and the notes taken on the way."""
 
-    def __init__(self, trial: TrialSpec, stages: Stages, kept: Kept) -> None:
-        self.spec, self.stages, self.kept = trial, stages, kept
+    def __init__(
+        self, trial: TrialSpec, stages: Stages, kept: Kept, earlier: Sequence[str] = ()
+    ) -> None:
+        self.spec, self.stages, self.kept, self.earlier = trial, stages, kept, earlier
         self.vlm: VLM = kept.dense(trial)
         if fits(self.vlm.model.get_memory_footprint()):
             self.vlm.model.to(device())  # type: ignore[arg-type]  # transformers wraps it untyped
@@ -182,8 +188,17 @@ class _Trial:
         with self._clock("repair"):
             adapters = attach(self.vlm.model, self.pruning.masks, self.vlm.towers, plan, seed=seed)
             checkpoints = Checkpoints(
-                self.stages.store, self.spec.key, mask_hash=mask_hash(self.pruning.masks)
+                self.stages.store,
+                self.spec.key,
+                mask_hash=mask_hash(self.pruning.masks),
+                earlier=self.earlier,
             )
+            yield Progress(stage="repair", steps=plan.steps, micro_batch=plan.micro_batch)
+            asked = ("repair", plan.data, plan.objective, plan.batch_size, plan.steps)
+
+            def keep(encode: Callable[[], Batch]) -> Batch:
+                return self.kept.encoded(asked, lambda: [encode()])[0]
+
             for step in train(
                 self.vlm,
                 adapters,
@@ -193,10 +208,16 @@ class _Trial:
                 plan,
                 seed=seed,
                 checkpoints=checkpoints,
+                keep=keep,
             ):
                 self.outcome.curves.append(asdict(step))
                 if step.step % REPORT_EVERY == 0:
-                    yield Progress(stage="repair", step=step.step, steps=plan.steps)
+                    yield Progress(
+                        stage="repair",
+                        step=step.step,
+                        steps=plan.steps,
+                        micro_batch=step.micro_batch,
+                    )
             trained = adapters.trainable_weights()
         if plan.method == "lora":  # the paper's baseline: its zeros hold only beside a dense update
             yield Progress(stage="score unmerged")
