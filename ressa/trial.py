@@ -10,7 +10,7 @@ progress, stopping and time-outs have their place, and returns what it found.
 import json
 import math
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
@@ -194,7 +194,8 @@ class _Trial:
                 earlier=self.earlier,
             )
             yield Progress(stage="repair", steps=plan.steps, micro_batch=plan.micro_batch)
-            asked = ("repair", plan.data, plan.objective, plan.batch_size, plan.steps)
+            contents = content_key(contents_of(self.spec, plan.data))
+            asked = ("repair", plan.data, contents, plan.objective, plan.batch_size, plan.steps)
 
             def keep(encode: Callable[[], Batch]) -> Batch:
                 return self.kept.encoded(asked, lambda: [encode()])[0]
