@@ -18,6 +18,7 @@ from ressa.sparsity import TOWERS, Inventory
 from ressa.spec import ModelRef, SweepSpec, grid_points
 from ressa.spec.space import SPARSITIES, SPARSITY
 from ressa.store import open_store
+from ressa.sweep.cost import cost_words
 from ressa.sweep.plan import SweepPlan, inventory_of, make_plan
 from ressa.sweep.shared import already_made, how_often, trials_of
 
@@ -62,6 +63,7 @@ def preview(spec: SweepSpec) -> Preview:
         f"baselines: {', '.join(plan.baselines) or 'none'}",
         *_shared(plan, count, feasible),
         *_data_words(plan),
+        *cost_words(plan, count),
     ]
     return Preview(pandas.DataFrame(rows), words)
 
@@ -169,7 +171,7 @@ def _teacher_size(plan: SweepPlan) -> str:
     The pocket models' vocabulary has a token for each word; an answer ends with one more.
     """
     model, data = plan.spec.model.catalog, plan.spec.repair.data
-    if model is None or data.task in plan.spec.data:
+    if model is None or model.is_on_hub or data.task in plan.spec.data:
         return ""
     try:
         examples = TASKS[data.task]().examples(data.split, data.samples, data.seed)
