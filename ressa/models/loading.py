@@ -1,5 +1,6 @@
 """Loading a model by its catalog name, from a folder, or from the Hugging Face hub."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,9 @@ from ressa.models.towers import Towers, find_towers
 from ressa.models.vlm import VLM
 from ressa.sparsity import Inventory
 from ressa.spec import ModelRef
+
+TRUST = "RESSA_TRUST_REMOTE_CODE"
+"""The user's consent, in the environment: a sweep file may come from a stranger."""
 
 
 def load_vlm(ref: ModelRef | str) -> VLM:
@@ -63,6 +67,11 @@ def plan_towers(ref: ModelRef | str) -> Towers:
 def _reading(ref: ModelRef) -> Iterator[tuple[str, dict[str, Any]]]:
     """Says where to read a model from and how, and turns what goes wrong into a SpecError."""
     folder = _folder(ref.id)
+    if ref.trust_remote_code and os.environ.get(TRUST) != "1":
+        raise SpecError(
+            f"model {ref.id}: the file asks to run Python code that the model brings "
+            f"(trust_remote_code). If you have read it and trust it, set {TRUST}=1."
+        )
     options: dict[str, Any] = {"trust_remote_code": ref.trust_remote_code}
     if folder is not None:
         options["local_files_only"] = True  # a folder that lacks a file must not ask the hub
