@@ -209,6 +209,10 @@ def make_plan(spec: SweepSpec, *, reads_data: bool = True) -> SweepPlan:
     Raises:
         SpecError: the model cannot be found, or a trial cannot be what the spec asks.
     """
+    from ressa.models.identity import is_on_hub, pinned
+
+    if is_on_hub(spec.model):  # the commit of today, for all trials and whenever it goes on
+        spec = spec.model_copy(update={"model": pinned(spec.model)[0]})
     inventory = inventory_of(spec.model)
     problems = list(check_inventory(spec, inventory))
     if problems:
