@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import re
+import time
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
@@ -15,6 +16,9 @@ from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import LocalStore, from_url
 
 from ressa.errors import NotFoundError, StoreError
+
+_STAGED = re.compile(r"#\d+$")
+"""How obstore names a file that it has not finished."""
 
 
 class Objects:
@@ -118,8 +122,22 @@ class Objects:
         for name in self.names(prefix):
             self.delete(f"{prefix}/{name}")
         if self.folder is not None:
+            self.remove_staged(prefix)
             with contextlib.suppress(OSError):  # gone already, or another writer is at work in it
                 (self.folder / prefix).rmdir()
+
+    def remove_staged(self, prefix: str, *, older_than_seconds: float = 0.0) -> None:
+        """Removes what a writer that was killed has left below a prefix: half an object, `x#1`.
+
+        Readers never see it. On a file system alone: elsewhere an upload that broke off is nothing.
+        """
+        if self.folder is None:
+            return
+        limit = time.time() - older_than_seconds
+        for path in (self.folder / prefix).rglob("*#*"):
+            with contextlib.suppress(FileNotFoundError):
+                if _STAGED.search(path.name) and path.stat().st_mtime <= limit:
+                    path.unlink()
 
     def names(self, prefix: str) -> list[str]:
         """Returns the names, without the prefix, of the objects directly below it, sorted."""
