@@ -6,7 +6,9 @@
 | straight_through | the same; gradient as if unmasked | rank · (in + out)   | kept               |
 | lora             | W + s·BA                          | rank · (in + out)   | pruned again       |
 | masked_finetune  | W, trained where it is kept       | the kept weights    | kept               |
-| spp              | W⊙(1 + s·αβ)                      | rank · in + out     | kept               |
+| spp              | W⊙(1 + s·αβ)                      | rank · (in + out) ¹ | kept               |
+
+¹ As near as whole row vectors come to it: `spp.row_vectors`.
 """
 
 from collections.abc import Mapping
@@ -96,7 +98,8 @@ def _trained_layers(model: nn.Module, towers: Towers, repair: Repair, part: str)
         return [
             name
             for name, module in model.named_modules()
-            if isinstance(module, nn.Linear) and f"{name}.weight" in towers.connector
+            # torch's MultiheadAttention computes with its own kind's weight and never calls it.
+            if type(module) is nn.Linear and f"{name}.weight" in towers.connector
         ]
     names = [layer.name for layer in towers.inventory.tower(part)]
     found = [name for name in names if repair.reaches(name)]

@@ -2,13 +2,14 @@
 
 import contextlib
 import errno
+import io
 import os
 import re
 import time
 from collections.abc import Iterator
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 from urllib.parse import unquote, urlparse
 
 import obstore
@@ -17,7 +18,10 @@ from obstore.store import LocalStore, from_url
 
 from ressa.errors import NotFoundError, StoreError
 
-_STAGED = re.compile(r"#\d+$")
+if TYPE_CHECKING:
+    from obstore.store import RetryConfig
+
+_UNFINISHED = re.compile(r"#\d+$")
 """How obstore names a file that it has not finished."""
 
 
@@ -31,10 +35,13 @@ class Objects:
 
     def __init__(self, location: str | os.PathLike[str], *, create: bool = False) -> None:
         self.folder = _local_folder(os.fspath(location))
+        _check_no_secrets(os.fspath(location))
         self.location = str(self.folder) if self.folder else os.fspath(location).rstrip("/")
         with _explained(f"cannot open store {self.location}"):
             if self.folder is None:
-                self._store = from_url(self.location)
+                # Of a bucket that does not answer the user is told within the minute.
+                retry: RetryConfig = {"max_retries": 5, "retry_timeout": timedelta(seconds=30)}
+                self._store = from_url(self.location, retry_config=retry)
             else:
                 _check_folder(self.folder, create=create)
                 self._store = LocalStore(self.folder, mkdir=create)
@@ -86,7 +93,17 @@ class Objects:
         with _explained(f"store {self.location}: cannot read {path}"):
             if self.folder is not None:
                 return (self.folder / path).open("rb")
-            return cast("BinaryIO", obstore.open_reader(self._store, path))
+            size = int(obstore.head(self._store, path)["size"])
+        return cast("BinaryIO", _Ranges(self, path, size))
+
+    def range(self, path: str, start: int, length: int) -> bytes:
+        """Returns some of an object's bytes.
+
+        Raises:
+            FileNotFoundError: there is no such object.
+        """
+        with _explained(f"store {self.location}: cannot read {path}"):
+            return bytes(obstore.get_range(self._store, path, start=start, length=length))
 
     def make_durable(self, path: str) -> None:
         """Returns once an object outlives a power cut; a bucket's does when it is written."""
@@ -114,7 +131,8 @@ class Objects:
 
     def delete(self, path: str) -> None:
         """Removes an object; none to remove is fine."""
-        with contextlib.suppress(FileNotFoundError), self._writing(path):
+        doing = f"store {self.location}: cannot delete {path}"
+        with contextlib.suppress(FileNotFoundError), _explained(doing):
             obstore.delete(self._store, path)
 
     def delete_folder(self, prefix: str) -> None:
@@ -122,21 +140,21 @@ class Objects:
         for name in self.names(prefix):
             self.delete(f"{prefix}/{name}")
         if self.folder is not None:
-            self.remove_staged(prefix)
+            self.remove_unfinished(prefix)
             with contextlib.suppress(OSError):  # gone already, or another writer is at work in it
                 (self.folder / prefix).rmdir()
 
-    def remove_staged(self, prefix: str, *, older_than_seconds: float = 0.0) -> None:
-        """Removes what a writer that was killed has left below a prefix: half an object, `x#1`.
+    def remove_unfinished(self, prefix: str, *, older_than_seconds: float = 0.0) -> None:
+        """Removes what killed writers left of files that they had begun, anywhere below a prefix.
 
-        Readers never see it. On a file system alone: elsewhere an upload that broke off is nothing.
+        No listing shows them. On a file system alone: elsewhere an upload that broke off is nothing.
         """
         if self.folder is None:
             return
         limit = time.time() - older_than_seconds
         for path in (self.folder / prefix).rglob("*#*"):
             with contextlib.suppress(FileNotFoundError):
-                if _STAGED.search(path.name) and path.stat().st_mtime <= limit:
+                if _UNFINISHED.search(path.name) and path.stat().st_mtime <= limit:
                     path.unlink()
 
     def names(self, prefix: str) -> list[str]:
@@ -158,8 +176,14 @@ class Objects:
             found = [entry for batch in batches for entry in batch]
         return sorted((entry["path"], entry["size"], entry["last_modified"]) for entry in found)
 
-    def _writing(self, path: str) -> contextlib.AbstractContextManager[None]:
-        return _explained(f"store {self.location}: cannot write {path}")
+    @contextlib.contextmanager
+    def _writing(self, path: str) -> Iterator[None]:
+        doing = f"store {self.location}: cannot write {path}"
+        with _explained(doing):
+            try:
+                yield
+            except FileNotFoundError as error:  # no such bucket
+                raise StoreError(f"{doing}: {_reason(error)}") from error
 
 
 def _local_folder(location: str) -> Path | None:
@@ -169,6 +193,44 @@ def _local_folder(location: str) -> Path | None:
         return Path(location).expanduser().absolute()
     parts = urlparse(location)
     return Path(unquote(parts.path)).absolute() if parts.scheme == "file" else None
+
+
+def _check_no_secrets(location: str) -> None:
+    """Refuses a URL that brings a password: it would end up in specs, rows and logs."""
+    if "://" in location and ("@" in location or "?" in location):
+        raise StoreError(
+            "the store's URL holds credentials or options. Write s3://bucket/prefix alone; "
+            "credentials, region and endpoint come from the environment (AWS_ACCESS_KEY_ID, …)."
+        )
+
+
+class _Ranges(io.RawIOBase):
+    """An object that is not on a file system, read a range at a time."""
+
+    def __init__(self, objects: Objects, path: str, size: int) -> None:
+        self._objects, self._path, self._size, self._at = objects, path, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        begin = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
+        self._at = begin + offset
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        length = min(len(buffer), self._size - self._at)
+        if length <= 0:
+            return 0
+        buffer[:length] = self._objects.range(self._path, self._at, length)
+        self._at += length
+        return length
 
 
 def _check_folder(folder: Path, *, create: bool) -> None:
@@ -187,7 +249,7 @@ def _explained(doing: str) -> Iterator[None]:
         yield
     except (AlreadyExistsError, FileNotFoundError):
         raise
-    except (BaseError, OSError, ValueError) as error:
+    except (BaseError, OSError, ValueError, TypeError) as error:
         raise StoreError(f"{doing}: {_reason(error)}") from error
 
 

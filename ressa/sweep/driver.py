@@ -92,7 +92,8 @@ def start(spec: SweepSpec, watcher: Any, *, fresh: bool = False) -> SweepStore:
         plan = SweepPlan(continued(sweep, spec), plan.inventory, plan.fingerprint)
         grown = growth(stored_spec(sweep), plan.spec)
     else:
-        sweep = store.create_sweep(spec.name, spec.to_yaml())
+        # Where it lies is not part of it: a store may be moved.
+        sweep = store.create_sweep(spec.name, spec.model_copy(update={"store": "."}).to_yaml())
     _drive(plan, store, sweep, watcher, data=data, grown=grown, redo=None, fresh=fresh)
     return sweep
 
@@ -177,10 +178,10 @@ def _drive(
 
 def _tidy(store: Store, sweep: SweepStore) -> None:
     """Removes what killed writers left half written, of others only if nobody can be at work."""
-    store.objects.remove_staged(sweep.prefix)
+    store.objects.remove_unfinished(sweep.prefix)
     others = [holder(store.sweep(name)) for name in store.sweeps() if name != sweep.name]
     busy = any(one is not None and one.state in ("live", "unknown") for one in others)
-    store.objects.remove_staged("stages", older_than_seconds=_LONGEST_WRITE_SECONDS * busy)
+    store.objects.remove_unfinished("stages", older_than_seconds=_LONGEST_WRITE_SECONDS * busy)
 
 
 def _ending(ledger: "Ledger", lease: Lease) -> Ended:

@@ -145,8 +145,10 @@ def make_plan(spec: SweepSpec) -> SweepPlan:
     Raises:
         SpecError: the model cannot be found, or a trial cannot be what the spec asks.
     """
-    from ressa.models.identity import fingerprint
+    from ressa.models.identity import fingerprint, is_on_hub, pinned
 
+    if is_on_hub(spec.model):  # the commit of today, for all trials and whenever it goes on
+        spec = spec.model_copy(update={"model": pinned(spec.model)[0]})
     inventory = inventory_of(spec.model)
     problems = list(check_inventory(spec, inventory))
     if problems:
@@ -162,8 +164,8 @@ def inventory_of(model: ModelRef) -> Inventory:
     Raises:
         SpecError: there is no such model.
     """
-    if model.id in MODELS:
-        return MODELS[model.id].inventory()
+    if model.catalog is not None:
+        return model.catalog.inventory()
     if "/" not in model.id and not Path(model.id).expanduser().is_dir():
         raise UnknownNameError("model", model.id, known=MODELS)
     from ressa.models import load_inventory

@@ -96,9 +96,9 @@ def test_what_a_killed_writer_left_goes_and_nothing_else(tmp_path: Path) -> None
     folder = tmp_path / "stages/mask/key"
     (folder / "whole#1").write_bytes(b"by")
     assert objects.names("stages/mask/key") == ["whole"], "no reader sees it"
-    objects.remove_staged("stages", older_than_seconds=60)
+    objects.remove_unfinished("stages", older_than_seconds=60)
     assert (folder / "whole#1").exists(), "somebody may be at it"
-    objects.remove_staged("stages")
+    objects.remove_unfinished("stages")
     assert [path.name for path in folder.iterdir()] == ["whole"]
     (folder / "whole#1").write_bytes(b"by")
     objects.delete_folder("stages/mask/key")
