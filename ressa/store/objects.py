@@ -147,7 +147,7 @@ class Objects:
     def remove_unfinished(self, prefix: str, *, older_than_seconds: float = 0.0) -> None:
         """Removes what killed writers left of files that they had begun, anywhere below a prefix.
 
-        No listing shows them. On a file system alone: elsewhere an upload that broke off is nothing.
+        No listing shows them. On a file system alone: elsewhere a broken upload leaves nothing.
         """
         if self.folder is None:
             return

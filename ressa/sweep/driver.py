@@ -177,8 +177,7 @@ def _drive(
 
 
 def _tidy(store: Store, sweep: SweepStore) -> None:
-    """Removes what killed writers left half written, of others only if nobody can be at work."""
-    store.objects.remove_unfinished(sweep.prefix)
+    """Removes what killed writers left of stages; lately written ones if nobody else can be at it."""
     others = [holder(store.sweep(name)) for name in store.sweeps() if name != sweep.name]
     busy = any(one is not None and one.state in ("live", "unknown") for one in others)
     store.objects.remove_unfinished("stages", older_than_seconds=_LONGEST_WRITE_SECONDS * busy)
