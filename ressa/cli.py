@@ -311,6 +311,20 @@ def _duration(text: str) -> timedelta:
 
 
 @app.command()
+def doctor(output: OutputOption = Output.table) -> None:
+    """Says whether this machine can run trials, several workers too, and what to do where not."""
+    from ressa.doctor import examine
+
+    rows = [
+        {"what": f.what, "state": "ok" if f.ok else "broken", "found": f.found, "advice": f.advice}
+        for f in examine()
+    ]
+    show(rows, output)
+    if any(row["state"] != "ok" for row in rows):
+        raise typer.Exit(1)
+
+
+@app.command()
 def models(
     model: Annotated[
         str | None,

@@ -190,7 +190,7 @@ def _local_folder(location: str) -> Path | None:
     if not location.strip():
         raise StoreError("the store is a folder or a URL such as s3://bucket/prefix, got ''.")
     if "://" not in location:
-        return Path(location).expanduser().absolute()
+        return Path(os.path.expanduser(location)).absolute()
     parts = urlparse(location)
     return Path(unquote(parts.path)).absolute() if parts.scheme == "file" else None
 
