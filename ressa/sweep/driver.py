@@ -177,7 +177,7 @@ def _drive(
 
 
 def _tidy(store: Store, sweep: SweepStore) -> None:
-    """Removes what killed writers left of stages; lately written ones if nobody else can be at it."""
+    """Removes what killed writers left of stages; newly written, if nobody else can be at it."""
     others = [holder(store.sweep(name)) for name in store.sweeps() if name != sweep.name]
     busy = any(one is not None and one.state in ("live", "unknown") for one in others)
     store.objects.remove_unfinished("stages", older_than_seconds=_LONGEST_WRITE_SECONDS * busy)
