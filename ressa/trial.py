@@ -184,9 +184,10 @@ class _Trial:
         plan = self.spec.repair
         assert plan is not None
         task, examples = _examples(plan.data)
-        seed = plan.data.seed
         with self._clock("repair"):
-            adapters = attach(self.vlm.model, self.pruning.masks, self.vlm.towers, plan, seed=seed)
+            adapters = attach(
+                self.vlm.model, self.pruning.masks, self.vlm.towers, plan, seed=plan.seed
+            )
             checkpoints = Checkpoints(
                 self.stages.store, self.spec.key, mask_hash=mask_hash(self.pruning.masks)
             )
@@ -197,7 +198,7 @@ class _Trial:
                 task,
                 teacher,
                 plan,
-                seed=seed,
+                seed=plan.order_seed,
                 checkpoints=checkpoints,
             ):
                 self.outcome.curves.append(asdict(step))

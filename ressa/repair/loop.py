@@ -95,7 +95,7 @@ def train(
                     engine.set_learning_rate(rate)
                     # What is random in a step follows from it, so that it is the same when it is
                     # done again.
-                    torch.manual_seed(_step_seed(seed, step))
+                    torch.manual_seed(_step_seed(repair.seed, step))
                     result = _take_step(engine, data, step, size)
                     if result is not None:
                         break

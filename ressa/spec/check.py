@@ -46,6 +46,8 @@ from ressa.spec.space import BUDGET, SPARSITIES, SPARSITY, Choices, Range, Scala
 from ressa.spec.yaml import Path
 
 METRICS = ("exact_match", "balanced_accuracy", "malformed")
+COUNTED = ("sparsity", "vision_sparsity", "language_sparsity", "whole_sparsity")
+"""Objectives that are counted, not measured."""
 SPLITS = ("train", "calibration", "validation", "test")
 _MOST_VALUES = 10_000  # of one axis, and points of a grid
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -213,15 +215,23 @@ def _check_evaluate(spec: SweepSpec) -> Iterator[Problem]:
 
 
 def _check_objective(spec: SweepSpec) -> Iterator[Problem]:
-    objective, tasks = spec.objective, [data.task for data in spec.evaluate]
-    names = [f"{task}.{metric}" for task in tasks for metric in METRICS]
-    if objective.maximize in names:
-        return
-    hint = did_you_mean(objective.maximize, names)
-    if objective.task in TASKS and objective.task not in tasks:
-        hint = f" Task {objective.task!r} is not evaluated: add it to evaluate."
-    message = f"task.metric, one of {', '.join(names)}, got {objective.maximize!r}.{hint}"
-    yield Problem(("objective", "maximize"), message)
+    tasks = [data.task for data in spec.evaluate]
+    scores = [f"{task}.{metric}" for task in tasks for metric in METRICS]
+    for index, objective in enumerate(spec.objectives):
+        path: Path = ("objective", index) if isinstance(spec.objective, tuple) else ("objective",)
+        names = [*scores, *COUNTED] if index else scores
+        if objective in spec.objectives[:index]:
+            message = f"{objective.maximize!r} is maximized already. Once each."
+            yield Problem((*path, "maximize"), message)
+        if objective.maximize in names:
+            continue
+        hint = did_you_mean(objective.maximize, names)
+        if objective.task in TASKS and objective.task not in tasks:
+            hint = f" Task {objective.task!r} is not evaluated: add it to evaluate."
+        if objective.maximize in COUNTED:
+            hint = " The first objective is a score: tables go by it. List it after one."
+        message = f"task.metric, one of {', '.join(names)}, got {objective.maximize!r}.{hint}"
+        yield Problem((*path, "maximize"), message)
 
 
 def _check_name(registry: Registry[Any], name: str, path: Path) -> Iterator[Problem]:

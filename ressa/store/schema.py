@@ -93,6 +93,7 @@ _RESULT = (
     Column("metric", "text", "the objective, such as easy-vqa.balanced_accuracy"),
     Column("items", "integer", "questions behind each score", "questions"),
     Column("score", "float", "the objective's value: repaired, or pruned without repair"),
+    Column("objectives", "json", "objective → value, larger is better"),
     Column("score_pruned", "float", "the objective before repair"),
     Column("score_repaired", "float", "the objective after repair"),
     Column("score_unmerged", "float", "the objective after repair by lora, before its merge"),
@@ -251,7 +252,7 @@ EVENTS = Table(
 DATA = Table(
     name="data",
     meaning="which examples each purpose used; purposes are disjoint by image",
-    key=("purpose", "task", "split"),
+    key=("purpose", "task", "split", "seed"),
     of_attempts=False,
     own_columns=(
         Column("purpose", "text", "calibration, repair or evaluate"),

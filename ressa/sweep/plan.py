@@ -17,6 +17,7 @@ from ressa.spec import (
     DataRef,
     Effective,
     ModelRef,
+    Objective,
     SweepSpec,
     apply_point,
     baseline,
@@ -40,8 +41,11 @@ class SweepPlan:
 
     @property
     def objective(self) -> tuple[str, str, str]:
-        """Task, split and metric that the search maximises."""
-        objective = self.spec.objective
+        """Task, split and metric that the search maximises: of several objectives, the first."""
+        return self.measured(self.spec.objectives[0])
+
+    def measured(self, objective: Objective) -> tuple[str, str, str]:
+        """Task, split and metric of an objective that is a score."""
         split = next(ref.split for ref in self.spec.evaluate if ref.task == objective.task)
         return objective.task, split, objective.metric
 
@@ -103,7 +107,11 @@ class SweepPlan:
             SpecError: two purposes share an image, or a split has too few examples.
         """
         spec = self.spec
-        uses: list[tuple[str, Calibration | DataRef]] = [("calibration", spec.prune.calibration)]
+        calibration = spec.prune.calibration
+        uses: list[tuple[str, Calibration | DataRef]] = [
+            ("calibration", calibration.model_copy(update={"seed": calibration.seed + run}))
+            for run in range(spec.replicates)
+        ]
         if spec.repair.method != "none":
             uses.append(("repair", spec.repair.data))
         uses += [("evaluate", ref) for ref in spec.evaluate]
