@@ -363,11 +363,14 @@ def _report(sweep: "SweepStore", output: Output) -> None:
 
 
 def _results(sweep: "SweepStore", output: Output) -> None:
-    from ressa.landscape import render_table, results_table
+    from ressa.landscape import render_table, repair_order, results_table
 
     frame = results_table(sweep)
     if output is Output.table:
         draw(render_table(frame, width()))
+        order = repair_order(frame)
+        if order is not None:
+            say(f"the order before repair and after it: Spearman's {order}")
     else:
         show(frame, output)
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +33,8 @@ COLUMNS = {
     "vision_sparsity": "zeros counted over the vision tower's prunable weights",
     "language_sparsity": "zeros counted over the language tower's prunable weights",
     "score": "value of the objective: repaired, or pruned where there is no repair",
-    "best": "whether it is the best of the search's successful trials",
+    "best": "whether no other successful trial of the search is as good or better in every "
+    "objective: the best one, or with several objectives those on the Pareto front",
     "options": "what else the search chose, as field=value",
 }
 """Columns of `results_table`, in order: scores and sparsities are fractions."""
@@ -138,8 +140,16 @@ def sweep_row(sweep: SweepStore) -> dict[str, Any]:
         "metric": state.metric,
         "best": state.best_score,
         "best_trial": state.best_trial,
+        "reused": state.counts.get("reused"),
+        "repair_order": repair_order(results_table(sweep)),
         "updated": state.updated,
     }
+
+
+def repair_order(frame: "pandas.DataFrame") -> str | None:
+    """Says how alike repair leaves the order of the trials; None where that means nothing."""
+    correlation, count = rank_correlation(frame)
+    return None if math.isnan(correlation) else f"ρ = {correlation:.2f} over {count} trials"
 
 
 def short_row(row: dict[str, Any]) -> dict[str, Any]:
@@ -211,10 +221,50 @@ def _realised(trials: "pandas.DataFrame", tower: str) -> "pandas.Series":
     return counted.astype("float64").where(counted.notna(), trials[f"{tower}_sparsity"])
 
 
+def rank_correlation(frame: "pandas.DataFrame") -> tuple[float, int]:
+    """Returns how alike repair leaves the order of a search's trials, and of how many.
+
+    Spearman's rank correlation of the scores before and after repair: 1 if repair changes no order;
+    NaN of fewer than three trials, or where one of the scores is the same in all.
+
+    Args:
+        frame: a `results_table`.
+    """
+    import pandas as pd
+
+    searched = frame[(frame["role"] == "search") & (frame["state"] == "succeeded")]
+    # A trial that was reused would count twice.
+    pairs = searched[["pruned", "repaired"]].dropna().apply(pd.to_numeric)
+    if len(pairs) < 3 or pairs.nunique().min() < 2:
+        return math.nan, len(pairs)
+    return float(pairs["pruned"].rank().corr(pairs["repaired"].rank())), len(pairs)
+
+
 def _is_best(trials: "pandas.DataFrame") -> "pandas.Series":
-    racing = trials["score"].where((trials["role"] == "search") & trials["state"].isin(_SUCCESSFUL))
-    best = racing == racing.max()
-    return best & ~best.duplicated()  # of equals, the first
+    import pandas as pd
+
+    racing = trials[(trials["role"] == "search") & trials["state"].isin(_SUCCESSFUL)]
+    values = [
+        tuple(json.loads(text).values()) if isinstance(text, str) else (score,)
+        for text, score in zip(racing["objectives"], racing["score"], strict=True)
+    ]
+    best = [
+        not any(
+            _beats(other, one) or (other == one and first) for first, other in _others(values, at)
+        )
+        for at, one in enumerate(values)
+    ]
+    return pd.Series(best, index=racing.index, dtype=bool).reindex(trials.index, fill_value=False)
+
+
+def _others(values: list[tuple[float, ...]], at: int) -> Iterator[tuple[bool, tuple[float, ...]]]:
+    """All other values, each with whether it comes first: of equals, the first is the best."""
+    return ((place < at, other) for place, other in enumerate(values) if place != at)
+
+
+def _beats(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
+    """Whether one is as good in every objective and better in some."""
+    return one != other and all(a >= b for a, b in zip(one, other, strict=True))
 
 
 def _options(point: Any) -> str:

@@ -12,6 +12,7 @@ from ressa.store.store import SweepStore
 if TYPE_CHECKING:
     import pyarrow
 
+_NOT_RUN = ("queued", "running", "reused")
 _LIFE = ("started", "resumed", "grown", "interrupted", "finished")
 _ATTEMPT = ["trial", "attempt"]
 _READ = ["trial", "role", "state", "metric", "score", "committed"]
@@ -40,8 +41,8 @@ class SweepStatus:
 
     @property
     def done(self) -> int:
-        """Trials with a finished attempt, however it ended."""
-        return sum(n for state, n in self.counts.items() if state not in ("queued", "running"))
+        """Trials that ran to an end, whichever: what is reused did not run."""
+        return sum(n for state, n in self.counts.items() if state not in _NOT_RUN)
 
 
 def sweep_status(sweep: SweepStore) -> SweepStatus:

@@ -61,8 +61,9 @@ class Board:
 
     def planned(self, trials: int, finished: Mapping[str, Mapping[str, Any]]) -> None:
         """Is told how many trials there are to be, and which are there already."""
-        self._planned, self._finished = trials, dict(finished)
-        already = f", {len(finished)} finished before" if finished else ""
+        ran = {trial: row for trial, row in finished.items() if row["state"] != "reused"}
+        self._planned, self._finished = trials, ran
+        already = f", {len(ran)} finished before" if ran else ""
         noun = "trial" if trials == 1 else "trials"
         self._say(f"[bold]{self._spec.name}[/bold]  {trials} {noun}{already}")
 
