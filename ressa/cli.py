@@ -210,11 +210,12 @@ def list_sweeps(store: StoreOption = "results", output: OutputOption = Output.ta
 @app.command()
 def status(name: Name, store: StoreOption = "results", output: OutputOption = Output.table) -> None:
     """Says how far a sweep is, who drives it and what failed."""
-    from ressa.landscape import failures, sweep_row
+    from ressa.landscape import failures, repair_order, results_table, sweep_row
     from ressa.sweep.shared import work_rows
 
     sweep = _open(store).sweep(name)
     row, failed = sweep_row(sweep), failures(sweep)
+    row["repair_order"] = repair_order(results_table(sweep))
     if output is not Output.table:
         show([row], output)
         return

@@ -2,7 +2,6 @@
 
 import json
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +40,14 @@ COLUMNS = {
 
 _READ = [
     *("trial", "role", "state", "model", "metric", "items", "budget", "point", "total_seconds"),
-    *("score", "score_pruned", "score_repaired", "score_pruned_se", "score_repaired_se"),
+    *(
+        "score",
+        "objectives",
+        "score_pruned",
+        "score_repaired",
+        "score_pruned_se",
+        "score_repaired_se",
+    ),
     *("blank_pruned", "blank_repaired", "floor_majority", "floor_dense_blank"),
     *("sparsity", "whole_sparsity", "whole_parameters"),
     *(
@@ -141,7 +147,6 @@ def sweep_row(sweep: SweepStore) -> dict[str, Any]:
         "best": state.best_score,
         "best_trial": state.best_trial,
         "reused": state.counts.get("reused"),
-        "repair_order": repair_order(results_table(sweep)),
         "updated": state.updated,
     }
 
@@ -241,30 +246,24 @@ def rank_correlation(frame: "pandas.DataFrame") -> tuple[float, int]:
 
 
 def _is_best(trials: "pandas.DataFrame") -> "pandas.Series":
-    import pandas as pd
-
-    racing = trials[(trials["role"] == "search") & trials["state"].isin(_SUCCESSFUL)]
-    values = [
-        tuple(json.loads(text).values()) if isinstance(text, str) else (score,)
-        for text, score in zip(racing["objectives"], racing["score"], strict=True)
-    ]
-    best = [
-        not any(
-            _beats(other, one) or (other == one and first) for first, other in _others(values, at)
-        )
-        for at, one in enumerate(values)
-    ]
-    return pd.Series(best, index=racing.index, dtype=bool).reindex(trials.index, fill_value=False)
-
-
-def _others(values: list[tuple[float, ...]], at: int) -> Iterator[tuple[bool, tuple[float, ...]]]:
-    """All other values, each with whether it comes first: of equals, the first is the best."""
-    return ((place < at, other) for place, other in enumerate(values) if place != at)
+    racing = (trials["role"] == "search") & trials["state"].isin(_SUCCESSFUL)
+    texts = trials.loc[racing, "objectives"].dropna()
+    if texts.empty or len(json.loads(texts.iloc[0])) == 1:
+        best = trials["score"].where(racing)
+        best = best == best.max()
+        return best & ~best.duplicated()  # of equals, the first
+    values = texts.map(lambda text: tuple(json.loads(text).values()))
+    front: dict[Any, tuple[float, ...]] = {}
+    # From the best in the first objective on, so that whatever beats a trial comes before it.
+    for place, value in sorted(values.items(), key=lambda item: item[1], reverse=True):
+        if not any(_covers(other, value) for other in front.values()):
+            front[place] = value
+    return racing & trials.index.isin(list(front))
 
 
-def _beats(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
-    """Whether one is as good in every objective and better in some."""
-    return one != other and all(a >= b for a, b in zip(one, other, strict=True))
+def _covers(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
+    """Whether one is at least as good in every objective."""
+    return all(a >= b for a, b in zip(one, other, strict=True))
 
 
 def _options(point: Any) -> str:

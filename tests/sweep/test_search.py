@@ -14,7 +14,7 @@ import pytest
 
 from ressa.spec import spec_from_mapping
 from ressa.store import SweepStore, open_store
-from ressa.sweep.ledger import Attempt, Ledger, Redo
+from ressa.sweep.ledger import Attempt, Ledger
 from ressa.sweep.plan import SweepPlan, make_plan
 
 LINE = {
@@ -64,7 +64,7 @@ def drive(
     *,
     kill: float = 0.0,
     fails: Callable[[Attempt], bool] = lambda attempt: False,
-    redo: Redo | None = None,
+    redo_failed: bool = False,
 ) -> None:
     """Drives a sweep to its end; what runs finishes in an order of chance.
 
@@ -72,7 +72,7 @@ def drive(
         kill: how likely the driver ends after each thing that happens; another then takes over.
     """
     epoch = len(sweep.attempts()) + 100
-    ledger, running = Ledger(sweep, plan, epoch=epoch, redo=redo), []
+    ledger, running = Ledger(sweep, plan, epoch=epoch, redo_failed=redo_failed), []
     while True:
         if chance.random() < kill:
             return drive(sweep, plan, chance, kill=kill * 0.9, fails=fails)
@@ -209,7 +209,7 @@ def test_repeats_of_a_failed_trial_follow_it_when_it_is_redone(run) -> None:
     before = proposals(sweep)
     repeat = sweep.trials().query("reused_trial == 't000'").iloc[0]
     assert repeat["state"] == "failed" and "the same trial as t000" in repeat["error"]
-    drive(sweep, plan, random.Random(1), redo=Redo(all=True))
+    drive(sweep, plan, random.Random(1), redo_failed=True)
     found = sweep.trials().set_index("trial")
     assert found.loc["t000", "state"] == "succeeded"
     assert found.loc[repeat["trial"], "state"] == "reused"
