@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
@@ -44,6 +45,10 @@ class TrialSpec:
     evaluate: tuple[DataRef, ...]
     workers: int = 1
     cpus_per_worker: int = 1
+    rungs: tuple[int, ...] = ()
+    """Repair steps after which the search wants to know how the trial stands."""
+    rung_samples: int = 0
+    """Questions of each evaluation that are asked then."""
 
     def tower(self, tower: Tower) -> TowerTarget:
         """Returns what is asked of one tower."""
@@ -53,10 +58,23 @@ class TrialSpec:
     def key(self) -> str:
         """Hash of all that can change the result; equal keys are the same trial.
 
+        What is looked at on the way changes nothing.
+
         The model counts by its fingerprint: where its folder lies changes nothing.
         """
-        rest = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "model"}
+        unread = ("model", "rungs", "rung_samples")
+        rest = {
+            name: getattr(self, name) for name in self.__dataclass_fields__ if name not in unread
+        }
         return content_key("trial", TRIAL_VERSION, self.model.dtype, rest)
+
+    def rung_key(self, step: int) -> str:
+        """Names what is found at a rung: the same at any number of workers and micro-batch."""
+        repair = (
+            None if self.repair is None else self.repair.model_copy(update={"micro_batch": None})
+        )
+        alone = replace(self, repair=repair, workers=1, cpus_per_worker=1)
+        return content_key("rung", alone.key, step, self.rung_samples)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +84,8 @@ class Progress:
     stage: str
     step: int = 0
     steps: int = 0
+    rung: Mapping[str, float] | None = None
+    """At a rung, how the trial stands: "task.metric" → value."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cache, partial
 from tempfile import TemporaryDirectory
 from typing import Any, TypeAlias
@@ -29,10 +29,12 @@ from ressa.prune import count_zeros, mask_hash
 from ressa.pruning import Pruning
 from ressa.records import Example, Outcome, Progress, TrialSpec
 from ressa.repair import (
+    Adapters,
     AnyTeacher,
     Checkpoints,
     FeatureTeacher,
     LiveTeacher,
+    RepairStep,
     Teacher,
     attach,
     merge,
@@ -76,14 +78,16 @@ def run(
     if fresh:
         with TemporaryDirectory(prefix="ressa-fresh-") as folder:
             own = Stages(open_store(folder))
-            outcome = yield from _Trial(trial, own, Kept()).steps()
+            outcome = yield from _Trial(trial, own, Kept(), rungs=Stages(place)).steps()
         Stages(place).replace(FRESH_OUTCOME, trial.key, outcome.to_json())
         return outcome
     stages = Stages(place, claims)
     done = stages.find("outcome", trial.key)
-    if done is not None:
+    rungs = [_rung(stages, trial, step) for step in trial.rungs]
+    if done is not None and None not in rungs:
         remove_checkpoints(stages.store, trial.key)  # by one killed just before it could
         outcome = Outcome.from_json(done)
+        yield from filter(None, rungs)
         outcome.summary.update(stages_computed=[], stages_reused=[f"outcome/{trial.key}"])
         return outcome
     outcome = yield from _Trial(trial, stages, kept or Kept()).steps()
@@ -95,8 +99,11 @@ def run(
 class _Trial:
     """The work on one trial, and the notes taken on the way."""
 
-    def __init__(self, trial: TrialSpec, stages: Stages, kept: Kept) -> None:
+    def __init__(
+        self, trial: TrialSpec, stages: Stages, kept: Kept, rungs: Stages | None = None
+    ) -> None:
         self.spec, self.stages, self.kept = trial, stages, kept
+        self.rungs = rungs or stages  # where the driver reads
         self.vlm: VLM = kept.dense(trial)
         if fits(self.vlm.model.get_memory_footprint()):
             self.vlm.model.to(device())  # type: ignore[arg-type]  # transformers wraps it untyped
@@ -121,6 +128,9 @@ class _Trial:
             yield from self.pruning.prune()
         yield Progress(stage="score pruned")
         self.score_model("pruned")
+        if 0 in self.spec.rungs:
+            self.measure_rung(0)
+            yield from filter(None, [_rung(self.rungs, self.spec, 0)])
         if self.spec.repair is not None:
             yield from self.repair(teacher)
             yield Progress(stage="score repaired")
@@ -200,8 +210,11 @@ class _Trial:
                 plan,
                 seed=plan.order_seed,
                 checkpoints=checkpoints,
+                at_step=partial(self._look, adapters),
             ):
                 self.outcome.curves.append(asdict(step))
+                if step.step in self.spec.rungs:
+                    yield from filter(None, [_rung(self.rungs, self.spec, step.step)])
                 if step.step % REPORT_EVERY == 0:
                     yield Progress(stage="repair", step=step.step, steps=plan.steps)
             trained = adapters.trainable_weights()
@@ -221,6 +234,36 @@ class _Trial:
             merge_gap=gap,
             micro_batch=self.outcome.curves[-1]["micro_batch"],
         )
+
+    def _look(self, adapters: Adapters, step: RepairStep) -> None:
+        """Looks at a repair between two steps; before the checkpoint, so that none skips a rung."""
+        if step.step in self.spec.rungs:
+            adapters.train(False)
+            self.measure_rung(step.step, step)
+            adapters.train()
+
+    def measure_rung(self, step: int, last: RepairStep | None = None) -> None:
+        """Scores the model as it is on a few questions, and leaves that with all found so far."""
+        scores = {}
+        with self._clock("evaluate"):
+            for ref in self.spec.evaluate:
+                few = min(self.spec.rung_samples, ref.samples or self.spec.rung_samples)
+                task, examples = _examples(ref.model_copy(update={"samples": few}))
+                ask = partial(predictions, self.vlm, task, batch_size=EVALUATION_BATCH, blank=False)
+                found = score(examples, spread(examples, ask), task.answers)
+                scores |= {f"{ref.task}.{metric}": value for metric, value in found.items()}
+        zeros = {
+            tower: sum(report.zeros for report in self.pruning.reports[tower]) for tower in TOWERS
+        }
+        so_far = replace(
+            self.outcome,
+            summary={f"{tower}_zeros": count for tower, count in zeros.items()}
+            | {"sparsity": sum(zeros.values()) / self.inventory.prunable()}
+            | {"mask_hash": mask_hash(self.pruning.masks)},
+            curves=[*self.outcome.curves, *([] if last is None else [asdict(last)])],
+        )
+        content = {"scores": scores, "outcome": asdict(so_far)}
+        self.rungs.leave("rung", self.spec.rung_key(step), json.dumps(content).encode())
 
     def score_model(self, state: str) -> None:
         """Scores the model as it is now, on real and on blank images."""
@@ -312,6 +355,15 @@ class _Trial:
 
 
 @cache
+def _rung(stages: Stages, trial: TrialSpec, step: int) -> Progress | None:
+    """Reads how a trial stood at a rung, if it was there."""
+    found = stages.find("rung", trial.rung_key(step))
+    if found is None:
+        return None
+    steps = 0 if trial.repair is None else trial.repair.steps
+    return Progress(stage="rung", step=step, steps=steps, rung=json.loads(found)["scores"])
+
+
 def _examples(ref: Any) -> tuple[Any, tuple[Example, ...]]:
     """Returns a task and the examples of it that a part of the spec names."""
     task = _task(ref.task)

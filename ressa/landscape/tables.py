@@ -127,7 +127,7 @@ def failures(sweep: SweepStore) -> "pandas.DataFrame":
     """Returns the trials that did not succeed: where they ended, why, and after how many tries."""
     columns = ["trial", "attempt", "state", "failure_stage", "failure_class", "error"]
     trials = sweep.trials(columns)
-    failed = trials[~trials["state"].isin(_SUCCESSFUL)]
+    failed = trials[~trials["state"].isin((*_SUCCESSFUL, "stopped"))]
     return failed[columns].reset_index(drop=True)
 
 

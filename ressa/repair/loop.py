@@ -4,7 +4,7 @@ import hashlib
 import logging
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import TypeAlias
 
@@ -48,6 +48,7 @@ def train(
     *,
     seed: int,
     checkpoints: Checkpoints | None = None,
+    at_step: Callable[[RepairStep], None] | None = None,
 ) -> Iterator[RepairStep]:
     """Trains the adapters for `repair.steps` steps and yields each one when it is done.
 
@@ -60,6 +61,8 @@ def train(
         seed: of the data order.
         checkpoints: where to leave one every `repair.checkpoint_steps` steps and after the last,
             and whence to go on; the steps before it are yielded as they were. None keeps none.
+        at_step: is called after each step that is taken, before its checkpoint; may look at the
+            model as it is then, on every worker.
 
     Raises:
         RepairError: the loss or its gradient is not finite or has run away (failure "numeric"),
@@ -124,6 +127,8 @@ def train(
                     )
                 )
                 check_divergence(curve, repair)
+                if at_step is not None:
+                    at_step(curve[-1])
                 if checkpoints is not None and _is_due(repair, step + 1):
                     moment = engine.moment()
                     checkpoints.save(

@@ -403,6 +403,30 @@ def _check_constraints(spec: SweepSpec) -> Iterator[Problem]:
             yield Problem(("constraints", index), message)
 
 
+def _check_early_stopping(spec: SweepSpec) -> Iterator[Problem]:
+    if spec.early_stopping is None:
+        return
+    rungs, steps = spec.early_stopping.rungs, spec.repair.steps
+    path: Path = ("early_stopping",)
+    if spec.repair.method == "none":
+        yield Problem(
+            path, "trials end at steps of repair, and repair.method is none. Leave it out."
+        )
+        return
+    if len(spec.objectives) > 1:
+        message = "a rung compares one score, the sweep has several objectives. One of the two."
+        yield Problem(path, message)
+    if spec.repair.zero_stage == 3:
+        message = "a rung scores the student on each worker, which zero_stage 3 shares out. Set 2."
+        yield Problem(("repair", "zero_stage"), message)
+    if list(rungs) != sorted(set(rungs)):
+        message = f"rising steps, each once, got {', '.join(map(str, rungs))}."
+        yield Problem((*path, "rungs"), message)
+    elif rungs[-1] >= steps and "repair.steps" not in spec.space:
+        message = f"steps before the last of repair ({steps}), got {rungs[-1]}."
+        yield Problem((*path, "rungs"), message)
+
+
 def _check_baselines(spec: SweepSpec) -> Iterator[Problem]:
     if len(set(spec.baselines)) != len(spec.baselines):
         yield Problem(("baselines",), f"each baseline once, got {', '.join(spec.baselines)}.")
@@ -425,6 +449,7 @@ _CHECKS: tuple[tuple[_Check, tuple[str, ...]], ...] = (
     (_check_space, ()),
     (_check_constraints, ("constraints", "prune")),
     (_check_search, ("space", "search", BUDGET)),
+    (_check_early_stopping, ("early_stopping", "repair", "objective")),
     (_check_baselines, ("baselines", "repair")),
 )
 

@@ -483,6 +483,24 @@ OneOrMore = Annotated[
 ]
 
 
+class EarlyStopping(SpecModel):
+    """Successive halving over repair steps: a trial below the best of earlier ones ends early."""
+
+    rungs: Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(as_tuple)] = Field(
+        min_length=1,
+        description="Repair steps after which a trial is scored and may end, rising; 0 is before "
+        "repair, which changes the order of trials: see Spearman's rho in the results.",
+    )
+    reduction: Number = Field(
+        default=3.0,
+        gt=1,
+        description="A trial goes on if it is among the best 1 / reduction at its rung, > 1.",
+    )
+    samples: int = Field(
+        default=256, ge=1, description="Questions of each evaluation that a rung scores, ≥ 1."
+    )
+
+
 class Resources(SpecModel):
     """What one trial takes."""
 
@@ -531,6 +549,9 @@ class SweepSpec(SpecModel):
         default=Objective(),
         description="What the search looks for: {maximize: task.metric}, or a list of them for a "
         "Pareto front. Tables go by the first.",
+    )
+    early_stopping: EarlyStopping | None = Field(
+        default=None, description="Which trials end before repair does; none given: none."
     )
     replicates: int = Field(
         default=1,

@@ -144,6 +144,8 @@ def _shown(target: Target) -> str:
 
 
 def _result(row: Mapping[str, Any]) -> str:
+    if row["state"] == "stopped":
+        return f"stopped at step {row['stopped_step']}, pruned {_percent(row['score_pruned'])}"
     if row["state"] != "succeeded":
         return f"[red]{row['state']}[/red] at {row['failure_stage']}: {escape(str(row['error']))}"
     if row.get("score_repaired") is None:

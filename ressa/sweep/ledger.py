@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ressa.records import TrialSpec
+from ressa.records import Progress, TrialSpec
 from ressa.search import Proposer, Seen
+from ressa.search.halving import threshold
 from ressa.store import SweepStore
 from ressa.sweep import rows
 from ressa.sweep.plan import SweepPlan
@@ -71,6 +72,10 @@ class Ledger:
         self._originals: dict[str, str] = {}
         """Repeats: points that came to the same trial as an earlier one → that one."""
         self._attempts: dict[str, int] = {}
+        self._rungs: dict[int, dict[int, float]] = {}
+        """Rung → number of the trial → how it stood there."""
+        for row in sweep.read("rungs").to_pylist():
+            self._rungs.setdefault(row["step"], {})[row["number"]] = row["value"]
         self._read_proposals()
         self._exhausted = False
         self.left_over = deque(self._unfinished(redo_failed))
@@ -211,7 +216,7 @@ class Ledger:
         if not visible:
             return Seen(point=point, values=None, system_attrs=notes)
         row = self.results[trial_name(number)]
-        if row["state"] not in rows.SUCCESSFUL:
+        if row["state"] not in (*rows.SUCCESSFUL, "stopped"):
             return Seen(point=point, values=None, failed=True, system_attrs=notes)
         return Seen(point=point, values=rows.objectives(row, self._plan), system_attrs=notes)
 
@@ -247,6 +252,32 @@ class Ledger:
         }
         self._commit("proposals", [row], attempt)
         return attempt
+
+    def reach(self, attempt: Attempt, progress: Progress) -> bool:
+        """Takes note of how a trial stands at a rung; returns whether it ends there.
+
+        What was noted first counts, should a trial that was killed come by again.
+        """
+        stopping = self._plan.spec.early_stopping
+        number, scores = attempt.number, progress.rung
+        if stopping is None or number is None or scores is None:
+            return False
+        here = self._rungs.setdefault(progress.step, {})
+        value = here.setdefault(number, scores[self._plan.spec.objectives[0].maximize])
+        search = self._plan.spec.search
+        before = here.keys() if search.asynchronous else range(number - search.window + 1)
+        others = [here[n] for n in before if n in here and n != number]
+        lowest = threshold(others, stopping.reduction)
+        ends = lowest is not None and value < lowest
+        row = {
+            "number": number,
+            "step": progress.step,
+            "value": value,
+            "threshold": lowest,
+            "stopped": ends,
+        }
+        self._commit("rungs", [row], attempt)
+        return ends
 
     def finish(self, attempt: Attempt, tables: Mapping[str, list[dict[str, Any]]]) -> None:
         """Commits an attempt's rows; its `trials` row comes last and makes them count."""

@@ -1,7 +1,7 @@
 """What a sweep will do, worked out before anything runs: trials, baselines and their data."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cache, cached_property
 from itertools import combinations
@@ -55,7 +55,11 @@ class SweepPlan:
         Raises:
             InfeasibleAllocation: the point cannot meet its budget.
         """
-        return self._trial(apply_point(self.spec, self.inventory, point))
+        trial = self._trial(apply_point(self.spec, self.inventory, point))
+        stopping = self.spec.early_stopping
+        if stopping is None:
+            return trial
+        return replace(trial, rungs=stopping.rungs, rung_samples=stopping.samples)
 
     def key_of(self, point: Mapping[str, str]) -> str:
         """Returns the key of the trial that a point comes to; raises like `trial`."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pandas import NA
 
-from ressa.records import Failure, Outcome
+from ressa.records import Failure, Outcome, Progress
 from ressa.sparsity import TOWERS
 from ressa.spec import Objective
 from ressa.sweep.plan import SweepPlan
@@ -42,6 +42,22 @@ def succeeded(attempt: "Attempt", outcome: Outcome, plan: SweepPlan, *, started:
             | _circumstances(attempt, started)
             | {"state": "succeeded"}
         ],
+    }
+
+
+def stopped(
+    attempt: "Attempt", so_far: Outcome, plan: SweepPlan, rung: Progress, *, started: datetime
+) -> Rows:
+    """Makes the rows of an attempt that early stopping ended, with what it had by then."""
+    assert rung.rung is not None
+    name = plan.spec.objectives[0].maximize
+    found = _objective(so_far, plan) | {"score": None, "objectives": {name: rung.rung[name]}}
+    row = _requested(attempt, plan) | so_far.summary | found | _circumstances(attempt, started)
+    return {
+        "scores": so_far.scores,
+        "curves": so_far.curves,
+        "answers": so_far.answers,
+        "trials": [row | {"state": "stopped", "stopped_step": rung.step}],
     }
 
 
@@ -157,7 +173,8 @@ def reused(
     for identity in ("sweep", "trial", "attempt", "epoch", "committed"):
         row.pop(identity, None)
     if original["state"] not in SUCCESSFUL:
-        row |= {"state": original["state"], "error": f"the same trial as {trial}: {row['error']}"}
+        row["state"] = original["state"]
+        row["error"] = f"the same trial as {trial}: {row.get('error', row['state'])}"
     return row
 
 

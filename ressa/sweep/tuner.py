@@ -5,6 +5,7 @@ and what happened is what the store holds: no `Tuner.restore`, no Tune retries.
 """
 
 import functools
+import json
 import logging
 import os
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from ressa.store import Lease, Store
 from ressa.sweep import claims, rows
 from ressa.sweep.ledger import Attempt, Ledger
 from ressa.sweep.plan import SweepPlan
+from ressa.sweep.stopping import StopAtRungs
 from ressa.sweep.trainable import TrialTrainable, placement
 
 P = ParamSpec("P")
@@ -62,6 +64,7 @@ def run_trials(
         tune.with_resources(TrialTrainable, placement(resources)),
         tune_config=TuneConfig(
             search_alg=searcher,
+            scheduler=StopAtRungs(searcher.stops) if plan.spec.early_stopping else None,
             num_samples=-1,
             reuse_actors=True,
             trial_dirname_creator=lambda trial: trial.trial_id,
@@ -121,6 +124,7 @@ class StoreSearcher(Searcher):
         self._running: dict[str, Attempt] = {}
         self._begun: dict[str, datetime] = {}
         self._stages: dict[str, str] = {}
+        self._stopped: dict[str, Progress] = {}
 
     @_ends_the_sweep
     def suggest(self, trial_id: str) -> Any:
@@ -153,6 +157,17 @@ class StoreSearcher(Searcher):
             self._watcher.moved(self._running[trial_id], progress)
 
     @_ends_the_sweep
+    def stops(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """Says whether a trial ends with this report, which is stored first."""
+        progress = result.get("progress")
+        if not isinstance(progress, Progress) or trial_id not in self._running:
+            return False
+        if not self._ledger.reach(self._running[trial_id], progress):
+            return False
+        self._stopped[trial_id] = progress
+        return True
+
+    @_ends_the_sweep
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
@@ -165,7 +180,11 @@ class StoreSearcher(Searcher):
             state, failure = "lost", self._lost(trial_id)
         if isinstance(failure, Failure) and failure.stage == "store":
             raise StoreError(failure.message)  # the trial is as unfinished as before
-        if isinstance(failure, Failure):
+        rung = self._stopped.pop(trial_id, None)
+        if rung is not None:
+            so_far = self._so_far(attempt, rung)
+            tables = rows.stopped(attempt, so_far, self._plan, rung, started=started)
+        elif isinstance(failure, Failure):
             tables = rows.unsuccessful(attempt, failure, self._plan, started=started, state=state)
         else:
             tables = rows.succeeded(attempt, self._outcome(attempt), self._plan, started=started)
@@ -178,6 +197,11 @@ class StoreSearcher(Searcher):
             stage=self._stages.get(trial_id, "start"),
             message="the trial's process went away; `ressa resume --failed` tries it again",
         )
+
+    def _so_far(self, attempt: Attempt, rung: Progress) -> Outcome:
+        files = self._store.stages.get("rung", attempt.spec.rung_key(rung.step))
+        assert files is not None, "a trial stores what it has before it reports a rung"
+        return Outcome(**json.loads(files["content"])["outcome"])
 
     def _outcome(self, attempt: Attempt) -> Outcome:
         stage = "outcome-fresh" if self._fresh else "outcome"
