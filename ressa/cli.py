@@ -6,7 +6,9 @@ import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from datetime import timedelta
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,6 +21,18 @@ from ressa.terminal import Output, draw, prepare, say, show, width, words, write
 if TYPE_CHECKING:
     from ressa.spec import SweepSpec
     from ressa.store import Store, SweepStore
+
+
+class Sampler(StrEnum):
+    """The samplers, as the command line takes them."""
+
+    grid = "grid"
+    random = "random"
+    qmc = "qmc"
+    tpe = "tpe"
+    gp = "gp"
+    nsga2 = "nsga2"
+
 
 app = typer.Typer(
     help="Split the sparsity of a vision-language model between vision and language, repair it, "
@@ -156,6 +170,42 @@ def results(
 ) -> None:
     """Shows a sweep's trials: sparsities and scores."""
     _results(_open(store).sweep(name), output)
+
+
+@app.command()
+def replay(
+    name: Name,
+    sampler: Annotated[
+        Sampler, typer.Option("--sampler", help="Which sampler to ask about.", show_default=False)
+    ],
+    trials: Annotated[
+        int | None,
+        typer.Option("--trials", min=1, help="How many trials it may spend. Default: all."),
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", min=0, help="Of its proposals. Default: the sweep's.")
+    ] = None,
+    nearest: Annotated[
+        bool,
+        typer.Option("--nearest", help="The nearest recorded point answers for a missing one."),
+    ] = False,
+    store: StoreOption = "results",
+    output: OutputOption = Output.table,
+) -> None:
+    """Says what another sampler would have cost, from recorded trials. Nothing runs."""
+    from ressa.sweep.driver import current_spec
+    from ressa.sweep.plan import make_plan
+    from ressa.sweep.replay import replay as search_again
+    from ressa.sweep.replay import told
+
+    sweep = _open(store).sweep(name)
+    plan, recorded = make_plan(current_spec(sweep)), sweep.trials().to_dict("records")
+    found = search_again(
+        plan, recorded, sampler=sampler.value, count=trials, seed=seed, nearest=nearest
+    )
+    show([asdict(one) for one in found], output)
+    if output is Output.table:
+        say(told(sampler.value, found, recorded))
 
 
 @app.command()

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from ressa.records import Progress
 from ressa.spec import spec_from_mapping
 from ressa.store import SweepStore, open_store
 from ressa.sweep.ledger import Attempt, Ledger
@@ -238,3 +239,84 @@ def test_repeats_of_replicated_points_are_reused_run_by_run(run) -> None:
     assert (len(found), found["key"].nunique()) == (16, 12)
     for _, row in found[found["state"] == "reused"].iterrows():
         assert row["number"] % 2 == int(row["reused_trial"][1:]) % 2
+
+
+STOPPING = {"rungs": [0, 10, 20], "reduction": 2}
+
+
+def climb(attempt: Attempt, step: int) -> float:
+    """How a trial stands at a rung: at first in another order than in the end."""
+    mixed = random.Random(attempt.spec.key).random()
+    return score(attempt) - 0.3 * mixed * (1 - step / 30)
+
+
+def drive_with_rungs(
+    sweep: SweepStore, plan: SweepPlan, chance: random.Random, kill: float = 0.0
+) -> None:
+    """As `drive`, with trials that report rungs, side by side in an order of chance."""
+    ledger = Ledger(sweep, plan, epoch=len(sweep.events()) + 1)
+    running: list[tuple[Attempt, list[int]]] = []
+    while True:
+        if chance.random() < kill:
+            return drive_with_rungs(sweep, plan, chance, kill * 0.9)
+        found = ledger.next() if len(running) < plan.spec.search.parallel else "wait"
+        if isinstance(found, Attempt):
+            running.append((found, list(found.spec.rungs)))
+            continue
+        if found == "finished" and not running:
+            return None
+        place = chance.randrange(len(running))
+        attempt, rungs = running[place]
+        row = outcome(attempt, plan)
+        if rungs:
+            step = rungs.pop(0)
+            value = climb(attempt, step)
+            at = {"easy-vqa.balanced_accuracy": value}
+            if not ledger.reach(attempt, Progress(stage="rung", step=step, rung=at)):
+                continue
+            if chance.random() < kill:  # told to stop, and nothing more was written
+                return drive_with_rungs(sweep, plan, chance, kill * 0.9)
+            row |= {"state": "stopped", "score": None, "objectives": at, "stopped_step": step}
+        del running[place]
+        ledger.finish(attempt, {"trials": [row]})
+
+
+@pytest.mark.parametrize("sampler", ["random", "tpe"])
+def test_kills_and_the_order_of_reports_change_nobody_who_stops(
+    tmp_path: Path, sampler: str
+) -> None:
+    search = {"sampler": sampler, "trials": 14, "parallel": 3, "window": 4}
+    plan = plan_of(search, PLANE, early_stopping=STOPPING)
+    found = []
+    for seed, kill in ((0, 0.0), (1, 0.0), (2, 0.06), (3, 0.06)):
+        store = open_store(tmp_path / str(seed), create=True)
+        sweep = store.create_sweep("sweep", plan.spec.to_yaml())
+        drive_with_rungs(sweep, plan, random.Random(seed), kill)
+        rungs = sweep.read("rungs").sort_by([("number", "ascending"), ("step", "ascending")])
+        columns = ["number", "step", "value", "threshold", "stopped"]
+        found.append((proposals(sweep), trials(sweep), rungs.select(columns).to_pylist()))
+    assert all(one == found[0] for one in found[1:])
+    states = [state for state, *_ in found[0][1].values()]
+    assert {"stopped", "succeeded"} == set(states)
+    for row in found[0][2]:
+        before = [
+            other["value"]
+            for other in found[0][2]
+            if other["step"] == row["step"] and other["number"] <= row["number"] - 4
+        ]
+        beaten_by = sum(value > row["value"] for value in before)
+        assert row["stopped"] == (len(before) >= 2 and beaten_by >= len(before) // 2)
+
+
+def test_without_early_stopping_no_rung_is_asked_for(run) -> None:
+    sweep = run(plan_of({"sampler": "random", "trials": 2}, PLANE), 0)
+    assert sweep.read("rungs").num_rows == 0
+
+
+def test_baselines_are_not_stopped() -> None:
+    plan = plan_of({}, LINE, baselines=["dense_repaired"], early_stopping=STOPPING)
+    assert plan.baseline("dense-repaired").rungs == ()
+    trial = plan.trial({"budget": "0.4", "vision_sparsity": "0.4"})
+    assert trial.rungs == (0, 10, 20)
+    without = plan_of({}, LINE, baselines=["dense_repaired"])
+    assert without.trial({"budget": "0.4", "vision_sparsity": "0.4"}).key == trial.key
