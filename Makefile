@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: help quickstart test check format pocket bench clean
+.PHONY: help quickstart test check format pocket bench chaos clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -37,6 +37,11 @@ DSNOT ?=
 bench: $(VENV)/.dev ## Time ours beside the peers (minutes): make bench WANDA=dir SPARSEGPT=dir DSNOT=dir
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks $(if $(WANDA),--wanda $(WANDA)) \
 		$(if $(SPARSEGPT),--sparsegpt $(SPARSEGPT)) $(if $(DSNOT),--dsnot $(DSNOT)) $(if $(ONLY),--only $(ONLY))
+
+KILLS ?= 50
+SEED ?= 0
+chaos: $(VENV)/.dev ## Kill sweeps at random and prove that nothing is lost (half an hour): KILLS=50 SEED=0
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos --kills $(KILLS) --seed $(SEED)
 
 clean: ## Remove the virtual environment and caches; results stay
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

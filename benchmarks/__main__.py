@@ -29,6 +29,9 @@ def main() -> None:
     parser.add_argument(
         "--repaired", type=int, default=36, help="trials of the grid with repair (service)"
     )
+    parser.add_argument(
+        "--smallest", type=int, default=1000, help="trials that do next to nothing (service)"
+    )
     given = parser.parse_args()
     torch.set_num_threads(1)
     measured: dict[str, list[Row]] = {}

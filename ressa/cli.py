@@ -20,7 +20,7 @@ from ressa.terminal import Output, draw, prepare, say, show, width, words, write
 
 if TYPE_CHECKING:
     from ressa.spec import SweepSpec
-    from ressa.store import Store, SweepStore
+    from ressa.store import Holder, Store, SweepStore, Wish
 
 
 class Sampler(StrEnum):
@@ -148,20 +148,52 @@ def run(
 @app.command()
 def resume(
     name: Name,
+    trials: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[TRIAL…]", help="Trials that failed, to redo too.", show_default=False
+        ),
+    ] = None,
     failed: Annotated[
-        bool, typer.Option("--failed", help="Also redo trials that failed or were lost.")
+        bool, typer.Option("--failed", help="Also redo all trials that failed or were lost.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what would be done.")
     ] = False,
     store: StoreOption = "results",
     output: OutputOption = Output.table,
 ) -> None:
-    """Goes on with a stored sweep; no finished trial runs again."""
-    from ressa.sweep.driver import current_spec
+    """Goes on with a stored sweep; no trial that succeeded runs again."""
+    from ressa.sweep.driver import current_spec, foretell
     from ressa.sweep.driver import resume as continue_sweep
+    from ressa.sweep.ledger import Redo
 
+    redo = Redo(all=failed, trials=frozenset(trials or ()))
     opened = _open(store)
     with _interruptible(name, store), _board(current_spec(opened.sweep(name))) as board:
-        sweep = continue_sweep(opened, name, board, redo_failed=failed)
+        if dry_run:
+            foretell(opened, name, board, redo=redo)
+            return
+        sweep = continue_sweep(opened, name, board, redo=redo)
     _report(sweep, output)
+
+
+@app.command()
+def stop(
+    name: Name,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Return when the running trials have finished.")
+    ] = False,
+    store: StoreOption = "results",
+) -> None:
+    """Lets a sweep's running trials finish and starts no new one, wherever it runs."""
+    _steer(_open(store).sweep(name), "stop", wait=wait)
+
+
+@app.command()
+def cancel(name: Name, store: StoreOption = "results") -> None:
+    """Ends a sweep and its running trials now, wherever it runs."""
+    _steer(_open(store).sweep(name), "cancel", wait=True)
 
 
 @app.command()
@@ -277,7 +309,7 @@ def status(name: Name, store: StoreOption = "results", output: OutputOption = Ou
     if len(failed):
         show(failed, output)
         say(f"redo them: {_command('resume', sweep, '--failed')}")
-    if row["state"] == "interrupted":
+    if row["state"] in ("interrupted", "stopped", "cancelled"):
         say(f"go on: {_command('resume', sweep)}")
 
 
@@ -380,10 +412,41 @@ def _board(spec: "SweepSpec") -> Iterator[Any]:
 def _interruptible(name: str, store: str) -> Iterator[None]:
     try:
         yield
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interruption:
         again = shlex.join(["ressa", "resume", name, "--store", store])
-        say(f"\nstopped; nothing that finished is lost. Go on with:\n  {again}")
+        how = str(interruption) or "stopped"
+        say(f"\n{how}; nothing that finished is lost. Go on with:\n  {again}")
         raise typer.Exit(130) from None
+
+
+def _steer(sweep: "SweepStore", wish: "Wish", *, wait: bool) -> None:
+    """Says what became of a wish to stop or cancel; exit 1 if nobody can tell."""
+    from ressa.sweep.steer import steer
+
+    def asked(driver: "Holder") -> None:
+        say(f"asked process {driver.pid} on {driver.host} to {wish} {sweep.name} …")
+
+    answer = steer(sweep, wish, wait=wait, asked=asked)
+    state = sweep.status()
+    done = f"{state.done} of {state.planned} trials are finished"
+    again = f"go on: {_command('resume', sweep)}"
+    if answer.kind == "idle":
+        say(f"no driver works on {sweep.name}: it is {state.state}, {done}. Nothing to {wish}.")
+    elif answer.kind == "heard":
+        say(f"nothing new starts; still running: {', '.join(state.running) or 'nothing'}. {done}.")
+        say(f"wait for the end: {_command('stop', sweep, '--wait')}")
+    elif answer.kind == "ended":
+        say(f"{sweep.name} is {state.state}: {done}.")
+        if state.state != "finished":
+            say(again)
+    else:
+        say(
+            "its driver shows no life, so nobody can tell whether its trials run. "
+            f"It has been asked in case it comes back; {_command('resume', sweep)} takes over.",
+            "error:",
+            "bold red",
+        )
+        raise typer.Exit(1)
 
 
 def _report(sweep: "SweepStore", output: Output) -> None:

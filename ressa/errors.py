@@ -10,6 +10,7 @@ RessaError
 ├── ClusterError               Ray cannot start or be reached                        exit 5
 ├── StoreError                 results cannot be read or written; the sweep stops    exit 5
 │   └── DamagedStage
+├── TooManyFailures            `limits.failed_trials` ended the sweep                exit 1
 ├── TrialError                 one trial is lost; the sweep goes on                  exit 1
 │   └── CalibrationError · PruneError · RepairError · EvaluationError
 └── VerificationError          something is not what its record says                 exit 7
@@ -92,6 +93,10 @@ class StoreError(RessaError):
 
 class DamagedStage(StoreError):
     """A stage's bytes are no longer those that were written; it will be made again."""
+
+
+class TooManyFailures(RessaError):
+    """As many trials have failed as `limits.failed_trials` allows; the sweep went no further."""
 
 
 class TrialError(RessaError):

@@ -86,6 +86,8 @@ class Progress:
     steps: int = 0
     rung: Mapping[str, float] | None = None
     """At a rung, how the trial stands: "task.metric" → value."""
+    micro_batch: int | None = None
+    """Of a repair, once it is known: what a next attempt would have to stay below."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +98,8 @@ class Failure:
     stage: str
     message: str
     traceback: str | None = None
+    micro_batch: int | None = None
+    """Of the repair that ran out of memory, if it is known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,7 @@ progress, stopping and time-outs have their place, and returns what it found.
 import json
 import math
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import cache, partial
@@ -24,7 +24,7 @@ from ressa.catalog import TASKS
 from ressa.evaluate import Scores, predictions, score
 from ressa.kept import Kept
 from ressa.keys import dense_key, teacher_key
-from ressa.models import VLM
+from ressa.models import VLM, Batch
 from ressa.prune import count_zeros, mask_hash
 from ressa.pruning import Pruning
 from ressa.records import Example, Outcome, Progress, TrialSpec
@@ -61,6 +61,7 @@ def run(
     trial: TrialSpec,
     store: str,
     *,
+    earlier: Sequence[str] = (),
     claims: Claims | None = None,
     kept: Kept | None = None,
     fresh: bool = False,
@@ -70,6 +71,8 @@ def run(
     Args:
         trial: what to do.
         store: where stages are found and left.
+        earlier: keys of the trial's earlier attempts that ran with another number of workers or
+            micro-batch; a repair goes on from their checkpoints too.
         claims: how trials beside this one agree on who makes a stage; None if there are none.
         kept: what this process keeps from trial to trial; None keeps nothing.
         fresh: makes every stage anew, in a place of its own, and leaves only the outcome.
@@ -85,14 +88,15 @@ def run(
     done = stages.find("outcome", trial.key)
     rungs = [_rung(stages, trial, step) for step in trial.rungs]
     if done is not None and None not in rungs:
-        remove_checkpoints(stages.store, trial.key)  # by one killed just before it could
+        # Of one killed just before it could.
+        remove_checkpoints(stages.store, trial.key, *earlier)
         outcome = Outcome.from_json(done)
         yield from filter(None, rungs)
         outcome.summary.update(stages_computed=[], stages_reused=[f"outcome/{trial.key}"])
         return outcome
-    outcome = yield from _Trial(trial, stages, kept or Kept()).steps()
+    outcome = yield from _Trial(trial, stages, kept or Kept(), earlier).steps()
     stages.leave("outcome", trial.key, outcome.to_json())
-    remove_checkpoints(stages.store, trial.key)
+    remove_checkpoints(stages.store, trial.key, *earlier)
     return outcome
 
 
@@ -100,9 +104,14 @@ class _Trial:
     """The work on one trial, and the notes taken on the way."""
 
     def __init__(
-        self, trial: TrialSpec, stages: Stages, kept: Kept, rungs: Stages | None = None
+        self,
+        trial: TrialSpec,
+        stages: Stages,
+        kept: Kept,
+        earlier: Sequence[str] = (),
+        rungs: Stages | None = None,
     ) -> None:
-        self.spec, self.stages, self.kept = trial, stages, kept
+        self.spec, self.stages, self.kept, self.earlier = trial, stages, kept, earlier
         self.rungs = rungs or stages  # where the driver reads
         self.vlm: VLM = kept.dense(trial)
         if fits(self.vlm.model.get_memory_footprint()):
@@ -199,8 +208,17 @@ class _Trial:
                 self.vlm.model, self.pruning.masks, self.vlm.towers, plan, seed=plan.seed
             )
             checkpoints = Checkpoints(
-                self.stages.store, self.spec.key, mask_hash=mask_hash(self.pruning.masks)
+                self.stages.store,
+                self.spec.key,
+                mask_hash=mask_hash(self.pruning.masks),
+                earlier=self.earlier,
             )
+            yield Progress(stage="repair", steps=plan.steps, micro_batch=plan.micro_batch)
+            asked = ("repair", plan.data, plan.objective, plan.batch_size, plan.steps)
+
+            def keep(encode: Callable[[], Batch]) -> Batch:
+                return self.kept.encoded(asked, lambda: [encode()])[0]
+
             for step in train(
                 self.vlm,
                 adapters,
@@ -211,12 +229,18 @@ class _Trial:
                 seed=plan.order_seed,
                 checkpoints=checkpoints,
                 at_step=partial(self._look, adapters),
+                keep=keep,
             ):
                 self.outcome.curves.append(asdict(step))
                 if step.step in self.spec.rungs:
                     yield from filter(None, [_rung(self.rungs, self.spec, step.step)])
                 if step.step % REPORT_EVERY == 0:
-                    yield Progress(stage="repair", step=step.step, steps=plan.steps)
+                    yield Progress(
+                        stage="repair",
+                        step=step.step,
+                        steps=plan.steps,
+                        micro_batch=step.micro_batch,
+                    )
             trained = adapters.trainable_weights()
         if plan.method == "lora":  # the paper's baseline: its zeros hold only beside a dense update
             yield Progress(stage="score unmerged")

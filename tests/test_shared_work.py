@@ -67,10 +67,10 @@ def one_thread():
 
 @pytest.fixture(scope="module")
 def grid(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[TrialSpec], list[Outcome]]:
-    """Two by two trials, one after the other in one process and store; the last is repaired."""
+    """Two by two trials, one after the other in one process and store; two are repaired."""
     store, kept = tmp_path_factory.mktemp("shared"), Kept()
-    *pruned, repaired = trials_of(plan_of())
-    trials = [*(replace(one, repair=None) for one in (*pruned, repaired)), repaired]
+    trials = trials_of(plan_of())
+    trials[:2] = [replace(one, repair=None) for one in trials[:2]]
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     outcomes = [run(one, store, kept=kept) for one in trials]
@@ -79,7 +79,7 @@ def grid(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[TrialSpec
 
 
 def test_a_grid_calibrates_once_and_prunes_each_tower_once_a_sparsity(grid):
-    _, trials, outcomes = grid
+    *_, outcomes = grid
     made = Counter(
         name.split("/")[0] for outcome in outcomes for name in outcome.summary["stages_computed"]
     )
@@ -87,7 +87,7 @@ def test_a_grid_calibrates_once_and_prunes_each_tower_once_a_sparsity(grid):
         "dense": 1, "calibration": 2, "vision-mask": 2, "language-mask": 2, "teacher": 1
     }  # fmt: skip
     found = sum(len(outcome.summary["stages_reused"]) for outcome in outcomes)
-    assert found + made.total() == 5 * len(trials) + 1
+    assert found + made.total() == 2 * 5 + 2 * 6
 
 
 def test_the_keys_are_known_before_a_trial_runs(grid):
@@ -102,7 +102,7 @@ def test_the_keys_are_known_before_a_trial_runs(grid):
 def test_a_trial_that_shares_nothing_comes_to_the_same_bits(grid, tmp_path):
     _, trials, outcomes = grid
     shared = outcomes[-1]
-    assert [name.split("/")[0] for name in shared.summary["stages_computed"]] == ["teacher"]
+    assert not shared.summary["stages_computed"], "it made nothing that others had made"
     alone = run(trials[-1], tmp_path, fresh=True)
     assert len(alone.summary["stages_computed"]) == 6
     assert not alone.summary["stages_reused"]

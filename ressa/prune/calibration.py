@@ -19,8 +19,8 @@ workers share the chunks.
 
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -46,6 +46,7 @@ from ressa.sparsity import LayerShape, Tower
 from ressa.workers import rank_and_world_size
 
 CHUNK = 16  # examples in a pass; the sums depend on it by rounding only
+_CHECKED = 256  # rows of a Gram matrix that are looked at together
 
 _Sums: TypeAlias = tuple[Tensor, Tensor]
 """What is summed up of a layer's inputs: moments in doubles, the Gram matrix in floats."""
@@ -63,7 +64,6 @@ def calibrate(
     return Statistics({name: known for block in blocks for name, known in block.layers.items()})
 
 
-@torch.no_grad()
 def walk(
     vlm: VLM,
     examples: Sequence[Example],
@@ -96,7 +96,27 @@ def walk(
         CalibrationError: a layer saw no token, or inputs that are not finite; or the model runs
             its blocks in a way that cannot be followed.
     """
-    device = vlm.model.device if device is None else device
+    steps = _walk(vlm, examples, images, tower, prunes, chunk, device or vlm.model.device)
+    # By hand: `torch.no_grad` around a generator holds what it yielded while the next is made.
+    with closing(steps):
+        while True:
+            with torch.no_grad():
+                statistics = next(steps, None)
+            if statistics is None:
+                return
+            yield statistics
+            del statistics
+
+
+def _walk(
+    vlm: VLM,
+    examples: Sequence[Example],
+    images: Callable[[str], Image],
+    tower: Tower,
+    prunes: bool,
+    chunk: int,
+    device: torch.device,
+) -> Generator[Statistics, None, None]:
     rank, workers = rank_and_world_size()
     chunks = [examples[start : start + chunk] for start in range(0, len(examples), chunk)]
     observer = _Observer(vlm, tower)
@@ -270,7 +290,8 @@ class _Observer:
             if leader not in total or not total[leader][0][-1]:
                 raise CalibrationError(f"{layer.name} saw no calibration token.", "data")
             moments, gram = total[leader]
-            if not moments.isfinite().all() or not gram.isfinite().all():
+            # In parts: a check of the whole matrix takes as much again, and a half.
+            if not all(part.isfinite().all() for part in (moments, *gram.split(_CHECKED))):
                 raise CalibrationError(
                     f"{layer.name}: its calibration inputs are not finite.", "numeric"
                 )

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from typing import cast
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
 from ressa.errors import PruneError
@@ -56,7 +56,7 @@ class SparseGPT(PruneMethod):
     """
 
     name = "sparsegpt"
-    version = 2
+    version = 3
     needs: Need = "gram"
 
     def __init__(self, dampening: float = DAMPENING, block: int = BLOCK) -> None:
@@ -172,46 +172,63 @@ def _factorise(gram: Float[Tensor, "in in"], dampening: float) -> _Hessian:
     diagonal = gram.diagonal().double()
     live = diagonal > 0
     mean = diagonal[live].mean() if live.any() else torch.ones_like(diagonal[0])
-    # In doubles, because this is where precision is lost: with a factor of floats the weights come
-    # out a hundred times less exact. All in doubles would take a third more time.
-    factor = gram.to(torch.float64, copy=True)
-    factor.diagonal().add_(dampening * mean)
-    factor.diagonal()[~live] = mean
-    if not _factorise_in_place(factor):
+    diagonal = torch.where(live, diagonal + dampening * mean, mean)
+    panels = _factor(gram, diagonal)
+    if panels is None:
         raise PruneError(
             f"the Hessian is not positive definite at dampening {dampening:g}. More calibration "
             f"samples help, or prune.dampening ≥ {max(DAMPENING, 10 * dampening):g}.",
             "numeric",
         )
-    scale = factor.diagonal().clone()
-    return _Hessian(factor.div_(scale).to(gram.dtype), (scale * live).to(gram.dtype))
+    factor, scale = torch.empty_like(gram), torch.empty_like(diagonal)
+    while panels:  # each is let go of as its floats are made
+        columns = panels.pop()
+        stop, width = columns.shape
+        cut = slice(stop - width, stop)
+        scale[cut] = columns[cut].diagonal()
+        factor[:stop, cut] = columns.div_(scale[cut])
+        del columns
+    return _Hessian(factor, (scale * live).to(gram.dtype))
 
 
-def _factorise_in_place(matrix: Float[Tensor, "in in"]) -> bool:
-    """Turns H into R with H = R Rᵀ above and on the diagonal; False if H is not positive definite.
+def _factor(
+    gram: Float[Tensor, "in in"], diagonal: Float64[Tensor, " in"]
+) -> list[Float64[Tensor, "above panel"]] | None:
+    """Returns R with H = R Rᵀ, H a Gram matrix of another diagonal; None if it is not definite.
 
-    Block by block from the last columns to the first, in panels of several blocks, whose products
-    are the larger and so the faster. What lies below the diagonal is not R's.
+    In doubles, because this is where precision is lost: with a factor of floats the weights come
+    out a hundred times less exact. All in doubles would take a third more time.
+
+    R is made block by block from the last columns to the first, in panels of several blocks, whose
+    products are the larger and so the faster. A panel ends with the rows of its last block, since R
+    is zero below, so that all of them hold half a matrix; the last columns come first. What lies
+    below the diagonal is not R's.
     """
-    identity = torch.eye(BLOCK, dtype=matrix.dtype, device=matrix.device)
-    for stop in range(len(matrix), 0, -_PANEL * BLOCK):
+    identity = torch.eye(BLOCK, dtype=diagonal.dtype, device=gram.device)
+    panels: list[Tensor] = []
+    for stop in range(len(gram), 0, -_PANEL * BLOCK):
         begin = max(stop - _PANEL * BLOCK, 0)
-        panel = matrix[:stop, begin:stop]
-        panel.addmm_(matrix[:stop, stop:], matrix[begin:stop, stop:].T, alpha=-1)
+        panel = gram.new_empty(stop, stop - begin, dtype=diagonal.dtype)
+        panel.copy_(gram[:stop, begin:stop])
+        panel[begin:].diagonal().copy_(diagonal[begin:stop])
+        for later in panels:
+            panel.addmm_(later[:stop], later[begin:stop].T, alpha=-1)
         for last in range(stop, begin, -BLOCK):
             first = max(last - BLOCK, begin)
-            columns = matrix[:last, first:last]
-            columns.addmm_(matrix[:last, last:stop], matrix[first:last, last:stop].T, alpha=-1)
+            columns = panel[:last, first - begin : last - begin]
+            done = panel[:last, last - begin :]
+            columns.addmm_(done, done[first:].T, alpha=-1)
             # The lower factor of a flipped matrix, flipped, is its upper one.
             flipped, failed = torch.linalg.cholesky_ex(columns[first:].flip(0, 1))
             if failed:
-                return False
+                return None
             own = flipped.flip(0, 1)
             unit = identity[: last - first, : last - first]
             inverse = torch.linalg.solve_triangular(own, unit, upper=True)
             columns[first:] = own
             columns[:first] = columns[:first] @ inverse.T
-    return True
+        panels.append(panel)
+    return panels
 
 
 def _cuts(start: int, end: int, width: int) -> Iterator[tuple[int, int]]:

@@ -77,10 +77,15 @@ class Checkpoints:
     Args:
         trial: the trial's key.
         mask_hash: of the keep masks that the repair began with.
+        earlier: keys that the trial had with another number of workers or micro-batch; their
+            checkpoints are gone on from as well.
     """
 
-    def __init__(self, stages: StageStore, trial: str, *, mask_hash: str) -> None:
+    def __init__(
+        self, stages: StageStore, trial: str, *, mask_hash: str, earlier: Sequence[str] = ()
+    ) -> None:
         self._stages, self._trial, self._mask_hash = stages, trial, mask_hash
+        self._trials = (trial, *earlier)
 
     def note_config(self, config: Mapping[str, Any]) -> None:
         """Leaves what DeepSpeed was told, for a user to read."""
@@ -106,18 +111,21 @@ class Checkpoints:
             "training.safetensors": safetensors.torch.save(dict(moment.tensors)),
             "training.json": json.dumps(header).encode(),
         }
-        self._stages.put(_STAGE, self._key(checkpoint.step), files)
-        for old in self._steps()[:-KEPT]:
-            self._stages.remove(_STAGE, self._key(old))
+        self._stages.put(_STAGE, _key(self._trial, checkpoint.step), files)
+        for old in _steps(self._stages, self._trial)[:-KEPT]:
+            self._stages.remove(_STAGE, _key(self._trial, old))
 
     def newest(self, recipe: str) -> Checkpoint | None:
         """Returns the newest sound checkpoint of this mask and recipe; names those it refuses."""
         return agree(self._newest(recipe) if rank_and_world_size()[0] == 0 else None)
 
     def _newest(self, recipe: str) -> Checkpoint | None:
-        for step in reversed(self._steps()):
+        found = [(step, key) for key in self._trials for step in _steps(self._stages, key)]
+        # Of equals the trial's own comes first.
+        for step, trial in sorted(found, key=lambda one: one[0], reverse=True):
+            key = _key(trial, step)
             try:
-                checkpoint = self._read(step, recipe)
+                checkpoint = self._read(key, recipe)
             except _Refused as reason:
                 log.warning(
                     "trial %s: the repair checkpoint of step %d is refused: %s",
@@ -126,13 +134,13 @@ class Checkpoints:
                     reason,
                 )
                 # It is of no use to this trial, and would keep a sound one from its place.
-                self._stages.remove(_STAGE, self._key(step))
+                self._stages.remove(_STAGE, key)
             else:
                 return checkpoint
         return None
 
-    def _read(self, step: int, recipe: str) -> Checkpoint:
-        files = self._stages.get(_STAGE, self._key(step))
+    def _read(self, key: str, recipe: str) -> Checkpoint:
+        files = self._stages.get(_STAGE, key)
         if files is None:
             raise _Refused("it is truncated or damaged")
         try:
@@ -156,24 +164,23 @@ class Checkpoints:
         except (ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
             raise _Refused("it is truncated or damaged") from error
 
-    def _steps(self) -> list[int]:
-        return [
-            int(key.removeprefix(f"{self._trial}-")) for key in _keys(self._stages, self._trial)
-        ]
 
-    def _key(self, step: int) -> str:
-        return f"{self._trial}-{step:08d}"
-
-
-def remove_checkpoints(stages: StageStore, trial: str) -> None:
-    """Removes a trial's checkpoints: its outcome is stored, so nobody goes on from them."""
+def remove_checkpoints(stages: StageStore, *trials: str) -> None:
+    """Removes the checkpoints under a trial's keys: its outcome is stored, nobody needs them."""
     if rank_and_world_size()[0] == 0:
-        for key in _keys(stages, trial):
-            stages.remove(_STAGE, key)
+        for trial in trials:
+            for step in _steps(stages, trial):
+                stages.remove(_STAGE, _key(trial, step))
 
 
-def _keys(stages: StageStore, trial: str) -> list[str]:
-    return [key for key in stages.keys(_STAGE) if key.startswith(f"{trial}-")]  # sorted by step
+def _steps(stages: StageStore, trial: str) -> list[int]:
+    """After which steps a trial left, or began to leave, a checkpoint; sorted."""
+    mark = f"{trial}-"
+    return [int(key.removeprefix(mark)) for key in stages.keys(_STAGE) if key.startswith(mark)]
+
+
+def _key(trial: str, step: int) -> str:
+    return f"{trial}-{step:08d}"
 
 
 class _Refused(Exception):

@@ -49,6 +49,7 @@ def train(
     seed: int,
     checkpoints: Checkpoints | None = None,
     at_step: Callable[[RepairStep], None] | None = None,
+    keep: Callable[[Callable[[], Batch]], Batch] | None = None,
 ) -> Iterator[RepairStep]:
     """Trains the adapters for `repair.steps` steps and yields each one when it is done.
 
@@ -63,6 +64,8 @@ def train(
             and whence to go on; the steps before it are yielded as they were. None keeps none.
         at_step: is called after each step that is taken, before its checkpoint; may look at the
             model as it is then, on every worker.
+        keep: returns the questions as tensors, by the function that it is given or from an earlier
+            repair of the same steps over the same examples.
 
     Raises:
         RepairError: the loss or its gradient is not finite or has run away (failure "numeric"),
@@ -79,13 +82,15 @@ def train(
     # No dropout: it is the pruned model that is repaired, not a thinner one.
     vlm.model.train(False)
     adapters.train()  # but the dropout that a method has is meant
-    data = _Data(vlm, examples, task, teacher, repair, seed)
+    data = _Data(vlm, examples, task, teacher, repair, seed, keep)
     recipe = recipe_hash(repair, vlm.name, examples, seed)
     last = None if checkpoints is None else checkpoints.newest(recipe)
     curve = [] if last is None else list(last.curve)
     yield from curve
     with recomputed(vlm, wanted=repair.gradient_checkpointing):
-        size = last.micro_batch if last else repair.micro_batch or _what_fits(vlm, adapters, data)
+        sizes = [size for size in (last and last.micro_batch, repair.micro_batch) if size]
+        # The smaller one: memory may have run out before the checkpoint, or after it.
+        size = min(sizes) if sizes else _what_fits(vlm, adapters, data)
         engine = _open(vlm, adapters, repair, size, None if last is None else last.moment)
         if checkpoints is not None:
             checkpoints.note_config(engine.config)
@@ -192,6 +197,7 @@ class _Data:
         teacher: AnyTeacher | None,
         repair: Repair,
         seed: int,
+        keep: Callable[[Callable[[], Batch]], Batch] | None = None,
     ) -> None:
         self._examples, self._teacher, self._repair = examples, teacher, repair
         self.rank, self.world_size = rank_and_world_size()
@@ -203,13 +209,17 @@ class _Data:
             {index for batch in self._batches for index in share(batch, self.rank, self.world_size)}
         )
         self._row = {index: number for number, index in enumerate(used)}
+
+        def encode() -> Batch:
+            return vlm.encode(
+                [examples[index] for index in used],
+                task.image,
+                answers=True,
+                blank=task.blank_image() if repair.objective == "text" else None,
+            )
+
         # Reading, resizing and tokenising once is far cheaper than in every step.
-        self._encoded = vlm.encode(
-            [examples[index] for index in used],
-            task.image,
-            answers=True,
-            blank=task.blank_image() if repair.objective == "text" else None,
-        )
+        self._encoded = encode() if keep is None else keep(encode)
 
     @property
     def device(self) -> torch.device:

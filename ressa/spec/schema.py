@@ -43,6 +43,7 @@ from ressa.spec.space import (
 from ressa.spec.yaml import write
 
 Part = Literal["vision", "connector", "language"]
+Retriable = Literal["node", "preempted", "oom"]
 Activations = Literal["dense", "tower", "sequential"]
 Sampler = Literal["grid", "random", "qmc", "tpe", "gp", "nsga2"]
 RepairMethod = Literal["sparselora", "lora", "masked_finetune", "spp", "straight_through", "none"]
@@ -509,6 +510,32 @@ class Resources(SpecModel):
     cpus_per_worker: int = Field(default=1, ge=1, description="CPU cores of a worker, ≥ 1.")
 
 
+class Retry(SpecModel):
+    """Which attempts of a trial are made again by themselves; errors of the code or NaN never."""
+
+    attempts: int = Field(default=3, ge=1, description="Tries of a trial in all, ≥ 1.")
+    on: Annotated[tuple[Retriable, ...], BeforeValidator(as_tuple)] = Field(
+        default=("node", "preempted", "oom"),
+        description="After what: node (its process or machine went away), preempted (it was told "
+        "to end), oom (out of memory; in repair the next try has half the micro-batch).",
+    )
+
+
+class Limits(SpecModel):
+    """When a sweep or a trial is given up."""
+
+    failed_trials: int | None = Field(
+        default=None,
+        ge=1,
+        description="The sweep ends when so many trials have failed for good, ≥ 1; null: never.",
+    )
+    trial_hours: Number | None = Field(
+        default=None,
+        gt=0,
+        description="An attempt that takes longer is ended as failed, > 0 hours; null: never.",
+    )
+
+
 class SweepSpec(SpecModel):
     """One sweep: one question, one file."""
 
@@ -567,6 +594,8 @@ class SweepSpec(SpecModel):
         description="Unpruned models that are scored too, as they are and repaired alike.",
     )
     resources: Resources = Field(default=Resources(), description="What one trial takes.")
+    retry: Retry = Field(default=Retry(), description="Which attempts are made again.")
+    limits: Limits = Field(default=Limits(), description="When a sweep or a trial is given up.")
     store: str = Field(
         default="results",
         min_length=1,
@@ -618,7 +647,9 @@ class SweepSpec(SpecModel):
                 "name": True,
                 "store": True,
                 "search": {"trials", "parallel", "window"},
-                "resources": {"gpus_per_worker", "cpus_per_worker"},
+                "resources": True,
+                "retry": True,
+                "limits": True,
             }
         )
         text = json.dumps(_canonical(content), sort_keys=True, separators=(",", ":"))

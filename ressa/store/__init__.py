@@ -5,17 +5,18 @@ that trials share. This package is the only home of pyarrow, obstore and duckdb;
 pandas are imported when rows are first read or written.
 """
 
-from ressa.store.lease import Holder, Lease, acquire, holder
+from ressa.store.lease import Holder, Lease, Wish, acquire, ask, holder
 from ressa.store.query import query
 from ressa.store.schema import SCHEMA_VERSION, TABLES, Column, Table
 from ressa.store.stages import StageFiles, StageStore, StoredStage
-from ressa.store.status import SweepStatus
+from ressa.store.status import Ended, SweepStatus
 from ressa.store.store import Store, SweepStore, open_store
 
 __all__ = [
     "SCHEMA_VERSION",
     "TABLES",
     "Column",
+    "Ended",
     "Holder",
     "Lease",
     "StageFiles",
@@ -25,7 +26,9 @@ __all__ = [
     "SweepStatus",
     "SweepStore",
     "Table",
+    "Wish",
     "acquire",
+    "ask",
     "holder",
     "open_store",
     "query",

@@ -28,6 +28,9 @@ log = logging.getLogger(__name__)
 BEAT_SECONDS = 5.0
 PATIENCE_SECONDS = 30.0
 
+Wish = Literal["stop", "cancel"]
+"""What a driver can be asked from elsewhere: to start nothing new, or to end its trials too."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Holder:
@@ -38,6 +41,8 @@ class Holder:
     pid: int
     since: datetime
     state: Literal["live", "dead", "released", "unknown"]
+    heard: Wish | None = None
+    """What the driver was asked and has seen."""
 
 
 class Lease:
@@ -48,12 +53,21 @@ class Lease:
         self._sweep, self._beat_seconds = sweep, beat_seconds
         self._stop = threading.Event()
         self._lost = threading.Event()
+        self._seen = time.monotonic()
+        self.asked: Wish | None = None
+        """What somebody asked of this driver, seen within two beats."""
         self._thread = threading.Thread(target=self._beat, name="ressa-lease", daemon=True)
         self._thread.start()
 
     @property
     def lost(self) -> bool:
-        """Whether another driver took the sweep over, seen within two beats."""
+        """Whether another driver took the sweep over, seen within two beats.
+
+        A driver that stood still for long looks before it says no.
+        """
+        if time.monotonic() - self._seen > 3 * self._beat_seconds:
+            with contextlib.suppress(StoreError):
+                self._look()
         return self._lost.is_set()
 
     def release(self) -> None:
@@ -75,11 +89,19 @@ class Lease:
         while not self._stop.wait(self._beat_seconds):
             count += 1
             try:
-                self._write({"beats": count})
-                if _epochs(self._sweep)[-1:] != [self.epoch]:
-                    self._lost.set()
+                self._look()
+                self._write({"beats": count, "heard": self.asked})
             except StoreError as error:  # a moment's network trouble must not end a sweep
                 log.warning("lease of %s: %s", self._sweep.name, error)
+
+    def _look(self) -> None:
+        names = self._sweep.store.objects.names(f"{self._sweep.prefix}/lease")
+        if _epochs_of(names)[-1:] != [self.epoch]:
+            self._lost.set()
+        for wish in ("stop", "cancel"):
+            if f"{self.epoch:06d}.{wish}" in names:
+                self.asked = wish
+        self._seen = time.monotonic()
 
     def _write(self, beat: dict[str, Any]) -> None:
         path = f"{self._sweep.prefix}/lease/{self.epoch:06d}.beat"
@@ -142,15 +164,33 @@ def holder(sweep: SweepStore) -> Holder | None:
         state = "released"
     elif claim.get("machine") == _machine():
         alive = _process_started(pid) == claim.get("process_started")
-        state = "live" if alive else "dead"
+        # One that stands still may be continued: it is watched like one on another machine.
+        state = ("unknown" if _is_stopped(pid) else "live") if alive else "dead"
     since = datetime.now(UTC)
     with contextlib.suppress(KeyError, ValueError):
         since = datetime.fromisoformat(claim["since"])
-    return Holder(epoch=epoch, host=str(claim.get("host", "?")), pid=pid, since=since, state=state)
+    return Holder(
+        epoch=epoch,
+        host=str(claim.get("host", "?")),
+        pid=pid,
+        since=since,
+        state=state,
+        heard=beat.get("heard"),
+    )
+
+
+def ask(sweep: SweepStore, wish: Wish, epoch: int) -> None:
+    """Asks a sweep's driver, wherever it is, to stop or cancel; it looks at every beat."""
+    by = {"host": socket.gethostname(), "pid": os.getpid()}
+    path = f"{sweep.prefix}/lease/{epoch:06d}.{wish}"
+    sweep.store.objects.put(path, json.dumps(by).encode())
 
 
 def _epochs(sweep: SweepStore) -> list[int]:
-    names = sweep.store.objects.names(f"{sweep.prefix}/lease")
+    return _epochs_of(sweep.store.objects.names(f"{sweep.prefix}/lease"))
+
+
+def _epochs_of(names: list[str]) -> list[int]:
     stems = [name.removesuffix(".json") for name in names if name.endswith(".json")]
     return sorted(int(stem) for stem in stems if stem.isdecimal())
 
@@ -190,6 +230,15 @@ def _machine() -> str:
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
         parts.append(os.readlink("/proc/self/ns/pid"))
     return " ".join(parts)
+
+
+def _is_stopped(pid: int) -> bool:
+    """Whether a process of this machine stands still, by SIGSTOP or under a debugger."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    except (OSError, IndexError):
+        return False
+    return fields[0] in "Tt"
 
 
 def _process_started(pid: int) -> str | None:

@@ -236,6 +236,12 @@ PROPOSALS = Table(
         Column("sampler", "text", "grid, random, qmc, tpe, gp or nsga2"),
         Column("system_attrs", "json", "the sampler's own notes"),
         Column("reason", "text", "why this attempt: null for the first, else what went wrong"),
+        Column(
+            "tries", "integer", "how many tries `retry` counts with this one; a redo begins at 1"
+        ),
+        Column(
+            "micro_batch", "integer", "of repair, where an attempt ran out of memory", "questions"
+        ),
     ),
 )
 
@@ -259,7 +265,12 @@ EVENTS = Table(
     key=("trial", "attempt", "epoch", "kind", "detail"),
     of_attempts=False,
     own_columns=(
-        Column("kind", "text", "started, resumed, grown, interrupted, finished, trial_started"),
+        Column(
+            "kind",
+            "text",
+            "started, resumed, grown, trial_started; at its end finished, interrupted, stopped, "
+            "cancelled or hopeless",
+        ),
         Column("detail", "json", "field → value"),
     ),
 )

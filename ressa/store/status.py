@@ -4,7 +4,7 @@ import json
 from collections import Counter
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from ressa.store.lease import Holder, holder
 from ressa.store.store import SweepStore
@@ -12,8 +12,12 @@ from ressa.store.store import SweepStore
 if TYPE_CHECKING:
     import pyarrow
 
+Ended = Literal["finished", "interrupted", "stopped", "cancelled", "hopeless"]
+"""How a driver ended, as its last event says; `hopeless`: too many trials failed."""
+
 _NOT_RUN = ("queued", "running", "reused")
-_LIFE = ("started", "resumed", "grown", "interrupted", "finished")
+_ENDS = get_args(Ended)
+_LIFE = ("started", "resumed", "grown", *_ENDS)
 _ATTEMPT = ["trial", "attempt"]
 _READ = ["trial", "role", "state", "metric", "score", "committed"]
 
@@ -23,8 +27,8 @@ class SweepStatus:
     """What `ressa ls` and `ressa status` say of one sweep."""
 
     name: str
-    state: Literal["new", "running", "unknown", "interrupted", "finished"]
-    """`unknown`: its driver is on another machine and was not watched."""
+    state: Literal["new", "running", "unknown"] | Ended
+    """`unknown`: its driver is on another machine, or stands still, and was not watched."""
     planned: int | None
     """Trials that the newest driver announced, baselines included: `planned` of its event."""
     counts: dict[str, int] = field(default_factory=dict)
@@ -90,14 +94,15 @@ def _attempts(table: "pyarrow.Table") -> set[tuple[str, int]]:
 
 def _state(
     life: list[dict[str, Any]], current: Holder | None
-) -> Literal["new", "running", "unknown", "interrupted", "finished"]:
+) -> Literal["new", "running", "unknown"] | Ended:
     if current is not None and current.state == "live":
         return "running"
-    if life and life[-1]["kind"] == "finished":
-        return "finished"
+    ended: Ended | None = life[-1]["kind"] if life and life[-1]["kind"] in _ENDS else None
+    if ended == "finished":
+        return ended
     if current is not None and current.state == "unknown":
         return "unknown"
-    return "interrupted" if life or current is not None else "new"
+    return ended or ("interrupted" if life or current is not None else "new")
 
 
 def _planned(life: list[dict[str, Any]]) -> int | None:

@@ -1,7 +1,7 @@
 """What people see while a sweep runs: a live board on a terminal, plain lines elsewhere."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -15,9 +15,10 @@ from rich.text import Text
 from ressa.records import Progress
 from ressa.sparsity import TOWERS, Target
 from ressa.spec import SweepSpec
-from ressa.sweep.ledger import Attempt
+from ressa.sweep.ledger import Again, Attempt
 
 _REFRESHES_PER_SECOND = 2
+_LISTED = 20
 
 
 class Board:
@@ -59,16 +60,26 @@ class Board:
         if self._live:
             self._live.stop()
 
-    def planned(self, trials: int, finished: Mapping[str, Mapping[str, Any]]) -> None:
-        """Is told how many trials there are to be, and which are there already."""
+    def planned(
+        self,
+        trials: int,
+        finished: Mapping[str, Mapping[str, Any]],
+        first: Sequence[Again] = (),
+    ) -> None:
+        """Is told how many trials there are to be, which are there, and which run again first."""
         ran = {trial: row for trial, row in finished.items() if row["state"] != "reused"}
         self._planned, self._finished = trials, ran
         already = f", {len(ran)} finished before" if ran else ""
         noun = "trial" if trials == 1 else "trials"
         self._say(f"[bold]{self._spec.name}[/bold]  {trials} {noun}{already}")
+        for again in first[:_LISTED]:
+            self._say(f"{again.trial:14}  {escape(again.reason or 'proposed, not started yet')}")
+        if len(first) > _LISTED:
+            self._say(f"… and {len(first) - _LISTED} more to run before anything new")
 
     def began(self, attempt: Attempt) -> None:
         """Is told that an attempt started."""
+        self._finished.pop(attempt.trial, None)  # of a trial that failed and is tried again
         self._running[attempt.trial] = (attempt, Progress(stage="start"), time.monotonic())
         if attempt.reason:
             self._say(
@@ -146,6 +157,8 @@ def _shown(target: Target) -> str:
 def _result(row: Mapping[str, Any]) -> str:
     if row["state"] == "stopped":
         return f"stopped at step {row['stopped_step']}, pruned {_percent(row['score_pruned'])}"
+    if row["state"] == "cancelled":
+        return "[yellow]cancelled[/yellow]"
     if row["state"] != "succeeded":
         return f"[red]{row['state']}[/red] at {row['failure_stage']}: {escape(str(row['error']))}"
     if row.get("score_repaired") is None:

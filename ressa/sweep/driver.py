@@ -10,21 +10,33 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ressa.errors import ConflictError, SpecError
+from ressa.errors import ConflictError, SpecError, TooManyFailures
 from ressa.spec import SweepSpec, load_spec, spec_from_yaml
-from ressa.store import Store, SweepStore, acquire, open_store
+from ressa.store import Ended, Lease, Store, SweepStore, acquire, open_store
 from ressa.sweep.local_ray import local_ray, prepare
 from ressa.sweep.plan import SweepPlan, make_plan
 
 if TYPE_CHECKING:
     import pandas
 
-GROWING = ("search.trials", "search.parallel")
+    from ressa.sweep.ledger import Ledger, Redo
+
+GROWING = (
+    "search.trials",
+    "search.parallel",
+    "resources.workers",
+    "resources.cpus_per_worker",
+    "resources.gpus_per_worker",
+    "retry.attempts",
+    "retry.on",
+    "limits.failed_trials",
+    "limits.trial_hours",
+)
 """Fields in which a stored sweep may differ from the file that asks for more of it."""
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C or SIGTERM: running trials were ended, and the sweep can go on later."""
+    """The user ended the sweep, which can go on later: Ctrl-C, SIGTERM, or asked from elsewhere."""
 
 
 def run(
@@ -65,6 +77,7 @@ def start(spec: SweepSpec, watcher: Any, *, fresh: bool = False) -> SweepStore:
         SpecError: a trial cannot fit on this machine, or the data are not what the spec says.
         StoreError: the store cannot be written to.
         ClusterError: Ray did not start.
+        TooManyFailures: `limits.failed_trials` trials have failed.
         Interrupted: the user stopped it.
     """
     check_fits(spec)
@@ -78,25 +91,34 @@ def start(spec: SweepSpec, watcher: Any, *, fresh: bool = False) -> SweepStore:
         grown = growth(stored_spec(sweep), plan.spec)
     else:
         sweep = store.create_sweep(spec.name, spec.to_yaml())
-    _drive(plan, store, sweep, watcher, data=data, grown=grown, redo_failed=False, fresh=fresh)
+    _drive(plan, store, sweep, watcher, data=data, grown=grown, redo=None, fresh=fresh)
     return sweep
 
 
-def resume(store: Store, name: str, watcher: Any, *, redo_failed: bool = False) -> SweepStore:
+def resume(store: Store, name: str, watcher: Any, *, redo: "Redo | None" = None) -> SweepStore:
     """Goes on with a stored sweep; finished trials are not run again.
 
     Args:
-        redo_failed: also tries the trials again that failed or were lost.
+        redo: trials that failed or were lost to be tried again as well.
 
     Raises:
-        NotFoundError: there is no such sweep. Otherwise as `start`.
+        NotFoundError: there is no such sweep or trial. Otherwise as `start`.
     """
     sweep = store.sweep(name)
     spec = current_spec(sweep)
     check_fits(spec)
     plan = make_plan(spec)
-    _drive(plan, store, sweep, watcher, data=plan.data, grown={}, redo_failed=redo_failed)
+    _drive(plan, store, sweep, watcher, data=plan.data, grown={}, redo=redo)
     return sweep
+
+
+def foretell(store: Store, name: str, watcher: Any, *, redo: "Redo | None" = None) -> None:
+    """Tells the watcher what `resume` would do, and does nothing."""
+    from ressa.sweep.ledger import Ledger
+
+    sweep = store.sweep(name)
+    ledger = Ledger(sweep, make_plan(current_spec(sweep)), epoch=0, redo=redo)
+    watcher.planned(ledger.planned, dict(ledger.results), tuple(ledger.left_over))
 
 
 def _drive(
@@ -107,38 +129,69 @@ def _drive(
     *,
     data: list[dict[str, Any]],
     grown: dict[str, Any],
-    redo_failed: bool,
+    redo: "Redo | None",
     fresh: bool = False,
 ) -> None:
     prepare()
     from ressa.sweep.ledger import Ledger
-    from ressa.sweep.tuner import run_trials
+    from ressa.sweep.tuner import Cancelled, run_trials
 
     lease = acquire(sweep)
     try:
-        ledger = Ledger(sweep, plan, epoch=lease.epoch, redo_failed=redo_failed)
+        ledger = Ledger(sweep, plan, epoch=lease.epoch, redo=redo)
+        watcher.planned(ledger.planned, dict(ledger.results), tuple(ledger.left_over))
         if ledger.is_complete:
-            watcher.planned(ledger.planned, dict(ledger.results))
             return
+        if ledger.is_hopeless:
+            raise _too_many_failures(ledger, sweep, plan.spec)
         before = "resumed" if len(sweep.events()) else "started"
         sweep.event(before, {"planned": ledger.planned}, epoch=lease.epoch)
         if grown:
             sweep.event("grown", grown, epoch=lease.epoch)
         sweep.commit("data", data, epoch=lease.epoch)
-        ended = "interrupted"
+        ended: Ended = "interrupted"
         try:
             resources = plan.spec.resources
             with (
                 _stopped_by_signals() as listen,
-                local_ray(cpus=available_cpus(), threads=resources.cpus_per_worker) as folder,
+                local_ray(cpus=available_cpus(), threads=resources.cpus_per_worker) as session,
             ):
                 listen()
-                run_trials(plan, store, ledger, lease, watcher, folder=folder, fresh=fresh)
-            ended = "finished"
+                run_trials(plan, store, ledger, lease, watcher, session, fresh=fresh)
+            ended = _ending(ledger, lease)
+            if ended == "stopped":
+                raise Interrupted("stopped, as `ressa stop` asked")
+            if ended == "hopeless":
+                raise _too_many_failures(ledger, sweep, plan.spec)
+        except Cancelled:
+            ended = "cancelled"
+            raise Interrupted("cancelled, as `ressa cancel` asked") from None
         finally:
             sweep.event(ended, epoch=lease.epoch)
     finally:
         lease.release()
+
+
+def _ending(ledger: "Ledger", lease: Lease) -> Ended:
+    """Why no more trials were started."""
+    if ledger.is_complete:
+        return "finished"
+    if ledger.is_hopeless:
+        return "hopeless"
+    return "stopped" if lease.asked else "finished"  # an exhausted space has fewer than planned
+
+
+def _too_many_failures(ledger: "Ledger", sweep: SweepStore, spec: SweepSpec) -> TooManyFailures:
+    """What a hopeless sweep ends with: how it stands, what the last failure was, what to do."""
+    last = ledger.results[ledger.failed[-1]]
+    return TooManyFailures(
+        f"{len(ledger.failed)} trials have failed, and limits.failed_trials is "
+        f"{spec.limits.failed_trials}: the sweep ends with {len(ledger.results)} of "
+        f"{ledger.planned} trials. {ledger.failed[-1]} {last['state']} at {last['failure_stage']} "
+        f"({last['failure_class']}): {last['error']}\n`ressa status {sweep.name}` lists them; when "
+        f"the cause is gone, `ressa resume {sweep.name} --failed` redoes them, and a larger limit "
+        "in the sweep file lets `ressa run` go on."
+    )
 
 
 def stored_spec(sweep: SweepStore) -> SweepSpec:
@@ -198,8 +251,11 @@ def _value(spec: SweepSpec, field: str) -> Any:
 
 
 def _grow(spec: SweepSpec, detail: dict[str, Any]) -> SweepSpec:
-    search = {field.split(".")[1]: value for field, value in detail.items()}
-    return spec.model_copy(update={"search": spec.search.model_copy(update=search)})
+    content = spec.model_dump()
+    for field, value in detail.items():
+        section, name = field.split(".")
+        content[section][name] = value
+    return SweepSpec.model_validate(content)
 
 
 def _differences(stored: SweepSpec, asked: SweepSpec) -> str:

@@ -4,14 +4,52 @@ One worker runs in the trial's own process. Several are actors on the bundles of
 placement group, joined in one torch.distributed group whose rank 0 decides.
 """
 
-from collections.abc import Generator
+import signal
+import threading
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
+from ressa.errors import RessaError, TrialError
 from ressa.records import Outcome, Progress, TrialSpec
 from ressa.spec import Resources
 
 if TYPE_CHECKING:
     from ressa.kept import Kept
+
+_GLANCE_SECONDS = 1.0
+"""How often a trial that waits for its workers looks whether one of them has failed."""
+_GRACE_SECONDS = 3.0
+"""How long the others are waited for when one worker failed: the cause may be another's."""
+
+
+class _ToldToEnd(BaseException):
+    """SIGTERM: the machine is wanted back. No `Exception`, so that nothing on the way keeps it."""
+
+
+def _listen() -> None:
+    """Makes SIGTERM break off what this process does, once; the next one ends the process."""
+    if threading.current_thread() is not threading.main_thread():
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    if getattr(before, "__name__", "") == "_end":
+        return
+
+    def _end(number: int, frame: Any) -> None:
+        signal.signal(signal.SIGTERM, before)
+        raise _ToldToEnd
+
+    signal.signal(signal.SIGTERM, _end)
+
+
+@contextmanager
+def _preemptible() -> Iterator[None]:
+    """Turns a SIGTERM meanwhile into the failure that it is."""
+    _listen()
+    try:
+        yield
+    except _ToldToEnd:
+        raise TrialError("the trial's process was told to end (SIGTERM)", "preempted") from None
 
 
 class Worker:
@@ -38,8 +76,8 @@ class Worker:
 
         workers.join(rank, world_size, address, port)
 
-    def begin(self, trial: TrialSpec) -> None:
-        """Starts a trial."""
+    def begin(self, trial: TrialSpec, earlier: Sequence[str]) -> None:
+        """Starts a trial, which may go on from repair checkpoints of its earlier keys."""
         from ressa import workers
         from ressa.kept import Kept
         from ressa.sweep.claims import RayClaims
@@ -51,14 +89,26 @@ class Worker:
         workers.set_threads(self._resources.cpus_per_worker)
         self._kept = self._kept or Kept()
         self._steps = self._follow(
-            run(trial, self._store, claims=RayClaims(), kept=self._kept, fresh=self._fresh)
+            run(
+                trial,
+                self._store,
+                earlier=earlier,
+                claims=RayClaims(),
+                kept=self._kept,
+                fresh=self._fresh,
+            )
         )
 
     def advance(self) -> Progress | Outcome:
-        """Runs until the trial reports progress, or to its end."""
+        """Runs until the trial reports progress, or to its end.
+
+        Raises:
+            TrialError: the trial failed; "preempted" if the process was told to end.
+        """
         assert self._steps is not None, "begin() comes first"
-        for progress in self._steps:
-            return progress
+        with _preemptible():
+            for progress in self._steps:
+                return progress
         assert self._outcome is not None
         return self._outcome
 
@@ -69,7 +119,7 @@ class Worker:
 class Gang(Protocol):
     """What the trainable needs of a trial's workers."""
 
-    def begin(self, trial: TrialSpec) -> None: ...
+    def begin(self, trial: TrialSpec, earlier: Sequence[str]) -> None: ...
     def advance(self) -> Progress | Outcome: ...
     def close(self) -> None: ...
 
@@ -80,9 +130,9 @@ class OwnProcess:
     def __init__(self, store: str, resources: Resources, fresh: bool) -> None:
         self._worker = Worker(store, resources, fresh)
 
-    def begin(self, trial: TrialSpec) -> None:
+    def begin(self, trial: TrialSpec, earlier: Sequence[str]) -> None:
         """Starts a trial."""
-        self._worker.begin(trial)
+        self._worker.begin(trial, earlier)
 
     def advance(self) -> Progress | Outcome:
         """Runs to the next report."""
@@ -117,16 +167,45 @@ class Actors:
         address, port = ray.get(self._actors[0].rendezvous.remote())
         self._all("join", lambda rank: (rank, resources.workers, address, port))
 
-    def _all(self, method: str, arguments: Any) -> list[Any]:
+    def _all(self, method: str, arguments: Callable[[int], tuple[Any, ...]]) -> list[Any]:
+        """Calls a method of every worker; raises what is to blame if one of them fails.
+
+        A worker that died or failed leaves the others waiting for it in an exchange, or failing
+        because it is gone: neither is waited for long, nor taken for the cause.
+        """
         calls = [
             getattr(actor, method).remote(*arguments(rank))
             for rank, actor in enumerate(self._actors)
         ]
+        done: list[Any] = []
+        with _preemptible():
+            while len(done) < len(calls):
+                done, _ = self._ray.wait(
+                    calls, num_returns=len(calls), timeout=_GLANCE_SECONDS, fetch_local=False
+                )
+                if any(self._error(call) for call in done):
+                    done, _ = self._ray.wait(
+                        calls, num_returns=len(calls), timeout=_GRACE_SECONDS, fetch_local=False
+                    )
+                    raise min(filter(None, map(self._error, done)), key=self._remoteness)
         return self._ray.get(calls)
 
-    def begin(self, trial: TrialSpec) -> None:
+    def _error(self, call: Any) -> Exception | None:
+        try:
+            self._ray.get(call)
+        except Exception as error:
+            return error
+        return None
+
+    def _remoteness(self, error: Exception) -> int:
+        """How far from the cause an error is: a death, a trial's failure, a lost connection."""
+        if isinstance(error, self._ray.exceptions.RayActorError):
+            return 0
+        return 1 if isinstance(getattr(error, "cause", error), RessaError) else 2
+
+    def begin(self, trial: TrialSpec, earlier: Sequence[str]) -> None:
         """Starts a trial on every worker."""
-        self._all("begin", lambda rank: (trial,))
+        self._all("begin", lambda rank: (trial, earlier))
 
     def advance(self) -> Progress | Outcome:
         """Runs every worker to the next report; rank 0's is returned."""

@@ -5,11 +5,13 @@ stored before its trial starts, so a driver killed at any time proposes the same
 """
 
 import json
+import math
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from ressa.errors import NotFoundError, SpecError, did_you_mean
 from ressa.records import Progress, TrialSpec
 from ressa.search import Proposer, Seen
 from ressa.search.halving import threshold
@@ -18,7 +20,10 @@ from ressa.sweep import rows
 from ressa.sweep.plan import SweepPlan
 
 BASELINES = ("dense", "dense-repaired")
-RETRIED = frozenset({"failed", "lost"})
+FAILED = frozenset({"failed", "lost"})
+"""States of trials that count as failed, and that a user may have redone."""
+CANCELLED = "cancelled"
+"""The state of a trial that a user ended: a resumed sweep runs it again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +38,8 @@ class Attempt:
     point: Mapping[str, Any]
     reason: str | None = None
     """Why this is not the first attempt."""
+    earlier: tuple[str, ...] = ()
+    """Other keys that earlier attempts had, whose repair checkpoints serve this one as well."""
 
     @property
     def role(self) -> str:
@@ -45,6 +52,28 @@ def trial_name(number: int) -> str:
     return f"t{number:03d}"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Again:
+    """A trial that runs before anything new is proposed."""
+
+    trial: str
+    tries: int
+    """How many tries this one makes, of those that `retry.attempts` allows."""
+    reason: str | None
+    """Why it runs again; None if it never ran."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Redo:
+    """Which of the trials that failed or were lost a user wants to have redone."""
+
+    all: bool = False
+    trials: frozenset[str] = frozenset()
+
+    def __contains__(self, trial: str) -> bool:
+        return self.all or trial in self.trials
+
+
 class Ledger:
     """Finished trials and stored proposals of one sweep, kept up to date by its driver.
 
@@ -52,11 +81,15 @@ class Ledger:
         sweep: the sweep's rows.
         plan: the resolved spec with its model's layers.
         epoch: of the driver's lease.
-        redo_failed: whether trials that failed or were lost get another attempt.
+        redo: which trials that failed or were lost get another attempt.
+
+    Raises:
+        NotFoundError: a trial to be redone does not exist.
+        SpecError: it did not fail.
     """
 
     def __init__(
-        self, sweep: SweepStore, plan: SweepPlan, *, epoch: int, redo_failed: bool = False
+        self, sweep: SweepStore, plan: SweepPlan, *, epoch: int, redo: Redo | None = None
     ) -> None:
         self._sweep, self._plan, self._epoch = sweep, plan, epoch
         self._proposer = Proposer(plan.spec, plan.key_of)
@@ -72,22 +105,28 @@ class Ledger:
         self._originals: dict[str, str] = {}
         """Repeats: points that came to the same trial as an earlier one → that one."""
         self._attempts: dict[str, int] = {}
+        self._tries: dict[str, int] = {}
+        self._micro_batches: dict[str, int] = {}
+        self._keys: dict[str, list[str]] = {}
         self._rungs: dict[int, dict[int, float]] = {}
         """Rung → number of the trial → how it stood there."""
         for row in sweep.read("rungs").to_pylist():
             self._rungs.setdefault(row["step"], {})[row["number"]] = row["value"]
         self._read_proposals()
         self._exhausted = False
-        self.left_over = deque(self._unfinished(redo_failed))
-        for again, _ in self.left_over:
-            # What is redone has no result until it ends, and neither have its repeats.
-            for trial in (again, *self._repeats_of(again)):
+        self.left_over = deque(self._unfinished(redo or Redo()))
+        for again in self.left_over:
+            for trial in (again.trial, *self._repeats_of(again.trial)):
                 self.results.pop(trial, None)
 
     def _read_proposals(self) -> None:
         for row in self._sweep.proposals().to_dict("records"):
             trial, attempt = row["trial"], int(row["attempt"])
-            self._attempts[trial] = max(attempt, self._attempts.get(trial, -1))
+            if attempt > self._attempts.get(trial, -1):
+                self._attempts[trial] = attempt
+                self._tries[trial] = _whole(row["tries"]) or 1
+                self._note_micro_batch(trial, _whole(row["micro_batch"]))
+            self._keys.setdefault(trial, []).append(row["key"])
             if trial not in BASELINES and int(row["number"]) == len(self._points):
                 self._add(json.loads(row["point"]), row["system_attrs"])
 
@@ -105,20 +144,81 @@ class Ledger:
     def _repeats_of(self, trial: str) -> list[str]:
         return [repeat for repeat, original in self._originals.items() if original == trial]
 
-    def _unfinished(self, redo_failed: bool) -> list[tuple[str, str | None]]:
+    def _note_micro_batch(self, trial: str, size: int | None) -> None:
+        if size is not None:
+            self._micro_batches[trial] = size
+
+    def _unfinished(self, redo: Redo) -> list[Again]:
         """Trials to run before anything new is proposed, and why they run again."""
-        left: list[tuple[str, str | None]] = []
         wanted = [*self._plan.baselines, *map(trial_name, range(len(self._points)))]
-        for trial in wanted:
+        for trial in sorted(redo.trials):
+            if trial not in wanted:
+                hint = did_you_mean(trial, wanted)
+                raise NotFoundError(f"sweep {self._sweep.name!r} has no trial {trial!r}.{hint}")
             if trial in self._originals:
-                continue
-            state = self.results[trial]["state"] if trial in self.results else None
-            if state is None:
-                tried = trial in self._attempts
-                left.append((trial, "the driver ended before the trial did" if tried else None))
-            elif redo_failed and state in RETRIED:
-                left.append((trial, f"redone: it was {state}"))
-        return left
+                raise SpecError(f"trial {trial} repeats {self._originals[trial]}: redo that one.")
+            if trial in self.results and self.results[trial]["state"] not in {*FAILED, CANCELLED}:
+                raise SpecError(
+                    f"trial {trial} {self.results[trial]['state']}: there is nothing to redo. "
+                    "Trials that failed, were lost or were cancelled can be."
+                )
+        own = [trial for trial in wanted if trial not in self._originals]
+        return [again for trial in own if (again := self._left(trial, redo)) is not None]
+
+    def _left(self, trial: str, redo: Redo) -> Again | None:
+        """Says why a trial is to run before anything new, or None if it is done with."""
+        row, tries = self.results.get(trial), self._tries.get(trial, 1)
+        if row is not None and row["state"] not in {*FAILED, CANCELLED}:
+            return None
+        if row is None or self._attempts[trial] > row["attempt"]:
+            tried = trial in self._attempts
+            reason = "the driver ended before the trial did" if tried else None
+            return Again(trial=trial, tries=tries, reason=reason)
+        if row["state"] == CANCELLED:
+            return Again(trial=trial, tries=tries, reason="it was cancelled")
+        if trial in redo:
+            self._note_micro_batch(trial, self._smaller(trial, row))
+            return Again(trial=trial, tries=1, reason=f"redone: it was {row['state']}")
+        return self._retry(trial, row)
+
+    def _retry(self, trial: str, row: Mapping[str, Any]) -> Again | None:
+        """Returns the next try of an attempt that did not succeed, if `retry` allows one."""
+        retry, tries = self._plan.spec.retry, self._tries[trial]
+        kind = row.get("failure_class")
+        if row["state"] not in FAILED or kind not in retry.on or tries >= retry.attempts:
+            return None
+        reason = f"{kind} at {row['failure_stage']}; try {tries + 1} of {retry.attempts}"
+        if kind == "oom" and row["failure_stage"] == "repair":
+            smaller = self._smaller(trial, row)
+            if smaller is None:
+                return None  # one question at a time is too much already
+            self._note_micro_batch(trial, smaller)
+            reason += f", with a micro-batch of {smaller}"
+        return Again(trial=trial, tries=tries + 1, reason=reason)
+
+    def _smaller(self, trial: str, row: Mapping[str, Any]) -> int | None:
+        """Half the micro-batch of a repair that ran out of memory; None if it did not, or is 1."""
+        if (row.get("failure_class"), row.get("failure_stage")) != ("oom", "repair"):
+            return None
+        spec = self._plan.spec
+        share = math.ceil(spec.repair.batch_size / spec.resources.workers)
+        size = _whole(row.get("micro_batch")) or self._micro_batches.get(trial) or share
+        return None if size <= 1 else -(-size // 2)
+
+    @property
+    def failed(self) -> list[str]:
+        """Trials that failed or were lost for good."""
+        return [
+            trial
+            for trial, row in self.results.items()
+            if row["state"] in FAILED and trial not in self._originals
+        ]
+
+    @property
+    def is_hopeless(self) -> bool:
+        """Whether as many trials have failed as `limits.failed_trials` allows."""
+        limit = self._plan.spec.limits.failed_trials
+        return limit is not None and len(self.failed) >= limit
 
     @property
     def planned(self) -> int:
@@ -159,10 +259,12 @@ class Ledger:
 
         Points that come to an earlier trial are written down on the way; they start nothing.
         """
-        for first in sorted(set(self._originals.values())):
-            self._settle(first)
+        if self.is_hopeless:
+            return "finished"
+        for trial in sorted(set(self._originals.values())):
+            self._settle(trial)
         if self.left_over:
-            return self._start(*self.left_over.popleft())
+            return self._start(self.left_over.popleft())
         while True:
             number, enough = len(self._points), self._executions >= self._plan.spec.search.trials
             if self._exhausted or (enough and not self._proposer.is_fixed):
@@ -176,11 +278,15 @@ class Ledger:
                 self._exhausted = True
                 return "finished"
             original = self._add(proposal.point, proposal.system_attrs)
-            trial, notes = trial_name(number), proposal.system_attrs
+            again = Again(
+                trial=trial_name(number),
+                tries=1,
+                reason=None if original is None else f"the same trial as {original}",
+            )
             names = [trial_name(n) for n in sorted(visible)]
             if original is None:
-                return self._start(trial, None, seen=names, notes=notes)
-            self._propose(trial, f"the same trial as {original}", seen=names, notes=notes)
+                return self._start(again, seen=names, notes=proposal.system_attrs)
+            self._propose(again, seen=names, notes=proposal.system_attrs)
             self._settle(original)
 
     def _is_known(self, point: Mapping[str, Any]) -> bool:
@@ -220,27 +326,38 @@ class Ledger:
             return Seen(point=point, values=None, failed=True, system_attrs=notes)
         return Seen(point=point, values=rows.objectives(row, self._plan), system_attrs=notes)
 
-    def _start(
-        self, trial: str, reason: str | None, *, seen: list[str] | None = None, notes: str = "{}"
-    ) -> Attempt:
-        attempt = self._propose(trial, reason, seen=seen, notes=notes)
-        self._sweep.event("trial_started", epoch=self._epoch, trial=trial, attempt=attempt.attempt)
+    def _start(self, again: Again, *, seen: list[str] | None = None, notes: str = "{}") -> Attempt:
+        attempt = self._propose(again, seen=seen, notes=notes)
+        self._sweep.event(
+            "trial_started", epoch=self._epoch, trial=attempt.trial, attempt=attempt.attempt
+        )
         return attempt
 
     def _attempt(self, trial: str, attempt: int, reason: str | None = None) -> Attempt:
+        """Makes an attempt of a trial, with the micro-batch that its earlier ones came to."""
         number = None if trial in BASELINES else int(trial[1:])
         point = {} if number is None else self._points[number]
         spec = self._plan.baseline(trial) if number is None else self._plan.trial(point)
+        size = self._micro_batches.get(trial)
+        if size is not None and spec.repair is not None:
+            smaller = spec.repair.model_copy(update={"micro_batch": size})
+            spec = replace(spec, repair=smaller)
+        keys = self._keys.get(trial, [])
         return Attempt(
-            trial=trial, attempt=attempt, spec=spec, number=number, point=point, reason=reason
+            trial=trial,
+            attempt=attempt,
+            spec=spec,
+            number=number,
+            point=point,
+            reason=reason,
+            earlier=tuple(key for key in dict.fromkeys(keys) if key != spec.key),
         )
 
-    def _propose(
-        self, trial: str, reason: str | None, *, seen: list[str] | None, notes: str
-    ) -> Attempt:
+    def _propose(self, again: Again, *, seen: list[str] | None, notes: str) -> Attempt:
         """Stores that a trial is to run, or that it repeats another one, before anything starts."""
-        attempt = self._attempt(trial, self._attempts.get(trial, -1) + 1, reason)
-        self._attempts[trial] = attempt.attempt
+        attempt = self._attempt(again.trial, self._attempts.get(again.trial, -1) + 1, again.reason)
+        self._attempts[again.trial], self._tries[again.trial] = attempt.attempt, again.tries
+        self._keys.setdefault(again.trial, []).append(attempt.spec.key)
         row = {
             "number": attempt.number,
             "key": attempt.spec.key,
@@ -248,7 +365,9 @@ class Ledger:
             "seen": seen,
             "sampler": None if attempt.number is None else self._plan.spec.search.sampler,
             "system_attrs": notes,
-            "reason": reason,
+            "reason": again.reason,
+            "tries": again.tries,
+            "micro_batch": self._micro_batches.get(again.trial),
         }
         self._commit("proposals", [row], attempt)
         return attempt
@@ -280,15 +399,32 @@ class Ledger:
         return ends
 
     def finish(self, attempt: Attempt, tables: Mapping[str, list[dict[str, Any]]]) -> None:
-        """Commits an attempt's rows; its `trials` row comes last and makes them count."""
+        """Commits an attempt's rows; its `trials` row comes last and makes them count.
+
+        An attempt that did not succeed may be followed by another one, as `retry` says.
+        """
         for table, made in tables.items():
             if table != "trials":
                 self._commit(table, made, attempt)
         self._commit("trials", tables["trials"], attempt)
-        self.results[attempt.trial] = tables["trials"][0]
-        self._settle(attempt.trial)
+        row = tables["trials"][0]
+        again = self._retry(attempt.trial, row)
+        if again is None:
+            self.results[attempt.trial] = row
+            if row["state"] != CANCELLED:
+                self._settle(attempt.trial)
+        else:
+            self.left_over.appendleft(again)
 
     def _commit(self, table: str, rows: list[dict[str, Any]], attempt: Attempt) -> None:
         self._sweep.commit(
             table, rows, epoch=self._epoch, trial=attempt.trial, attempt=attempt.attempt
         )
+
+
+def _whole(value: Any) -> int | None:
+    """A whole number of a table's row, or None: pandas has several ways to say that it is null."""
+    try:
+        return int(value)
+    except (TypeError, ValueError):
+        return None

@@ -9,10 +9,14 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ressa.errors import ClusterError
+from ressa.sweep.reaper import end_processes
 
+_STARTS = 3  # on a machine that others keep busy
 SESSION_VARIABLE = "RESSA_SESSION"
 """Set for every process of one session, so that the reaper finds them all and no others."""
 
@@ -23,6 +27,9 @@ _ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "RAY_AIR_NEW_OUTPUT": "0",
+    # Ray runs workers at niceness 15, where anything else on the machine starves them; a user who
+    # wants that says `nice ressa run`.
+    "RAY_worker_niceness": "0",
     # The store is the only truth: Tune's own state is written as seldom as it lets us.
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",
     "TOKENIZERS_PARALLELISM": "false",
@@ -41,30 +48,35 @@ def prepare() -> None:
         constants.ENABLE_RAY_CLUSTER = False  # type: ignore[attr-defined]
 
 
-@contextlib.contextmanager
-def local_ray(*, cpus: int, gpus: int | None = None, threads: int = 1) -> Iterator[Path]:
-    """Starts Ray for the length of a `with` block and yields its session folder.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Session:
+    """A running Ray of our own."""
 
-    A reaper process ends everything that is left when this process dies, even by SIGKILL.
+    folder: Path
+    """Where Ray and Tune keep their files; it goes when the session does."""
 
-    Raises:
-        ClusterError: Ray did not start.
-    """
-    folder = Path(tempfile.mkdtemp(prefix=f"ressa-{os.getpid()}-"))
-    session = folder.name
-    prepare()
-    os.environ["OMP_NUM_THREADS"] = str(threads)
-    os.environ[SESSION_VARIABLE] = session
-    reaper = subprocess.Popen(
-        [sys.executable, "-m", "ressa.sweep.reaper", str(os.getpid()), session, str(folder)],
-        start_new_session=True,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    def check(self) -> None:
+        """Notices at once when Ray itself has ended, which it may wait for in silence.
+
+        Raises:
+            ClusterError: it has.
+        """
+        from ray._private import worker
+
+        node: Any = worker._global_node
+        ended = {name for name, _ in node.dead_processes()}
+        for name in sorted(ended & {"raylet", "gcs_server"}):
+            raise ClusterError(
+                f"Ray's {name} on this machine has ended, killed or out of memory, and its trials "
+                "with it. What they had finished is in the store: resume the sweep to go on."
+            )
+
+
+def _start(session: str, folder: Path, cpus: int, gpus: int | None) -> None:
+    """Starts Ray; again where it found the half minute too short that it gives itself."""
     import ray
 
-    logging.getLogger("ray").setLevel(logging.ERROR)
-    try:
+    for tries_left in range(_STARTS - 1, -1, -1):
         try:
             ray.init(
                 address="local",
@@ -75,6 +87,40 @@ def local_ray(*, cpus: int, gpus: int | None = None, threads: int = 1) -> Iterat
                 configure_logging=False,
                 _temp_dir=str(folder),
             )
+            return
+        except Exception as error:
+            if not tries_left or "timed out during startup" not in str(error):
+                raise
+            ray.shutdown()
+            end_processes(session)
+
+
+@contextlib.contextmanager
+def local_ray(*, cpus: int, gpus: int | None = None, threads: int = 1) -> Iterator[Session]:
+    """Starts Ray for the length of a `with` block.
+
+    A reaper process ends everything that is left when this process dies, even by SIGKILL.
+
+    Raises:
+        ClusterError: Ray did not start.
+    """
+    folder = Path(tempfile.mkdtemp(prefix=f"ressa-{os.getpid()}-"))
+    session = folder.name
+    prepare()
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    reaper = subprocess.Popen(
+        [sys.executable, "-m", "ressa.sweep.reaper", str(os.getpid()), session, str(folder)],
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    os.environ[SESSION_VARIABLE] = session  # not the reaper's, which would end itself
+    import ray
+
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    try:
+        try:
+            _start(session, folder, cpus, gpus)
         except Exception as error:
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise ClusterError(
@@ -82,10 +128,11 @@ def local_ray(*, cpus: int, gpus: int | None = None, threads: int = 1) -> Iterat
                 "takes free ports on loopback. Check that the disk is not full and the path not "
                 "long (TMPDIR=/tmp moves it), then run again."
             ) from error
-        yield folder
+        yield Session(folder=folder)
     finally:
         ray.shutdown()
         del os.environ[SESSION_VARIABLE]
         reaper.terminate()
         reaper.wait()
+        end_processes(session)  # that a Ray which was killed, or did not start, has left
         shutil.rmtree(folder, ignore_errors=True)

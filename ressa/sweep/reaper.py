@@ -5,6 +5,7 @@ process waits for the driver's end and then ends every process that carries the 
 its environment. A driver that shuts Ray down by itself ends the reaper first.
 """
 
+import contextlib
 import os
 import select
 import shutil
@@ -40,16 +41,22 @@ def processes_of(session: str) -> list[int]:
     return found
 
 
+def end_processes(session: str) -> None:
+    """Ends a session's processes, gently first."""
+    for kill in (signal.SIGTERM, signal.SIGKILL, signal.SIGKILL):
+        left = processes_of(session)
+        for pid in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, kill)
+        if not left:
+            return
+        time.sleep(_GRACE_SECONDS)
+
+
 def main(pid: int, session: str, folder: str) -> None:
     """Waits for the driver's end, then ends the session's processes and removes its folder."""
     wait_for_end(pid)
-    for kill in (signal.SIGTERM, signal.SIGKILL, signal.SIGKILL):
-        for left in processes_of(session):
-            try:
-                os.kill(left, kill)
-            except ProcessLookupError:
-                continue
-        time.sleep(_GRACE_SECONDS)
+    end_processes(session)
     shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -64,15 +64,23 @@ def stopped(
 def unsuccessful(
     attempt: "Attempt", failure: Failure, plan: SweepPlan, *, started: datetime, state: str
 ) -> Rows:
-    """Makes the one row of an attempt that failed, was lost or was cancelled."""
+    """Makes the one row of an attempt that failed or was lost."""
     row = _requested(attempt, plan) | _circumstances(attempt, started)
-    told = {
+    told: dict[str, Any] = {
         "failure_class": failure.kind,
         "failure_stage": failure.stage,
         "error": failure.message,
         "traceback": failure.traceback,
     }
+    if failure.micro_batch is not None:
+        told["micro_batch"] = failure.micro_batch
     return {"trials": [row | told | {"state": state}]}
+
+
+def cancelled(attempt: "Attempt", plan: SweepPlan, *, started: datetime) -> Rows:
+    """Makes the one row of an attempt that a user ended."""
+    row = _requested(attempt, plan) | _circumstances(attempt, started)
+    return {"trials": [row | {"state": "cancelled", "error": "ended by `ressa cancel`"}]}
 
 
 def _requested(attempt: "Attempt", plan: SweepPlan) -> dict[str, Any]:

@@ -82,7 +82,7 @@ def already_made(trials: Iterable[TrialSpec], store: Store) -> dict[str, int]:
 
 def work_rows(sweep: SweepStore) -> list[dict[str, Any]]:
     """Says of each kind of stage how many a sweep's trials made, and how often they found one."""
-    trials = sweep.trials()
+    trials = sweep.trials(["stages_computed", "stages_reused"])
     counts = {
         how: Counter(
             name.split("/")[0]
@@ -149,7 +149,7 @@ def needs_of(store: Store) -> Needs:
         sweep = store.sweep(name)
         if sweep.status().state == "finished":
             continue
-        finished = set(sweep.trials()["key"])
+        finished = set(sweep.trials(["key"])["key"])
         try:
             for trial in _known_trials(sweep):
                 if trial.key not in finished:
@@ -177,7 +177,7 @@ def uses_of(store: Store, needs: Needs) -> list[Use]:
     used: dict[str, set[str]] = {}
     last: dict[str, datetime] = {}
     for name in store.sweeps():
-        trials = store.sweep(name).trials()
+        trials = store.sweep(name).trials(["finished", "stages_computed", "stages_reused"])
         columns = [trials[f"stages_{how}"] for how in ("computed", "reused")]
         for finished, *lists in zip(trials["finished"], *columns, strict=True):
             for stage in (stage for names in lists if names is not None for stage in names):

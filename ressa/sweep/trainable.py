@@ -13,6 +13,17 @@ from ressa.spec import Resources
 from ressa.sweep.gang import Actors, Gang, OwnProcess
 
 
+class AttemptFailed(Exception):
+    """Carries what happened to an attempt from its process to the driver."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.message)
+        self.failure = failure
+
+    def __reduce__(self) -> tuple[type, tuple[Failure]]:
+        return type(self), (self.failure,)
+
+
 def placement(resources: Resources) -> PlacementGroupFactory:
     """Says what a trial occupies: its own process, or an empty head and one bundle a worker."""
     bundle = {"CPU": float(resources.cpus_per_worker)}
@@ -26,35 +37,34 @@ def placement(resources: Resources) -> PlacementGroupFactory:
 class TrialTrainable(tune.Trainable):
     """Moves a gang through a trial; the gang stays up from trial to trial (`reuse_actors`).
 
-    A trial that fails by itself ends with a `failure` in its last result, not with an exception:
-    Tune then has no error to handle, and the searcher is told once.
+    A trial that fails by itself raises `AttemptFailed`: Tune then ends the process instead of
+    giving it to the next trial, and the gang with it. (To refuse in `reset_config` would cost the
+    next trial its attempt.)
     """
 
     def setup(self, config: dict[str, Any]) -> None:
         """Starts the gang and the first trial."""
         self._gang: Gang | None = None
-        self._failed = False
         self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Goes on with another trial, unless the last one failed: a fresh process is safer then."""
-        if self._failed:
-            return False
+        """Goes on with another trial."""
         self._begin(new_config)
         return True
 
     def _begin(self, config: dict[str, Any]) -> None:
         self._config = config
         self._begun = False
+        self._stage = "start"
 
     def step(self) -> dict[str, Any]:
         """Runs the trial up to its next report."""
         try:
             report = self._advance()
         except Exception as error:
-            self._failed = True
-            return {"done": True, "failure": describe_failure(error)}
+            raise AttemptFailed(describe_failure(error, self._stage)) from error
         if isinstance(report, Progress):
+            self._stage = report.stage
             return {"done": False, "progress": report}
         return {"done": True}  # the outcome itself is a stage in the store
 
@@ -65,7 +75,7 @@ class TrialTrainable(tune.Trainable):
             )
         if not self._begun:
             self._begun = True
-            self._gang.begin(self._config["trial"])
+            self._gang.begin(self._config["trial"], self._config["earlier"])
         return self._gang.advance()
 
     def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
@@ -87,8 +97,12 @@ def start_gang(store: str, resources: Resources, fresh: bool) -> Gang:
     return gang(store, resources, fresh)
 
 
-def describe_failure(error: BaseException) -> Failure:
-    """Says what kind of failure an exception is, in which stage, and where it happened."""
+def describe_failure(error: BaseException, stage: str) -> Failure:
+    """Says what kind of failure an exception is, and where it happened.
+
+    Args:
+        stage: where the trial was last, for errors that do not know their stage themselves.
+    """
     cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
     kind: FailureClass = "code"
     if isinstance(cause, TrialError):
@@ -96,11 +110,26 @@ def describe_failure(error: BaseException) -> Failure:
     elif isinstance(cause, MemoryError) or "out of memory" in str(cause).lower():
         kind = "oom"
     elif isinstance(error, ray.exceptions.RayActorError):
-        kind = "node"
+        kind = kind_of_death(str(error))
     known = isinstance(cause, RessaError)
     return Failure(
         kind=kind,
-        stage="store" if isinstance(cause, StoreError) else getattr(cause, "stage", "trial"),
+        stage=_stage_of(cause, stage),
         message=str(cause) if known else f"{type(cause).__name__}: {cause}",
         traceback="".join(traceback.format_exception(error)),
     )
+
+
+def _stage_of(cause: BaseException, stage: str) -> str:
+    if isinstance(cause, StoreError):
+        return "store"
+    if isinstance(cause, TrialError) and cause.stage != TrialError.stage:
+        return cause.stage
+    return stage
+
+
+def kind_of_death(text: str) -> FailureClass:
+    """Says from Ray's words why a process went away that cannot say it itself."""
+    if "low on memory" in text:  # Ray ends processes before the system has to
+        return "oom"
+    return "preempted" if "preempted" in text else "node"

@@ -8,23 +8,29 @@ import functools
 import json
 import logging
 import os
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, ParamSpec, Protocol, TypeVar
 
+import ray
 from ray import tune
-from ray.tune import FailureConfig, RunConfig, TuneConfig
+from ray.exceptions import RayTaskError
+from ray.tune import Callback, FailureConfig, RunConfig, TuneConfig
+from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 
 from ressa.errors import ConflictError, StoreError
 from ressa.records import Failure, Outcome, Progress
 from ressa.store import Lease, Store
 from ressa.sweep import claims, rows
-from ressa.sweep.ledger import Attempt, Ledger
+from ressa.sweep.ledger import Again, Attempt, Ledger
+from ressa.sweep.local_ray import Session
 from ressa.sweep.plan import SweepPlan
 from ressa.sweep.stopping import StopAtRungs
-from ressa.sweep.trainable import TrialTrainable, placement
+from ressa.sweep.trainable import AttemptFailed, TrialTrainable, kind_of_death, placement
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -33,7 +39,7 @@ R = TypeVar("R")
 class Watcher(Protocol):
     """Is told how the sweep goes, for people to see."""
 
-    def planned(self, trials: int, finished: dict[str, Any]) -> None: ...
+    def planned(self, trials: int, finished: dict[str, Any], first: tuple[Again, ...]) -> None: ...
     def began(self, attempt: Attempt) -> None: ...
     def moved(self, attempt: Attempt, progress: Progress) -> None: ...
     def ended(self, attempt: Attempt, row: dict[str, Any]) -> None: ...
@@ -45,18 +51,19 @@ def run_trials(
     ledger: Ledger,
     lease: Lease,
     watcher: Watcher,
+    session: Session,
     *,
-    folder: Path,
     fresh: bool,
 ) -> None:
     """Runs every trial that is left, with Ray already up; raises what ended the sweep early.
 
+    It returns with trials left if somebody asked for that (`lease.asked`), or too many failed.
+
     Args:
-        folder: where Tune may keep its own state; nothing reads it again.
+        session: the Ray to run on; Tune keeps its own state there, and nothing reads it again.
         fresh: lets each trial make all of its stages itself.
     """
-    watcher.planned(ledger.planned, dict(ledger.results))
-    searcher = StoreSearcher(ledger, plan, store, lease, watcher, fresh)
+    searcher = StoreSearcher(ledger, plan, store, lease, watcher, session, fresh)
     coordinator = claims.start()  # it lives as long as this handle
     resources = plan.spec.resources
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(plan.spec.search.parallel)
@@ -71,8 +78,9 @@ def run_trials(
         ),
         run_config=RunConfig(
             name="tune",
-            storage_path=str(folder / "tune"),
+            storage_path=str(session.folder / "tune"),
             verbose=0,
+            callbacks=[_Glance(searcher)],
             failure_config=FailureConfig(max_failures=0),
         ),
     )
@@ -83,6 +91,29 @@ def run_trials(
         del coordinator
     except _GiveUp as end:
         raise end.error from end.error.__cause__
+
+
+class Cancelled(KeyboardInterrupt):
+    """The user ended the sweep and its running trials from elsewhere; their rows say so."""
+
+
+def _error_of(trial: Trial) -> Exception | None:
+    """Reads the error that Tune kept of a trial, in this session's own folder, if it kept one."""
+    path = trial.pickled_error_file
+    if path is None:
+        return None
+    with open(path, "rb") as file:
+        error: Exception = ray.cloudpickle.load(file)
+    return error
+
+
+def _memory_kills() -> int:
+    """Counts the processes that this machine has ended for lack of memory, as far as it tells."""
+    try:
+        lines = Path("/proc/vmstat").read_text().splitlines()
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) for line in lines if line.startswith("oom_kill "))
 
 
 class _GiveUp(BaseException):
@@ -106,6 +137,21 @@ def _ends_the_sweep(method: Callable[P, R]) -> Callable[P, R]:
     return call
 
 
+class _Glance(Callback):
+    """Lets the searcher look around in every turn of Tune's loop, also when no trial reports."""
+
+    def __init__(self, searcher: "StoreSearcher") -> None:
+        self._searcher = searcher
+
+    def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        """Is called some ten times a second."""
+        self._searcher.glance(trials)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Is pickled empty, as the searcher is."""
+        return {}
+
+
 class StoreSearcher(Searcher):
     """Hands the ledger's attempts to Tune and commits what comes back."""
 
@@ -116,33 +162,72 @@ class StoreSearcher(Searcher):
         store: Store,
         lease: Lease,
         watcher: Watcher,
+        session: Session,
         fresh: bool,
     ) -> None:
         super().__init__()
         self._ledger, self._plan, self._store = ledger, plan, store
-        self._lease, self._watcher, self._fresh = lease, watcher, fresh
+        self._lease, self._watcher, self._session = lease, watcher, session
+        self._fresh = fresh
         self._running: dict[str, Attempt] = {}
         self._begun: dict[str, datetime] = {}
-        self._stages: dict[str, str] = {}
+        self._progress: dict[str, Progress] = {}
         self._stopped: dict[str, Progress] = {}
+        self._trials: list[Trial] = []
+        self._deadlines: dict[str, float] = {}
+        self._timed_out: set[str] = set()
+        self._kills = _memory_kills()
+
+    @_ends_the_sweep
+    def glance(self, trials: list[Trial]) -> None:
+        """Does what must not wait for a trial to report.
+
+        Raises:
+            Cancelled: the user wants the running trials to end now.
+            ClusterError: Ray has ended. ConflictError: another driver took the sweep over.
+        """
+        self._trials = trials
+        self._session.check()
+        if self._lease.asked == "cancel":
+            for trial_id, attempt in self._running.items():
+                tables = rows.cancelled(attempt, self._plan, started=self._begun[trial_id])
+                self._ledger.finish(attempt, tables)
+                self._watcher.ended(attempt, tables["trials"][0])
+            raise Cancelled
+        self._end_what_takes_too_long()
+
+    def _end_what_takes_too_long(self) -> None:
+        hours = self._plan.spec.limits.trial_hours
+        if hours is None:
+            return
+        now = time.monotonic()
+        for trial in self._trials:
+            name, actor = trial.trial_id, trial.temporary_state.ray_actor
+            if name not in self._running or name in self._timed_out or actor is None:
+                continue
+            if now > self._deadlines.setdefault(name, now + 3600 * hours):
+                self._timed_out.add(name)
+                ray.kill(actor)  # also one that stands still: its machine ends it
 
     @_ends_the_sweep
     def suggest(self, trial_id: str) -> Any:
         """Returns the configuration of the next attempt, None to wait, or that all is done."""
-        if self._lease.lost:
-            raise ConflictError("another driver took this sweep over; this one stops.")
+        self._check_lease()
+        if self._lease.asked:
+            return str(Searcher.FINISHED)
         if len(self._running) >= self._plan.spec.search.parallel:
             return None
         attempt = self._ledger.next()
-        if attempt == "wait":
-            return None
         if not isinstance(attempt, Attempt):
-            return str(Searcher.FINISHED)
+            # What runs may fail and be tried again: until then the search is not over.
+            over = attempt == "finished" and not (self._running and not self._ledger.is_hopeless)
+            return str(Searcher.FINISHED) if over else None
         self._running[trial_id] = attempt
         self._begun[trial_id] = datetime.now(UTC)
         self._watcher.began(attempt)
         return {
             "trial": attempt.spec,
+            "earlier": attempt.earlier,
             "store": self._store.location,
             "resources": self._plan.spec.resources,
             "fresh": self._fresh,
@@ -153,7 +238,7 @@ class StoreSearcher(Searcher):
         """Passes a trial's progress on."""
         progress = result.get("progress")
         if isinstance(progress, Progress):
-            self._stages[trial_id] = progress.stage
+            self._progress[trial_id] = progress
             self._watcher.moved(self._running[trial_id], progress)
 
     @_ends_the_sweep
@@ -172,31 +257,49 @@ class StoreSearcher(Searcher):
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
         """Commits the rows of an attempt that ended, however it did."""
-        attempt = self._running.pop(trial_id)
-        started = self._begun.pop(trial_id)
-        failure = (result or {}).get("failure")
-        state = "failed"
-        if error or not (result or {}).get("done"):
-            state, failure = "lost", self._lost(trial_id)
-        if isinstance(failure, Failure) and failure.stage == "store":
-            raise StoreError(failure.message)  # the trial is as unfinished as before
+        self._session.check()  # a trial that ended with Ray is as unfinished as before
+        self._check_lease()
+        attempt, started = self._running[trial_id], self._begun[trial_id]
         rung = self._stopped.pop(trial_id, None)
         if rung is not None:
             so_far = self._so_far(attempt, rung)
             tables = rows.stopped(attempt, so_far, self._plan, rung, started=started)
-        elif isinstance(failure, Failure):
+        elif error or not (result or {}).get("done"):
+            state, failure = self._what_happened(trial_id)
+            if failure.stage == "store":
+                raise StoreError(failure.message)
             tables = rows.unsuccessful(attempt, failure, self._plan, started=started, state=state)
         else:
             tables = rows.succeeded(attempt, self._outcome(attempt), self._plan, started=started)
+        del self._running[trial_id], self._begun[trial_id]
         self._ledger.finish(attempt, tables)
         self._watcher.ended(attempt, tables["trials"][0])
 
-    def _lost(self, trial_id: str) -> Failure:
-        return Failure(
-            kind="node",
-            stage=self._stages.get(trial_id, "start"),
-            message="the trial's process went away; `ressa resume --failed` tries it again",
+    def _check_lease(self) -> None:
+        if self._lease.lost:
+            raise ConflictError("another driver took this sweep over; this one stops.")
+
+    def _what_happened(self, trial_id: str) -> tuple[str, Failure]:
+        """Says how an attempt ended that did not come to its end: its state, and why."""
+        last = self._progress.get(trial_id, Progress(stage="start"))
+        if trial_id in self._timed_out:
+            hours = self._plan.spec.limits.trial_hours
+            message = f"it took longer than limits.trial_hours ({hours:g}) and was ended"
+            return "failed", Failure(kind="timeout", stage=last.stage, message=message)
+        trial = next(trial for trial in self._trials if trial.trial_id == trial_id)
+        error = _error_of(trial)
+        cause = getattr(error, "cause", None) if isinstance(error, RayTaskError) else None
+        if isinstance(cause, AttemptFailed):
+            state = "lost" if cause.failure.kind in ("node", "preempted") else "failed"
+            return state, replace(cause.failure, micro_batch=last.micro_batch)
+        kind = "oom" if _memory_kills() > self._kills else kind_of_death(str(error))
+        self._kills = _memory_kills()
+        why = {"oom": ": memory ran out", "preempted": ": its machine was wanted back"}
+        message = f"the trial's process went away{why.get(kind, '')}"
+        failure = Failure(
+            kind=kind, stage=last.stage, message=message, micro_batch=last.micro_batch
         )
+        return "lost", failure
 
     def _so_far(self, attempt: Attempt, rung: Progress) -> Outcome:
         files = self._store.stages.get("rung", attempt.spec.rung_key(rung.step))

@@ -188,6 +188,27 @@ def test_one_blocks_statistics_are_held_at_a_time(vlm):
         del known
 
 
+@pytest.mark.parametrize("prunes", [False, True])
+def test_while_a_block_is_worked_on_statistics_of_the_one_before_are_gone(vlm, prunes):
+    layers = vlm.towers.inventory.tower("vision")
+    second = next(layer.name for layer in layers if layer.block == 1)
+    seen: list[weakref.ref[torch.Tensor]] = []
+    held = []
+    hook = vlm.model.get_submodule(second).register_forward_pre_hook(
+        lambda module, args: held.append(seen[0]() is not None)
+    )
+    for known in walk(vlm, tiny.questions(), tiny.picture, "vision", prunes=prunes):
+        seen.append(weakref.ref(next(iter(known.layers.values())).gram))
+        del known
+    hook.remove()
+    assert held and not any(held)
+
+
+def test_what_follows_each_block_may_need_gradients(vlm):
+    for _ in walk(vlm, tiny.questions(), tiny.picture, "vision"):
+        assert torch.is_grad_enabled()
+
+
 def test_a_walk_that_is_left_half_way_leaves_the_model_as_it_was(vlm):
     before = vlm.answer_logits(vlm.encode(tiny.questions(), tiny.picture, answers=True))[0]
     for _ in walk(vlm, tiny.questions(), tiny.picture, "language", chunk=3):

@@ -232,6 +232,19 @@ def test_fewer_tokens_than_inputs_are_enough(removal, dtype):
     assert left.abs().max() < 100 * weight.abs().max()
 
 
+@pytest.mark.parametrize("columns", [511, 512, 1100])
+def test_a_hessian_of_several_panels_is_its_factors_square(columns):
+    gram = statistics_of(correlated_inputs(columns=columns)).gram
+    given = gram.clone()
+    hessian = module._factorise(gram, 0.01)
+    factor = (hessian.factor * hessian.scale).triu()
+    expected = torch.from_numpy(dampened(gram))
+    torch.testing.assert_close(
+        factor @ factor.T, expected, rtol=1e-12, atol=1e-12 * float(gram.max())
+    )
+    assert gram.equal(given)
+
+
 def test_a_hessian_that_cannot_be_factorised_says_what_helps():
     statistics = statistics_of(correlated_inputs(tokens=5))
     with pytest.raises(PruneError, match="dampening 0") as caught:

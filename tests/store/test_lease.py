@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from ressa.errors import ConflictError
-from ressa.store import Holder, SweepStore, acquire, holder, lease
+from ressa.store import Holder, SweepStore, acquire, ask, holder, lease
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def driver(sweep: SweepStore) -> "Iterator[subprocess.Popen[str]]":
     code = f"""
 import time
 from ressa.store import acquire, open_store
-lease = acquire(open_store({sweep.store.location!r}).sweep({sweep.name!r}))
+lease = acquire(open_store({sweep.store.location!r}).sweep({sweep.name!r}), beat_seconds=0.2)
 print(lease.epoch, flush=True)
 time.sleep(600)
 """
@@ -31,6 +31,11 @@ time.sleep(600)
         assert process.stdout.readline().strip() == "1"
         yield process
         process.kill()
+
+
+def _stand_still(driver: "subprocess.Popen[str]") -> None:
+    os.kill(driver.pid, signal.SIGSTOP)
+    os.waitpid(driver.pid, os.WUNTRACED)
 
 
 def _on_another_machine(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,12 +71,44 @@ def test_a_killed_driver_on_this_machine_is_taken_over_at_once(
         assert taken.epoch == 2
 
 
-def test_a_stopped_driver_on_this_machine_is_alive(
+def test_a_driver_that_stands_still_is_alive_if_it_goes_on_in_time(
     sweep: SweepStore, driver: "subprocess.Popen[str]"
 ) -> None:
-    os.kill(driver.pid, signal.SIGSTOP)
+    _stand_still(driver)
     with pytest.raises(ConflictError):
-        acquire(sweep, patience_seconds=0.2)
+        acquire(sweep, patience_seconds=20, waiting=lambda _: os.kill(driver.pid, signal.SIGCONT))
+
+
+def test_a_driver_that_stands_still_is_taken_over_after_patience(
+    sweep: SweepStore, driver: "subprocess.Popen[str]"
+) -> None:
+    _stand_still(driver)
+    with acquire(sweep, patience_seconds=0.2) as taken:
+        assert taken.epoch == 2
+
+
+def test_a_driver_that_stood_still_looks_before_it_acts(
+    sweep: SweepStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stale = acquire(sweep, beat_seconds=60)  # its next beat is far away
+    Path(sweep.store.location, sweep.prefix, "lease", "000002.json").write_text("{}")
+    assert not stale.lost
+    now = time.monotonic()
+    monkeypatch.setattr(lease.time, "monotonic", lambda: now + 200)
+    assert stale.lost
+    stale.release()
+
+
+def test_a_driver_hears_what_it_is_asked(sweep: SweepStore) -> None:
+    with acquire(sweep, beat_seconds=0.05) as taken:
+        for wish in ("stop", "cancel"):
+            ask(sweep, wish, taken.epoch)
+            deadline = time.monotonic() + 5
+            while holder(sweep).heard != wish and time.monotonic() < deadline:
+                time.sleep(0.02)
+            assert taken.asked == holder(sweep).heard == wish
+    with acquire(sweep) as later:
+        assert later.asked is None, "a wish is for one driver"
 
 
 def test_another_process_with_a_reused_id_is_not_the_holder(sweep: SweepStore) -> None:

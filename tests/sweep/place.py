@@ -29,7 +29,8 @@ evaluate: [{task: easy-vqa, split: validation, samples: 150}]
 """
 
 
-drivers: list[subprocess.Popen[str]] = []
+drivers: dict[int, tuple[subprocess.Popen[str], str]] = {}
+"""The drivers that tests started, and where each keeps temporary files, by process."""
 
 
 @dataclass(frozen=True)
@@ -53,12 +54,12 @@ class Place:
             stdout=subprocess.PIPE,
             stderr=stderr,
         )
-        drivers.append(driver)
+        drivers[driver.pid] = (driver, environment.get("TMPDIR", "/tmp"))
         return driver
 
     def ressa(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
         process = self.start(*arguments)
-        stdout, stderr = process.communicate(timeout=280)
+        stdout, stderr = process.communicate(timeout=900)
         return subprocess.CompletedProcess(arguments, process.returncode, stdout, stderr)
 
 
@@ -69,8 +70,16 @@ def make_place(folder: Path, text: str = SMALL) -> Place:
 
 def running_sessions() -> list[str]:
     """Names of the Ray sessions that drivers of these tests started and that have processes."""
-    names = [path.name for one in drivers for path in Path("/tmp").glob(f"ressa-{one.pid}-*")]
-    return [name for name in names if processes_of(name)]
+    return [path.name for path in session_folders() if processes_of(path.name)]
+
+
+def session_folders() -> list[Path]:
+    """Where drivers of these tests keep Ray's files, as long as they are there."""
+    return [
+        path
+        for one, temporary in drivers.values()
+        for path in Path(temporary).glob(f"ressa-{one.pid}-*")
+    ]
 
 
 def results(sweep: SweepStore) -> Sequence[dict[str, object]]:

@@ -15,7 +15,7 @@ import pytest
 from ressa.records import Progress
 from ressa.spec import spec_from_mapping
 from ressa.store import SweepStore, open_store
-from ressa.sweep.ledger import Attempt, Ledger
+from ressa.sweep.ledger import Attempt, Ledger, Redo
 from ressa.sweep.plan import SweepPlan, make_plan
 
 LINE = {
@@ -65,7 +65,7 @@ def drive(
     *,
     kill: float = 0.0,
     fails: Callable[[Attempt], bool] = lambda attempt: False,
-    redo_failed: bool = False,
+    redo: Redo | None = None,
 ) -> None:
     """Drives a sweep to its end; what runs finishes in an order of chance.
 
@@ -73,7 +73,7 @@ def drive(
         kill: how likely the driver ends after each thing that happens; another then takes over.
     """
     epoch = len(sweep.attempts()) + 100
-    ledger, running = Ledger(sweep, plan, epoch=epoch, redo_failed=redo_failed), []
+    ledger, running = Ledger(sweep, plan, epoch=epoch, redo=redo), []
     while True:
         if chance.random() < kill:
             return drive(sweep, plan, chance, kill=kill * 0.9, fails=fails)
@@ -210,7 +210,7 @@ def test_repeats_of_a_failed_trial_follow_it_when_it_is_redone(run) -> None:
     before = proposals(sweep)
     repeat = sweep.trials().query("reused_trial == 't000'").iloc[0]
     assert repeat["state"] == "failed" and "the same trial as t000" in repeat["error"]
-    drive(sweep, plan, random.Random(1), redo_failed=True)
+    drive(sweep, plan, random.Random(1), redo=Redo(all=True))
     found = sweep.trials().set_index("trial")
     assert found.loc["t000", "state"] == "succeeded"
     assert found.loc[repeat["trial"], "state"] == "reused"

@@ -8,24 +8,17 @@ import shutil
 import signal
 import subprocess
 import threading
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from ressa.store import open_store
-from ressa.sweep.reaper import processes_of
+from tests.chaos.kills import targets
 from tests.sweep.place import SMALL, Place, make_place, results, running_sessions
+from tests.sweep.waiting import wait_for
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
-
-
-def wait_for(condition: "object", seconds: float = 240) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():  # type: ignore[operator]
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.2)
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(1800)]
 
 
 def finished(place: Place) -> int:
@@ -185,12 +178,10 @@ def test_a_second_driver_is_refused_while_the_first_lives(place: Place) -> None:
 
 
 def test_a_trial_whose_process_dies_is_lost_and_can_be_redone(place: Place) -> None:
-    driver = place.start("run", "small.yaml")
+    driver = place.start("run", "small.yaml", "--set", "retry.attempts=1")
     wait_for(lambda: finished(place) >= 2)
-    (session,) = running_sessions()
-    victims = [pid for pid in processes_of(session) if is_trial(pid)]
-    os.kill(victims[0], signal.SIGKILL)
-    _, stderr = driver.communicate(timeout=200)
+    os.kill(targets(driver, "trial")[0], signal.SIGKILL)
+    _, stderr = driver.communicate(timeout=900)
     assert driver.returncode == 1, stderr
     lost = place.sweep.trials().query("state == 'lost'")
     assert len(lost) == 1
@@ -200,11 +191,6 @@ def test_a_trial_whose_process_dies_is_lost_and_can_be_redone(place: Place) -> N
     assert redone.returncode == 0, redone.stderr
     assert (place.sweep.trials()["state"] == "succeeded").all()
     assert len(place.sweep.attempts()) == 6
-
-
-def is_trial(pid: int) -> bool:
-    name = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0]
-    return b"Trainable" in name
 
 
 def test_a_diverging_repair_is_a_failed_row_and_the_sweep_goes_on(tmp_path: Path) -> None:

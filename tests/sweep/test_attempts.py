@@ -1,0 +1,141 @@
+"""Trials that are killed, told to end, stuck or hopeless; sweeps stopped from elsewhere."""
+
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.chaos.kills import Kill, strike, targets
+from tests.sweep.place import SMALL, Place, make_place, results, running_sessions
+from tests.sweep.waiting import wait_for
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(1800)]
+
+
+def test_a_killed_trial_is_tried_again_and_goes_on_from_its_checkpoint(
+    undisturbed: Place, place: Place
+) -> None:
+    """One is killed while it writes a checkpoint, one is told to end while it trains."""
+    driver = place.start("run", "small.yaml", "--set", "repair.checkpoint_steps=2")
+    # The second checkpoint's folder: the first one is whole.
+    assert strike(place, driver, Kill(target="trial", moment="checkpoint write", nth=4))
+    preempted = Kill(target="trial", moment="DeepSpeed step", number=signal.SIGTERM, delay=0.3)
+    assert strike(place, driver, preempted)
+    _, stderr = driver.communicate(timeout=900)
+    assert driver.returncode == 0, stderr
+    attempts = place.sweep.attempts()
+    again = attempts[attempts["state"] != "succeeded"]
+    assert set(again["state"]) == {"lost"}
+    assert sorted(again["failure_class"]) == ["node", "preempted"]
+    reasons = [r for r in place.sweep.proposals()["reason"] if isinstance(r, str)]
+    assert all("try 2 of 3" in reason for reason in reasons)
+    assert len(attempts) == 7
+    assert results(place.sweep) == results(undisturbed.sweep)
+    curves = place.sweep.curves().query("trial == 't000'")
+    assert sorted(curves["step"]) == [1, 2, 3, 4, 5, 6], "no gap, no repeat"
+    assert not list((place.folder / "results/stages").glob("repair-checkpoint/*"))
+
+
+def test_a_stuck_trial_is_ended_and_a_hopeless_sweep_says_its_last_words(place: Place) -> None:
+    limits = "limits={failed_trials: 1, trial_hours: 0.02}"  # 72 seconds
+    driver = place.start("run", "small.yaml", "--set", limits, "--set", "search.parallel=1")
+    (stuck,) = wait_for(lambda: targets(driver, "trial"))
+    os.kill(stuck, signal.SIGSTOP)
+    _, stderr = driver.communicate(timeout=900)
+    assert driver.returncode == 1, stderr
+    assert "limits.failed_trials is 1: the sweep ends with 1 of 5 trials" in stderr
+    assert "ressa resume small --failed" in stderr
+    assert "Traceback" not in stderr
+    (row,) = place.sweep.trials().to_dict("records")
+    assert (row["state"], row["failure_class"]) == ("failed", "timeout")
+    assert not Path(f"/proc/{stuck}").exists()
+    assert place.sweep.status().state == "hopeless"
+    again = place.ressa("resume", "small")
+    assert again.returncode == 1
+    assert "limits.failed_trials" in again.stderr
+
+
+def test_a_sweep_is_stopped_and_cancelled_from_another_shell_and_goes_on(
+    undisturbed: Place, place: Place
+) -> None:
+    assert place.ressa("stop", "small").returncode == 3
+    driver = place.start("run", "small.yaml")
+    wait_for(lambda: targets(driver, "trial"))
+    stopped = place.ressa("stop", "small", "--wait")
+    assert stopped.returncode == 0, stopped.stderr
+    assert "small is stopped" in stopped.stderr
+    _, stderr = driver.communicate(timeout=60)
+    assert driver.returncode == 130
+    assert "as `ressa stop` asked" in stderr
+    assert (place.sweep.trials()["state"] == "succeeded").all()
+    done = len(place.sweep.trials())
+    assert 1 <= done < 5
+
+    driver = place.start("resume", "small")
+    wait_for(lambda: targets(driver, "trial"))
+    wait_for(lambda: place.sweep.status().running)
+    cancelled = place.ressa("cancel", "small")
+    assert cancelled.returncode == 0, cancelled.stderr
+    assert "small is cancelled" in cancelled.stderr
+    driver.communicate(timeout=60)
+    assert driver.returncode == 130
+    states = set(place.sweep.trials()["state"])
+    assert "cancelled" in states
+    assert states <= {"succeeded", "cancelled"}
+    assert place.ressa("cancel", "small").returncode == 0, "nothing to cancel is fine"
+
+    told = place.ressa("resume", "small", "--dry-run")
+    assert "it was cancelled" in told.stderr
+    assert told.returncode == 0
+    assert place.sweep.status().state == "cancelled", "a dry run does nothing"
+    assert place.ressa("resume", "small").returncode == 0
+    assert results(place.sweep) == results(undisturbed.sweep)
+
+
+def test_when_ray_itself_is_killed_the_driver_says_so_and_the_sweep_goes_on(
+    undisturbed: Place, place: Place
+) -> None:
+    driver = place.start("run", "small.yaml")
+    assert strike(place, driver, Kill(target="raylet", moment="DeepSpeed step"))
+    _, stderr = driver.communicate(timeout=60)
+    assert driver.returncode == 5, stderr
+    assert "Ray's raylet on this machine has ended" in stderr
+    assert "Traceback" not in stderr
+    assert not running_sessions()
+    states = place.sweep.attempts()["state"]
+    assert set(states) <= {"succeeded"}, "it is no trial's fault"
+    assert place.ressa("resume", "small").returncode == 0
+    assert results(place.sweep) == results(undisturbed.sweep)
+
+
+def test_a_killed_worker_ends_the_attempt_and_the_gang_is_made_anew(tmp_path: Path) -> None:
+    text = SMALL.replace("parallel: 2", "parallel: 1").replace("trials: 3", "trials: 1")
+    place = make_place(tmp_path, text + "resources: {workers: 2}\nbaselines: []\n")
+    driver = place.start("run", "small.yaml", "--set", "repair.checkpoint_steps=2")
+    assert strike(place, driver, Kill(target="worker", moment="checkpoint write", nth=4))
+    _, stderr = driver.communicate(timeout=900)
+    assert driver.returncode == 0, stderr
+    lost, succeeded = place.sweep.attempts().to_dict("records")
+    assert (lost["state"], lost["failure_class"]) == ("lost", "node")
+    assert succeeded["state"] == "succeeded"
+    assert sorted(place.sweep.curves()["step"]) == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_driver_that_stood_still_and_was_taken_over_harms_nothing(
+    undisturbed: Place, place: Place
+) -> None:
+    first = place.start("run", "small.yaml")
+    assert strike(place, first, Kill(target="driver", moment="calibration", number=signal.SIGSTOP))
+    second = replace(place).start("resume", "small")
+    # It watches for as long as a driver may be silent, and takes over.
+    wait_for(lambda: list((place.folder / "results/sweeps/small/lease").glob("000002.json")))
+    first.send_signal(signal.SIGCONT)
+    _, stderr = first.communicate(timeout=120)
+    assert first.returncode == 4, stderr
+    assert "another driver took this sweep over" in stderr
+    _, stderr = second.communicate(timeout=900)
+    assert second.returncode == 0, stderr
+    assert results(place.sweep) == results(undisturbed.sweep)
+    assert len(place.sweep.trials()) == 5

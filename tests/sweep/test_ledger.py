@@ -1,0 +1,185 @@
+"""Which attempt comes next: what is tried again, how often, and what a new driver makes of it."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ressa.errors import NotFoundError, SpecError
+from ressa.spec import spec_from_mapping
+from ressa.store import SweepStore, open_store
+from ressa.sweep.ledger import Attempt, Ledger, Redo
+from ressa.sweep.plan import SweepPlan, make_plan
+
+CONTENT = {
+    "ressa": 1,
+    "name": "small",
+    "model": "pocket-blip2",
+    "space": {"vision_sparsity": {"choices": ["0.2", "0.3", "0.4"]}, "language_sparsity": "0.5"},
+    "repair": {"batch_size": 32, "steps": 20},
+    "baselines": [],
+    "search": {"parallel": 2},
+}
+
+
+class Sweep:
+    """A stored sweep whose drivers come and go; no trial is really run."""
+
+    def __init__(self, folder: Path, **content: Any) -> None:
+        spec = spec_from_mapping(CONTENT | content).spec
+        self.plan: SweepPlan = make_plan(spec)
+        self.rows: SweepStore = open_store(folder, create=True).create_sweep(
+            "small", spec.to_yaml()
+        )
+        self.epoch = 0
+
+    def driver(self, redo: Redo | None = None) -> Ledger:
+        self.epoch += 1
+        return Ledger(self.rows, self.plan, epoch=self.epoch, redo=redo)
+
+
+def end(ledger: Ledger, attempt: Attempt, kind: str | None = None, **row: Any) -> None:
+    told = {"failure_class": kind, "failure_stage": "repair", "error": "no"} if kind else {}
+    lost = kind in ("node", "preempted")
+    state = "succeeded" if kind is None else "lost" if lost else "failed"
+    result = {"state": state, "score": 0.5, "role": "search"}
+    ledger.finish(attempt, {"trials": [result | told | row]})
+
+
+def begin(ledger: Ledger) -> Attempt:
+    attempt = ledger.next()
+    assert isinstance(attempt, Attempt)
+    return attempt
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> Sweep:
+    return Sweep(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["node", "preempted"])
+def test_an_attempt_that_went_away_is_made_again_until_its_tries_are_spent(
+    sweep: Sweep, kind: str
+) -> None:
+    ledger = sweep.driver()
+    for number in range(3):
+        attempt = begin(ledger)
+        assert (attempt.trial, attempt.attempt) == ("t000", number)
+        assert (attempt.reason is None) == (number == 0)
+        end(ledger, attempt, kind)
+    assert ledger.failed == ["t000"]
+    assert begin(ledger).trial == "t001"
+    assert list(sweep.rows.attempts()["attempt"]) == [0, 1, 2]
+    (newest,) = sweep.rows.trials().to_dict("records")
+    assert newest["attempt"] == 2
+
+
+@pytest.mark.parametrize("kind", ["code", "numeric", "data", "timeout"])
+def test_what_would_fail_again_is_not_tried_again(sweep: Sweep, kind: str) -> None:
+    ledger = sweep.driver()
+    end(ledger, begin(ledger), kind)
+    assert ledger.failed == ["t000"]
+    assert begin(ledger).trial == "t001"
+
+
+def test_only_what_the_spec_names_is_tried_again(tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path, retry={"on": ["oom"]})
+    ledger = sweep.driver()
+    end(ledger, begin(ledger), "node")
+    assert begin(ledger).trial == "t001"
+
+
+def test_after_out_of_memory_the_micro_batch_is_halved_and_the_batch_kept(sweep: Sweep) -> None:
+    ledger = sweep.driver()
+    for expected in (32, 16, 8):
+        attempt = begin(ledger)
+        assert attempt.spec.repair is not None
+        assert attempt.spec.repair.micro_batch == expected
+        assert attempt.spec.repair.batch_size == 32
+        end(ledger, attempt, "oom", micro_batch=expected)
+    first, *later = sweep.rows.proposals().to_dict("records")
+    assert attempt.earlier == (first["key"], later[0]["key"]), "whose checkpoints it goes on from"
+    assert [row["micro_batch"] for row in later] == [16, 8]
+
+
+def test_a_driver_in_between_changes_neither_the_count_nor_the_micro_batch(sweep: Sweep) -> None:
+    ledger = sweep.driver()
+    end(ledger, begin(ledger), "oom")
+    sweep.driver()  # killed before the second try began
+    ledger = sweep.driver()
+    begin(ledger)  # killed while it ran: that was no fault of the trial
+    ledger = sweep.driver()
+    attempt = begin(ledger)
+    assert attempt.attempt == 2
+    assert attempt.reason == "the driver ended before the trial did"
+    assert attempt.spec.repair is not None
+    assert attempt.spec.repair.micro_batch == 16
+    end(ledger, attempt, "node")
+    third = begin(ledger)
+    assert third.reason is not None
+    assert "try 3 of 3" in third.reason
+    end(ledger, third, "node")
+    assert ledger.failed == ["t000"]
+    assert [again.trial for again in sweep.driver().left_over] == []
+
+
+def test_one_question_at_a_time_that_does_not_fit_is_the_end(sweep: Sweep) -> None:
+    ledger = sweep.driver()
+    end(ledger, begin(ledger), "oom", micro_batch=1)
+    assert ledger.failed == ["t000"]
+
+
+def test_a_trial_that_is_tried_again_keeps_the_window_shut(tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path, search={"parallel": 1, "window": 1})
+    ledger = sweep.driver()
+    attempt = begin(ledger)
+    assert ledger.next() == "wait"
+    end(ledger, attempt, "node")
+    again = begin(ledger)
+    assert (again.trial, ledger.next()) == ("t000", "wait")
+    end(ledger, again)
+    assert begin(ledger).trial == "t001"
+
+
+def test_what_failed_is_redone_when_the_user_asks_for_it(sweep: Sweep) -> None:
+    ledger = sweep.driver()
+    for kind in ("code", "code", None):
+        end(ledger, begin(ledger), kind)
+    assert not sweep.driver().left_over
+    assert [a.trial for a in sweep.driver(Redo(all=True)).left_over] == ["t000", "t001"]
+    ledger = sweep.driver(Redo(trials=frozenset({"t001"})))
+    (again,) = ledger.left_over
+    assert (again.trial, again.reason, again.tries) == ("t001", "redone: it was failed", 1)
+    begin(ledger)  # and the driver is killed: a redo that was begun is gone on with
+    assert [a.trial for a in sweep.driver().left_over] == ["t001"]
+
+
+def test_what_cannot_be_redone_is_refused_by_name(sweep: Sweep) -> None:
+    ledger = sweep.driver()
+    end(ledger, begin(ledger))
+    with pytest.raises(SpecError, match="t000 succeeded"):
+        sweep.driver(Redo(trials=frozenset({"t000"})))
+    with pytest.raises(NotFoundError, match=r"no trial 't00'. Did you mean 't000'"):
+        sweep.driver(Redo(trials=frozenset({"t00"})))
+
+
+def test_a_cancelled_trial_runs_again_when_the_sweep_goes_on(sweep: Sweep) -> None:
+    ledger = sweep.driver()
+    ledger.finish(begin(ledger), {"trials": [{"state": "cancelled", "role": "search"}]})
+    assert not ledger.failed
+    ledger = sweep.driver()
+    assert [again.reason for again in ledger.left_over] == ["it was cancelled"]
+    assert "t000" not in ledger.results
+
+
+def test_a_hopeless_sweep_starts_nothing_more(tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path, limits={"failed_trials": 2})
+    ledger = sweep.driver()
+    one, other = begin(ledger), begin(ledger)
+    end(ledger, one, "code")
+    assert not ledger.is_hopeless
+    end(ledger, other, "code")
+    assert ledger.is_hopeless
+    assert ledger.next() == "finished"
+    assert sweep.driver().is_hopeless, "nor when it is resumed as it is"
+    assert not sweep.driver(Redo(all=True)).is_hopeless
