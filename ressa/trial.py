@@ -378,7 +378,6 @@ class _Trial:
         self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - began
 
 
-@cache
 def _rung(stages: Stages, trial: TrialSpec, step: int) -> Progress | None:
     """Reads how a trial stood at a rung, if it was there."""
     found = stages.find("rung", trial.rung_key(step))
@@ -388,6 +387,7 @@ def _rung(stages: Stages, trial: TrialSpec, step: int) -> Progress | None:
     return Progress(stage="rung", step=step, steps=steps, rung=json.loads(found)["scores"])
 
 
+@cache
 def _examples(ref: Any) -> tuple[Any, tuple[Example, ...]]:
     """Returns a task and the examples of it that a part of the spec names."""
     task = _task(ref.task)
