@@ -6,7 +6,7 @@ all of `ressa run`, from its start to its last word, baseline and Ray included. 
 time per pair taken for all: it shares nothing, so that more pairs only take longer. It is asserted
 that both come to the same masks and scores.
 
-Processor time is that of all processes that `ressa run` started, read from /proc twice a second.
+Processor time is that of all processes that `ressa run` started, read from /proc every two seconds.
 """
 
 import json
@@ -194,7 +194,7 @@ class _Watch:
         self._thread.join()
 
     def _look_often(self) -> None:
-        while not self._over.wait(0.5):
+        while not self._over.wait(2.0):
             self._look()
 
     def _look(self) -> None:

@@ -38,10 +38,12 @@ class CatalogModel:
 
     name: str
     folder: Path
-    """What `save_pretrained` wrote, and the model's inventory.json."""
+    """What `save_pretrained` wrote, and the model's inventory.json; of a hub model that alone."""
     summary: str
     repair_defaults: Mapping[str, Any] = field(hash=False)
     """Values of the sweep file's `repair` section that suit this model."""
+    is_on_hub: bool = False
+    """Whether the weights are on the hub, under the model's name."""
 
     def inventory(self) -> Inventory:
         """Reads which layers the model has, without loading it.
@@ -55,7 +57,7 @@ class CatalogModel:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise SpecError(
                 f"the list of layers of model {self.name!r} cannot be read from {path} ({error}). "
-                "Install ressa again, or write it anew with `make pocket`."
+                "Install ressa again."
             ) from error
 
 
@@ -85,11 +87,37 @@ POCKET_LLAVA = CatalogModel(
     repair_defaults=_POCKET_REPAIR,
 )
 
+
+def _on_hub(folder: str, summary: str) -> CatalogModel:
+    """A model of the paper's: its layers are known here, its weights are on the hub."""
+    return CatalogModel(
+        name=f"Salesforce/{folder}",
+        folder=_HUB / folder,
+        summary=summary,
+        repair_defaults=MappingProxyType({}),
+        is_on_hub=True,
+    )
+
+
+_HUB = Path(__file__).parent / "models" / "hub"
+INSTRUCTBLIP_FLAN_T5_XL = _on_hub("instructblip-flan-t5-xl", "The paper's first model.")
+INSTRUCTBLIP_FLAN_T5_XXL = _on_hub("instructblip-flan-t5-xxl", "Its larger sister.")
+INSTRUCTBLIP_VICUNA_7B = _on_hub("instructblip-vicuna-7b", "The paper's second model.")
+INSTRUCTBLIP_VICUNA_13B = _on_hub("instructblip-vicuna-13b", "Its larger sister.")
+BLIP2_FLAN_T5_XL = _on_hub("blip2-flan-t5-xl", "BLIP-2 on the paper's first language model.")
+BLIP2_OPT_2_7B = _on_hub("blip2-opt-2.7b", "BLIP-2 on OPT.")
+
 MODELS: Registry[CatalogModel] = Registry(
     "model",
     group="ressa.models",
     builtins={
         "pocket-blip2": "ressa.catalog:POCKET_BLIP2",
         "pocket-llava": "ressa.catalog:POCKET_LLAVA",
+        "Salesforce/instructblip-flan-t5-xl": "ressa.catalog:INSTRUCTBLIP_FLAN_T5_XL",
+        "Salesforce/instructblip-flan-t5-xxl": "ressa.catalog:INSTRUCTBLIP_FLAN_T5_XXL",
+        "Salesforce/instructblip-vicuna-7b": "ressa.catalog:INSTRUCTBLIP_VICUNA_7B",
+        "Salesforce/instructblip-vicuna-13b": "ressa.catalog:INSTRUCTBLIP_VICUNA_13B",
+        "Salesforce/blip2-flan-t5-xl": "ressa.catalog:BLIP2_FLAN_T5_XL",
+        "Salesforce/blip2-opt-2.7b": "ressa.catalog:BLIP2_OPT_2_7B",
     },
 )

@@ -67,7 +67,9 @@ class Inventory:
 
     layers: tuple[LayerShape, ...]
     parameters: Mapping[str, int] = field(hash=False)
-    """All parameters of each part (vision, connector, language), prunable or not."""
+    """All parameters of each part (vision, connector, language, other), prunable or not."""
+    modules: Mapping[str, Sequence[str]] = field(default_factory=dict, compare=False)
+    """The modules, or single parameters, that each part consists of."""
 
     def __post_init__(self) -> None:
         towers = [layer.tower for layer in self.layers]
@@ -92,15 +94,20 @@ class Inventory:
     def to_json(self) -> str:
         """Writes the inventory as JSON text, one layer a line."""
         layers = ",\n".join(f"    {json.dumps(asdict(layer))}" for layer in self.layers)
-        parameters = json.dumps(dict(self.parameters))
-        return f'{{\n  "parameters": {parameters},\n  "layers": [\n{layers}\n  ]\n}}\n'
+        lines = [
+            f'  "{name}": {json.dumps(dict(getattr(self, name)))},'
+            for name in ("parameters", "modules")
+        ]
+        return "\n".join(["{", *lines, f'  "layers": [\n{layers}\n  ]', "}", ""])
 
     @classmethod
     def from_json(cls, text: str) -> Self:
         """Reads what `to_json` wrote."""
         content = json.loads(text)
         layers = tuple(LayerShape(**layer) for layer in content["layers"])
-        return cls(layers=layers, parameters=content["parameters"])
+        return cls(
+            layers=layers, parameters=content["parameters"], modules=content.get("modules", {})
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -469,3 +469,24 @@ def test_the_base_install_reads_and_says_what_running_needs(
         assert err.count("error:") == 1
         assert "pip install 'ressa[run]' -c constraints.txt" in err
     assert {path.name for path in tmp_path.iterdir()} == {"results"}
+
+
+def test_stages_are_listed_and_collected(ressa: Ressa, tmp_path: Path) -> None:
+    store = open_store(tmp_path / "results", create=True)
+    store.stages.put("dense", "k", {"content": b"c" * 2**20})
+    (row,) = json.loads(ressa("stages", "ls", "-o", "json").out)
+    assert (row["stage"], row["key"], row["needed_by"]) == ("dense", "k", None)
+    assert row["mib"] > 1
+    assert ressa("stages", "gc").err == "removed 0 stages, 0.0 MiB\n"  # it is too young
+    assert ressa("stages", "gc", "--older-than", "0", "--dry-run").err.startswith("would remove 1")
+    assert store.stages.exists("dense", "k")
+    assert ressa("stages", "gc", "--older-than", "0").err == "removed 1 stages, 1.0 MiB\n"
+    assert not store.stages.exists("dense", "k")
+
+
+@pytest.mark.parametrize("time", ["soon", "7", "-1d", "1w"])
+def test_how_old_is_a_number_with_a_unit(ressa: Ressa, tmp_path: Path, time: str) -> None:
+    open_store(tmp_path / "results", create=True)
+    said = ressa("stages", "gc", f"--older-than={time}")
+    assert said.code == 2
+    assert "such as 12h or 7d" in said.err

@@ -16,7 +16,8 @@ def fingerprint(ref: ModelRef) -> str:
 
     A hub model is told by its id and revision.
     """
-    folder = MODELS[ref.id].folder if ref.id in MODELS else Path(ref.id).expanduser()
+    ships = ref.id in MODELS and not MODELS[ref.id].is_on_hub
+    folder = MODELS[ref.id].folder if ships else Path(ref.id).expanduser()
     if not folder.is_dir():
         return f"hub:{ref.id}@{ref.revision or 'newest'}"
     digest = hashlib.sha256()

@@ -11,7 +11,7 @@ from transformers.utils import logging as transformers_logging
 
 from ressa.catalog import MODELS
 from ressa.errors import SpecError, UnknownNameError
-from ressa.models.towers import find_towers
+from ressa.models.towers import Towers, find_towers
 from ressa.models.vlm import VLM
 from ressa.sparsity import Inventory
 from ressa.spec import ModelRef
@@ -30,14 +30,21 @@ def load_vlm(ref: ModelRef | str) -> VLM:
     ref = ModelRef(id=ref) if isinstance(ref, str) else ref
     with _reading(ref) as (source, options):
         processor = AutoProcessor.from_pretrained(source, **options)
+        # Pickled weights could run code of their own, and cannot be mapped into memory.
         model = AutoModelForImageTextToText.from_pretrained(
-            source, dtype=getattr(torch, ref.dtype), **options
+            source, dtype=getattr(torch, ref.dtype), use_safetensors=True, **options
         )
-    return VLM(name=ref.id, model=model.eval(), processor=processor, towers=find_towers(model))
+    towers = find_towers(model, ref.towers.model_dump())
+    return VLM(name=ref.id, model=model.eval(), processor=processor, towers=towers)
 
 
 def load_inventory(ref: ModelRef | str) -> Inventory:
-    """Lists a model's layers from its configuration alone: no weight is read or made.
+    """Lists a model's layers from its configuration alone; arguments as of `plan_towers`."""
+    return plan_towers(ref).inventory
+
+
+def plan_towers(ref: ModelRef | str) -> Towers:
+    """Finds a model's towers from its configuration alone: no weight is read or made.
 
     Raises:
         SpecError: as for `load_vlm`.
@@ -49,7 +56,7 @@ def load_inventory(ref: ModelRef | str) -> Inventory:
             model = AutoModelForImageTextToText.from_config(
                 config, trust_remote_code=ref.trust_remote_code
             )
-    return find_towers(model).inventory
+    return find_towers(model, ref.towers.model_dump())
 
 
 @contextmanager
@@ -72,7 +79,7 @@ def _reading(ref: ModelRef) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _folder(name: str) -> Path | None:
     """Says where a model's files lie, or None if it is to come from the hub."""
-    if name in MODELS:
+    if name in MODELS and not MODELS[name].is_on_hub:
         folder = MODELS[name].folder
     else:
         folder = Path(name).expanduser()

@@ -1,25 +1,33 @@
 """A vision-language model with its processor, and what the rest of `ressa` asks of it.
 
+What the processor makes of a question and its picture goes to the model as it is, whatever it is
+called: what runs along the text belongs to the question, all else to the picture.
+
 Dimensions: image = distinct pictures of a batch; batch = its questions; time = tokens of one
 question's text; token = answer tokens of all questions, end to end.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Int
 from PIL.Image import Image
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 from transformers.modeling_utils import PreTrainedModel
 from transformers.processing_utils import ProcessorMixin
+from transformers.utils.generic import ModelOutput
 
 from ressa.errors import SpecError
-from ressa.models.towers import Towers
+from ressa.models.opened import closed
+from ressa.models.towers import Towers, has_encoder
 from ressa.records import Example
 
 NO_LABEL = -100
@@ -32,7 +40,15 @@ _shown: ContextVar["Batch | None"] = ContextVar("shown", default=None)
 _PROMPTS = {
     "blip-2": "Question: {question} Answer:",
     "llava": "USER: <image>\n{question} ASSISTANT:",
+    "instructblip": "{question}",
+    "paligemma": "<image>{question}",
+    "florence2": "{question}",
+    "kosmos-2": "<grounding> Question: {question} Answer:",
 }
+
+# Their connectors read pictures alone and put out [image token hidden], so that these too are
+# spared for a second question about a picture. In others the vision tower is.
+_SHARED_BEHIND_CONNECTOR = ("blip-2", "llava")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,14 +56,62 @@ class Batch:
     """Questions, ready for the model; several may look at one picture."""
 
     inputs: dict[str, Tensor]
-    """input_ids and attention_mask [batch time], pixel_values [image channel height width]."""
+    """Of questions: input_ids, attention_mask and the like [batch time …]; of pictures:
+    pixel_values and the like [row …], one row a picture or more."""
     image_index: Int[Tensor, " batch"]
-    """The row of pixel_values that each question looks at."""
+    """The picture that each question looks at."""
     labels: Int[Tensor, "batch time"] | None
     """Answer tokens with their end of text, `NO_LABEL` elsewhere; None without answers."""
+    rows: Mapping[str, tuple[int, ...]] | None = None
+    """How many rows each picture has in the inputs that are of pictures; None: one of
+    pixel_values."""
 
     def __len__(self) -> int:
         return len(self.image_index)
+
+    @property
+    def pictures(self) -> int:
+        """How many pictures there are."""
+        return len(self.inputs["pixel_values"] if self.rows is None else self._some_rows)
+
+    @property
+    def _some_rows(self) -> tuple[int, ...]:
+        return next(iter((self.rows or {}).values()))
+
+    @property
+    def of_pictures(self) -> frozenset[str]:
+        """The names of the inputs that are of pictures."""
+        return frozenset({"pixel_values"} if self.rows is None else self.rows)
+
+    @property
+    def is_shareable(self) -> bool:
+        """Whether a picture is one row of pixel values and nothing else."""
+        plain = self.rows is None or set(self.rows["pixel_values"]) == {1}
+        return plain and self.of_pictures == {"pixel_values"}
+
+    def with_pictures(self, index: Int[Tensor, " picture"]) -> dict[str, Tensor]:
+        """Returns the inputs with these pictures, in this order."""
+        if self.rows is None:
+            return {**self.inputs, "pixel_values": self.inputs["pixel_values"][index]}
+        inputs = dict(self.inputs)
+        for name, rows in self.rows.items():
+            parts = inputs[name].split(rows)
+            inputs[name] = torch.cat([parts[number] for number in index.tolist()])
+        return inputs
+
+    def select(self, rows: Sequence[int]) -> "Batch":
+        """Picks questions, and once each the pictures that they look at."""
+        index = torch.tensor(rows, device=self.image_index.device)
+        images, image_index = torch.unique(self.image_index[index], return_inverse=True)
+        inputs = self.with_pictures(images)
+        kept = images.tolist()
+        return Batch(
+            inputs={n: v if n in self.of_pictures else v[index] for n, v in inputs.items()},
+            image_index=image_index,
+            labels=None if self.labels is None else self.labels[index],
+            rows=self.rows
+            and {name: tuple(rows[k] for k in kept) for name, rows in self.rows.items()},
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,13 +122,21 @@ class VLM:
     model: PreTrainedModel
     processor: ProcessorMixin
     towers: Towers
-    _prompts: dict[str, Tensor] = field(default_factory=dict, repr=False)
-    """Token ids of the prompts seen so far: data sets ask few distinct questions."""
+    _prompts: dict[tuple[str, tuple[int, int]], dict[str, Tensor]] = field(
+        default_factory=dict, repr=False
+    )
+    """What the prompts seen so far become with a picture of a size: data sets ask few questions."""
 
     @property
     def has_encoder(self) -> bool:
         """Whether the language model reads with an encoder (T5) and answers with a decoder."""
-        return bool(self.model.config.get_text_config().is_encoder_decoder)
+        return has_encoder(self.model)
+
+    def save(self, folder: Path) -> None:
+        """Writes model and processor so that plain transformers loads them."""
+        with closed(self.model):
+            self.model.save_pretrained(folder)
+        self.processor.save_pretrained(folder)
 
     def encode(
         self,
@@ -86,14 +158,19 @@ class VLM:
         pictures = [blank if name is None else images(name) for name in shown]
         row = {name: index for index, name in enumerate(shown)}
         image_index = [0 if blank is not None else row[e.image_id] for e in examples]
-        prompts = [self._prompt_ids(e.question, cast(Image, pictures[0])) for e in examples]
+        opened = cast("list[Image]", pictures)
+        prompts = [
+            self._prompt(e.question, opened[i]) for e, i in zip(examples, image_index, strict=True)
+        ]
         inputs, labels = self._texts(prompts, [e.answer for e in examples] if answers else None)
-        inputs["pixel_values"] = self._pixels(cast("list[Image]", pictures))
+        asked = {i: e.question for e, i in zip(examples, image_index, strict=True)}
+        pixels, rows = self._pictures(opened, [asked[i] for i in range(len(opened))])
         device = self.model.device
         return Batch(
-            inputs={name: tensor.to(device) for name, tensor in inputs.items()},
+            inputs={name: tensor.to(device) for name, tensor in (inputs | pixels).items()},
             image_index=torch.tensor(image_index, device=device),
             labels=None if labels is None else labels.to(device),
+            rows=rows,
         )
 
     def answer_logits(
@@ -110,6 +187,7 @@ class VLM:
     ) -> tuple[Float[Tensor, "token vocabulary"], Int[Tensor, " token"]]:
         """Picks the logits that predict each answer token out of all, and the tokens."""
         labels = cast(Tensor, batch.labels)
+        logits = logits[:, -labels.shape[1] :]  # GIT's has places for the picture in front
         if not self.has_encoder:
             # A decoder's logits at one place predict the token at the next.
             logits, labels = logits[:, :-1], labels[:, 1:]
@@ -124,17 +202,22 @@ class VLM:
         """
         if batch.labels is None:
             raise ValueError("logits need a batch that was encoded with answers=True")
-        with self._shared_pictures(batch):
-            if self.has_encoder:
-                logits = self.model(**batch.inputs, labels=batch.labels, use_cache=False).logits
-            else:
-                logits = self.model(**batch.inputs, use_cache=False).logits
-        return cast(Tensor, logits)
+        options: dict[str, Any] = {"labels": batch.labels} if self.has_encoder else {}
+        parameters = inspect.signature(self.model.forward).parameters
+        if "use_cache" in parameters or "kwargs" in parameters:
+            options["use_cache"] = False
+        with self._shared_pictures(batch) as inputs:
+            return cast(Tensor, self.model(**inputs, **options).logits)
+
+    @property
+    def vision_roots(self) -> Sequence[str]:
+        """The names of the modules that the vision tower consists of: one, in most models."""
+        return self.towers.inventory.modules["vision"]
 
     @property
     def vision_tower(self) -> nn.Module:
         """The module that turns pixels into features; the connector reads them."""
-        return cast(nn.Module, self.model.get_encoder("image"))
+        return self.model.get_submodule(self.vision_roots[0])
 
     def vision_features(
         self, batch: Batch, tower: nn.Module | None = None
@@ -144,6 +227,11 @@ class VLM:
         Args:
             tower: asked in place of the model's own vision tower, such as a copy of it.
         """
+        if not batch.is_shareable:
+            raise SpecError(
+                f"model {self.name}: repair.objective features needs a vision tower that reads "
+                f"pixel_values alone, not {', '.join(sorted(batch.of_pictures))}."
+            )
         tower = self.vision_tower if tower is None else tower
         pixels = batch.inputs["pixel_values"]
         layers = getattr(self.model.config, "vision_feature_layer", None)
@@ -157,9 +245,9 @@ class VLM:
     def generate(self, batch: Batch, max_new_tokens: int) -> list[str]:
         """Answers greedily; whatever follows the end of an answer is dropped."""
         model: Any = self.model
-        with self._shared_pictures(batch):
+        with self._shared_pictures(batch) as inputs:
             tokens = model.generate(
-                **batch.inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1
+                **inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1
             )
         if not self.has_encoder:
             tokens = tokens[:, batch.inputs["input_ids"].shape[1] :]
@@ -193,71 +281,159 @@ class VLM:
     def _tokenizer(self) -> Any:
         return self.processor.tokenizer
 
-    def _prompt_ids(self, question: str, picture: Image) -> Int[Tensor, " time"]:
-        """Tokens of a prompt with its image tokens, whose number is the same for every picture."""
-        if question not in self._prompts:
-            encoded = self.processor(
-                images=[picture], text=[self.prompt(question)], return_tensors="pt"
-            )
-            self._prompts[question] = encoded["input_ids"][0]
-        return self._prompts[question]
+    def _prompt(self, question: str, picture: Image) -> dict[str, Tensor]:
+        """What a question becomes, [time …] each; how many image tokens follows from the size."""
+        key = (question, picture.size)
+        if key not in self._prompts:
+            encoded = self._processed(question, picture)
+            shape = encoded["input_ids"].shape
+            texts = {name: t[0] for name, t in encoded.items() if _is_text(name, t, shape)}
+            ones = torch.ones_like(texts["input_ids"])
+            self._prompts[key] = {"attention_mask": ones, **texts}
+        return self._prompts[key]
+
+    def _pictures(
+        self, pictures: list[Image], questions: list[str]
+    ) -> tuple[dict[str, Tensor], dict[str, tuple[int, ...]] | None]:
+        """What pictures become, and how many rows of it are whose; each with a question."""
+        first = self._of_picture(questions[0], pictures[0])
+        if not first or (first.keys() == {"pixel_values"} and len(first["pixel_values"]) == 1):
+            encoded = self.processor.image_processor(pictures, return_tensors="pt")
+            if len(encoded["pixel_values"]) == len(pictures):
+                return {"pixel_values": encoded["pixel_values"].to(self.model.dtype)}, None
+        rest = zip(questions[1:], pictures[1:], strict=True)
+        each = [first, *(self._of_picture(*pair) for pair in rest)]
+        rows = {name: tuple(len(one[name]) for one in each) for name in first}
+        return {name: _stacked([one[name] for one in each]) for name in first}, rows
+
+    def _of_picture(self, question: str, picture: Image) -> dict[str, Tensor]:
+        encoded = self._processed(question, picture)
+        shape = encoded["input_ids"].shape
+        return {
+            name: tensor.to(self.model.dtype) if tensor.is_floating_point() else tensor
+            for name, tensor in encoded.items()
+            if not _is_text(name, tensor, shape)
+        }
+
+    def _processed(self, question: str, picture: Image) -> dict[str, Tensor]:
+        encoded = self.processor(
+            images=[picture], text=[self.prompt(question)], return_tensors="pt"
+        )
+        return {name: t for name, t in encoded.items() if isinstance(t, Tensor)}
 
     def _answer_ids(self, answer: str) -> Int[Tensor, " time"]:
         ids = self._tokenizer(answer, add_special_tokens=False)["input_ids"]
         return torch.tensor([*ids, self._tokenizer.eos_token_id])
 
     def _texts(
-        self, prompts: list[Tensor], answers: list[str] | None
+        self, prompts: list[dict[str, Tensor]], answers: list[str] | None
     ) -> tuple[dict[str, Tensor], Tensor | None]:
-        """Pads prompts, and answers if there are any, into input ids, attention mask and labels."""
-        pad = self._tokenizer.pad_token_id
+        """Pads prompts, and answers if there are any, into the model's inputs and labels."""
         targets = None if answers is None else [self._answer_ids(answer) for answer in answers]
         if targets is None or self.has_encoder:
             # A decoder goes on from the last place: what it generates from is padded on the left.
             side = "right" if self.has_encoder else "left"
             labels = None if targets is None else pad_sequence(targets, True, NO_LABEL)
-            return _padded(prompts, pad, side), labels
-        texts = [torch.cat(pair) for pair in zip(prompts, targets, strict=True)]
-        unanswered = [torch.full_like(prompt, NO_LABEL) for prompt in prompts]
-        rows = [torch.cat(pair) for pair in zip(unanswered, targets, strict=True)]
-        return _padded(texts, pad, "right"), pad_sequence(rows, True, NO_LABEL)
+            return self._padded(prompts, side), labels
+        pairs = list(zip(prompts, targets, strict=True))
+        texts = [
+            {name: _continued(name, tensor, answer) for name, tensor in prompt.items()}
+            for prompt, answer in pairs
+        ]
+        rows = [
+            torch.cat([torch.full_like(prompt["input_ids"], NO_LABEL), answer])
+            for prompt, answer in pairs
+        ]
+        return self._padded(texts, "right"), pad_sequence(rows, True, NO_LABEL)
 
-    def _pixels(self, pictures: list[Image]) -> Float[Tensor, "image channel height width"]:
-        encoded = self.processor.image_processor(pictures, return_tensors="pt")
-        return cast(Tensor, encoded["pixel_values"]).to(self.model.dtype)
+    def _padded(self, texts: list[dict[str, Tensor]], side: str) -> dict[str, Tensor]:
+        pad = self._tokenizer.pad_token_id
+        return {
+            name: pad_sequence(
+                [text[name] for text in texts],
+                True,
+                pad if name.endswith("input_ids") else 0,
+                padding_side="right" if name.startswith("qformer_") else side,
+            )
+            for name in texts[0]
+        }
 
     @contextmanager
-    def _shared_pictures(self, batch: Batch) -> Iterator[None]:
-        """Hands each question its picture's rows where the connector hands them on.
+    def _shared_pictures(self, batch: Batch) -> Iterator[dict[str, Tensor]]:
+        """Hands each question its picture's rows where the vision tower, or connector, ends.
 
-        So vision tower and connector run once a picture, and everything after sees one picture a
-        question, as if the pixels had been repeated.
+        So it runs once a picture, and everything after sees one picture a question, as if the
+        pixels had been repeated. That is what is done where a picture is more than one row of
+        pixel values: the tower then runs once a question.
         """
-        pictures = len(batch.inputs["pixel_values"])
+        pictures = batch.pictures
+        towers = self.vision_roots
+        if len(batch) == pictures and batch.image_index.equal(
+            torch.arange(pictures, device=batch.image_index.device)
+        ):
+            yield batch.inputs
+            return
+        if not batch.is_shareable or len(towers) > 1:
+            yield batch.with_pictures(batch.image_index)
+            return
+        behind = self.model.config.model_type in _SHARED_BEHIND_CONNECTOR
 
-        def repeat(module: nn.Module, args: object, output: Tensor) -> Tensor | None:
+        def repeat(module: nn.Module, args: object, output: Any) -> Any:
             if _shown.get() is not batch:  # another pass of the model, in a context of its own
                 return None
-            if output.dim() != 3 or len(output) != pictures:  # [image token hidden]
+            if behind and (output.dim() != 3 or len(output) != pictures):  # [image token hidden]
                 raise SpecError(
                     f"model {self.name}: its connector makes {tuple(output.shape)} of {pictures} "
                     "pictures, not a fixed number of tokens for each, as BLIP-2 and LLaVA do. "
                     "Choose a model of such a type."
                 )
-            return output.index_select(0, batch.image_index)
+            return _repeated(output, batch.image_index, pictures)
 
-        hook = self.model.get_submodule(self.towers.projector).register_forward_hook(repeat)
+        where = self.towers.projector if behind else towers[0]
+        hook = self.model.get_submodule(where).register_forward_hook(repeat)
         token = _shown.set(batch)
         try:
-            yield
+            yield batch.inputs
         finally:
             _shown.reset(token)
             hook.remove()
 
 
-def _padded(texts: list[Tensor], pad: int, side: str) -> dict[str, Tensor]:
-    ones = [torch.ones_like(text) for text in texts]
-    return {
-        "input_ids": pad_sequence(texts, True, pad, padding_side=side),
-        "attention_mask": pad_sequence(ones, True, 0, padding_side=side),
-    }
+def _is_text(name: str, tensor: Tensor, shape: torch.Size) -> bool:
+    """Whether an input runs along the text: its prompt's, or that of a Q-Former which reads too."""
+    return name.startswith("qformer_") or (
+        not name.startswith("pixel_") and tensor.shape[:2] == shape
+    )
+
+
+def _continued(name: str, prompt: Tensor, answer: Tensor) -> Tensor:
+    """Goes on with the answer: its ids, or what was said of the prompt's last token."""
+    if name.startswith("qformer_"):
+        return prompt
+    return torch.cat(
+        [
+            prompt,
+            answer if name == "input_ids" else prompt[-1:].expand(len(answer), *prompt.shape[1:]),
+        ]
+    )
+
+
+def _stacked(parts: list[Tensor]) -> Tensor:
+    """Lays pictures' rows in a row, filled up with zeros to the largest picture's shape."""
+    largest = [max(sizes) for sizes in zip(*(part.shape[1:] for part in parts), strict=True)]
+    padded = []
+    for part in parts:
+        room = [want - size for want, size in zip(largest, part.shape[1:], strict=True)]
+        padded.append(pad(part, [n for size in reversed(room) for n in (0, size)]))
+    return torch.cat(padded)
+
+
+def _repeated(value: Any, index: Int[Tensor, " batch"], pictures: int) -> Any:
+    """Hands out the rows of every tensor that has one for each picture."""
+    if isinstance(value, Tensor):
+        return value.index_select(0, index) if value.shape[:1] == (pictures,) else value
+    if isinstance(value, ModelOutput):
+        return type(value)(**{k: _repeated(v, index, pictures) for k, v in value.items()})
+    if type(value) in (tuple, list):
+        return type(value)(_repeated(item, index, pictures) for item in value)
+    return value

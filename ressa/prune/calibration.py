@@ -17,6 +17,7 @@ workers share the chunks.
   encoder's positions; such a layer is known by its input being that very tensor.
 """
 
+import logging
 import weakref
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -32,6 +33,7 @@ from PIL.Image import Image
 from torch import Tensor, nn
 
 from ressa.errors import CalibrationError
+from ressa.models.opened import is_expert, tokens_of
 from ressa.models.vlm import NO_LABEL, VLM, Batch
 from ressa.prune.passes import Pass, on_device, stopping_before
 from ressa.prune.statistics import (
@@ -44,6 +46,8 @@ from ressa.prune.statistics import (
 from ressa.records import Example
 from ressa.sparsity import LayerShape, Tower
 from ressa.workers import rank_and_world_size
+
+log = logging.getLogger(__name__)
 
 CHUNK = 16  # examples in a pass; the sums depend on it by rounding only
 _CHECKED = 256  # rows of a Gram matrix that are looked at together
@@ -287,6 +291,10 @@ class _Observer:
             if leader in self._shared:
                 found[layer.name] = self._shared[leader]
                 continue
+            if leader in total and not total[leader][0][-1] and self._is_expert(layer):
+                log.warning("%s saw no calibration token: its inputs count as alike", layer.name)
+                found[layer.name] = _alike(layer, samples)
+                continue
             if leader not in total or not total[leader][0][-1]:
                 raise CalibrationError(f"{layer.name} saw no calibration token.", "data")
             moments, gram = total[leader]
@@ -305,6 +313,9 @@ class _Observer:
                 gram=gram,
             )
         return Statistics(found)
+
+    def _is_expert(self, layer: LayerShape) -> bool:
+        return is_expert(self._vlm.model.get_submodule(layer.name))
 
     def _listen(
         self, layer: LayerShape, in_encoder: bool, module: nn.Module, args: tuple[Tensor, ...]
@@ -325,7 +336,7 @@ class _Observer:
         if each is self._scout:
             self._calls[layer.name] += 1
         else:
-            self._add(layer, inputs, self._token_weights(layer, in_encoder, inputs, each))
+            self._add(layer, inputs, self._weights(layer, in_encoder, module, inputs, each))
 
     def _add(self, layer: LayerShape, inputs: Tensor, weights: Tensor) -> None:
         rows = inputs.reshape(-1, layer.columns)  # [token in]
@@ -347,17 +358,46 @@ class _Observer:
         moments += weighted_moments(rows, weights)
         add_weighted_gram_(gram, rows, weights)
 
-    def _token_weights(
-        self, layer: LayerShape, in_encoder: bool, inputs: Tensor, each: _ChunkPass
+    def _weights(
+        self,
+        layer: LayerShape,
+        in_encoder: bool,
+        module: nn.Module,
+        inputs: Tensor,
+        each: _ChunkPass,
     ) -> Tensor:
         """How often each input row of a layer counts: 0 for padding."""
+        chosen = tokens_of(module)
+        if chosen is None:
+            return self._token_weights(
+                layer, in_encoder, inputs, inputs.numel() // layer.columns, each
+            )
+        tokens, total = chosen  # an expert reads some rows of what its mixture reads
+        weights = self._token_weights(layer, in_encoder, inputs, total, each)
+        return weights.to(tokens.device)[tokens]
+
+    def _token_weights(
+        self, layer: LayerShape, in_encoder: bool, inputs: Tensor, rows: int, each: _ChunkPass
+    ) -> Tensor:
         batch = each.batch
         if layer.tower == "vision":
-            return _image_weights(batch, inputs.numel() // layer.columns)
+            return _image_weights(batch, rows, len(self._vlm.vision_roots))
         if self._encoder is None or in_encoder or inputs is each.encoded:
-            return batch.inputs["attention_mask"].reshape(-1)
-        assert batch.labels is not None  # encoded with answers
-        return (batch.labels != NO_LABEL).long().reshape(-1)
+            weights = batch.inputs["attention_mask"]
+        else:
+            assert batch.labels is not None  # encoded with answers
+            weights = (batch.labels != NO_LABEL).long()
+        if weights.numel() != rows and rows % len(batch) == 0:
+            return torch.ones(rows)  # cross-attention's keys and values read a picture's tokens
+        return weights.reshape(-1)
+
+
+def _alike(layer: LayerShape, samples: int) -> LayerStatistics:
+    """Statistics under which every method goes by a weight's size alone."""
+    ones = torch.ones(layer.columns, dtype=torch.float64)
+    return LayerStatistics(
+        samples=samples, tokens=1, sums=ones * 0, square_sums=ones, gram=torch.eye(layer.columns)
+    )
 
 
 def _remember_encoded(module: nn.Module, args: Any, output: Any) -> None:
@@ -366,9 +406,11 @@ def _remember_encoded(module: nn.Module, args: Any, output: Any) -> None:
         current.encoded = output if isinstance(output, Tensor) else output[0]
 
 
-def _image_weights(batch: Batch, rows: int) -> Num[Tensor, " token"]:
+def _image_weights(batch: Batch, rows: int, towers: int) -> Num[Tensor, " token"]:
     """Weighs the vision tower's rows, which lie image by image, by the questions on each image."""
-    questions = torch.bincount(batch.image_index, minlength=len(batch.inputs["pixel_values"]))
+    if not batch.is_shareable or towers > 1:
+        return torch.ones(rows)  # the pictures were repeated
+    questions = torch.bincount(batch.image_index, minlength=batch.pictures)
     return questions.repeat_interleave(rows // len(questions))
 
 
@@ -376,8 +418,10 @@ def _language_encoder(vlm: VLM) -> nn.Module | None:
     """Returns the encoder of a language model that has one."""
     if not vlm.has_encoder:
         return None
-    model: Any = vlm.model  # transformers does not type these two
-    encoder: nn.Module = model.get_decoder().get_encoder()
+    model: Any = vlm.model  # transformers does not type these
+    inside: Any = model.get_decoder()
+    encoder = inside.get_encoder() if inside.get_encoder() is not inside else model.get_encoder()
+    assert isinstance(encoder, nn.Module)
     return encoder
 
 

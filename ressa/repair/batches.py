@@ -8,10 +8,6 @@ import random
 from collections.abc import Iterator, Sequence
 from itertools import count, pairwise
 
-import torch
-from torch import Tensor
-
-from ressa.models.vlm import Batch
 from ressa.records import Example
 
 QUESTIONS_PER_IMAGE = 4
@@ -64,18 +60,3 @@ def pieces(part: Sequence[int], how_many: int) -> list[list[int]]:
     """Cuts a worker's part into nearly equal micro-batches."""
     cuts = [len(part) * index // how_many for index in range(how_many + 1)]
     return [list(part[start:stop]) for start, stop in pairwise(cuts)]
-
-
-def select(encoded: Batch, rows: Sequence[int]) -> Batch:
-    """Picks questions out of an encoded set, and once each the images that they look at."""
-    index = torch.tensor(rows, device=encoded.image_index.device)
-    images, image_index = torch.unique(encoded.image_index[index], return_inverse=True)
-
-    def picked(name: str, values: Tensor) -> Tensor:
-        return values[images if name == "pixel_values" else index]
-
-    return Batch(
-        inputs={name: picked(name, values) for name, values in encoded.inputs.items()},
-        image_index=image_index,
-        labels=None if encoded.labels is None else encoded.labels[index],
-    )

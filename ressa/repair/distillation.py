@@ -141,8 +141,10 @@ def trimmed(batch: Batch) -> Batch:
     longest = int(inputs["attention_mask"].sum(dim=1).max())
     is_whole = batch.labels.shape == inputs["input_ids"].shape
     answers = longest if is_whole else int((batch.labels != NO_LABEL).sum(dim=1).max())
-    for name in ("input_ids", "attention_mask"):
-        inputs[name] = inputs[name][:, :longest]
+    shape = inputs["attention_mask"].shape
+    for name in inputs.keys() - batch.of_pictures:
+        if inputs[name].shape[:2] == shape:
+            inputs[name] = inputs[name][:, :longest]
     return replace(batch, inputs=inputs, labels=batch.labels[:, :answers])
 
 

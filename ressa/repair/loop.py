@@ -15,7 +15,7 @@ from ressa.errors import RepairError
 from ressa.models.vlm import NO_LABEL, VLM, Batch
 from ressa.records import Example
 from ressa.repair.adapted import Adapters
-from ressa.repair.batches import global_batches, pieces, select, share
+from ressa.repair.batches import global_batches, pieces, share
 from ressa.repair.checkpoint import Checkpoint, Checkpoints, recipe_hash
 from ressa.repair.curve import RepairStep, check_divergence, learning_rate
 from ressa.repair.distillation import AnyTeacher, FeatureTeacher, Pictures, trimmed
@@ -249,7 +249,7 @@ class _Data:
         return [self._micro_batch(piece) for piece in pieces(own, how_many)]
 
     def _micro_batch(self, piece: list[int]) -> MicroBatch:
-        batch = select(self._encoded, [self._row[index] for index in piece])
+        batch = self._encoded.select([self._row[index] for index in piece])
         if self._repair.distillation.reduction == "reference":
             batch = trimmed(batch)
         asked = [self._examples[index] for index in piece]

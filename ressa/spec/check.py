@@ -79,7 +79,7 @@ def _check_model(spec: SweepSpec) -> Iterator[Problem]:
     ref = spec.model
     folder = FilePath(ref.id).expanduser()
     is_hub = _HUB_ID.fullmatch(ref.id) is not None
-    if ref.revision is not None and (ref.catalog or folder.exists() or not is_hub):
+    if ref.revision is not None and (not is_hub or folder.exists()):
         yield Problem(("model", "revision"), "only hub models have revisions. Leave it out.")
     if ref.catalog is not None:
         return

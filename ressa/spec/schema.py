@@ -127,6 +127,24 @@ LayersOrNone = Annotated[
 ]
 
 
+def _as_names(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else as_tuple(value)
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(_as_names)]
+
+
+class TowerNames(SpecModel):
+    """Modules or parameters of a model's parts, by their qualified names; one or a list."""
+
+    vision: Names = Field(default=(), description="The vision tower, instead of what is found.")
+    language: Names = Field(default=(), description="The language model, instead of what is found.")
+    connector: Names = Field(default=(), description="Of the connector, besides what is found.")
+    other: Names = Field(
+        default=(), description="Takes no part in questions about pictures, besides what is found."
+    )
+
+
 class ModelRef(SpecModel):
     """The model that is pruned."""
 
@@ -142,6 +160,9 @@ class ModelRef(SpecModel):
         default="float32",
         description="Type in which the weights are loaded and computed with.",
     )
+    towers: TowerNames = Field(
+        default=TowerNames(), description="Which modules are which part, where that is not found."
+    )
     trust_remote_code: bool = Field(
         default=False, description="Let a hub model run the Python code that it brings."
     )
@@ -149,7 +170,7 @@ class ModelRef(SpecModel):
     @property
     def catalog(self) -> CatalogModel | None:
         """The model's entry in the catalog, if `id` is a name in it."""
-        if self.id not in MODELS:
+        if self.id not in MODELS or self.towers != TowerNames():
             return None
         return MODELS[self.id]
 

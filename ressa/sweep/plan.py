@@ -174,8 +174,8 @@ def inventory_of(model: ModelRef) -> Inventory:
     Raises:
         SpecError: there is no such model.
     """
-    if model.id in MODELS:
-        return MODELS[model.id].inventory()
+    if model.catalog is not None:
+        return model.catalog.inventory()
     if "/" not in model.id and not Path(model.id).expanduser().is_dir():
         raise UnknownNameError("model", model.id, known=MODELS)
     from ressa.models import load_inventory

@@ -204,14 +204,17 @@ def model_rows(model: str) -> list[dict[str, Any]]:
     rows = []
     for part, parameters in inventory.parameters.items():
         layers = inventory.tower(part)
+        prunable = sum(layer.weights for layer in layers)
         rows.append(
             {
                 "part": part,
                 "parameters": parameters,
+                "share_of_whole": parameters / inventory.whole,
                 "blocks": len({layer.block for layer in layers}),
                 "layers": len(layers),
-                "prunable": inventory.prunable(part) if layers else 0,
-                "share_of_whole": parameters / inventory.whole,
+                "prunable": prunable,
+                "share_of_prunable": prunable / inventory.prunable(),
+                "modules": " ".join(inventory.modules.get(part, ())),
             }
         )
     return rows

@@ -7,7 +7,7 @@ import torch
 from pruned import dense_vlm, questions, task
 
 from ressa.records import Example
-from ressa.repair.batches import QUESTIONS_PER_IMAGE, global_batches, pieces, select, share
+from ressa.repair.batches import QUESTIONS_PER_IMAGE, global_batches, pieces, share
 
 
 def asked(*counts: int) -> list[Example]:
@@ -76,7 +76,7 @@ def test_pieces_are_nearly_equal_and_complete() -> None:
 def test_selected_rows_are_what_encoding_them_would_give() -> None:
     vlm, examples = dense_vlm(), questions(20)
     rows = [17, 3, 4, 3, 11]
-    selected = select(vlm.encode(examples, task().image, answers=True), rows)
+    selected = vlm.encode(examples, task().image, answers=True).select(rows)
     encoded = vlm.encode([examples[row] for row in rows], task().image, answers=True)
     assert len(selected.inputs["pixel_values"]) == len(encoded.inputs["pixel_values"])
     with torch.no_grad():

@@ -21,7 +21,6 @@ from ressa.repair import (
     teacher_logits,
     train,
 )
-from ressa.repair.batches import select
 from ressa.repair.distillation import (
     cross_entropy,
     divergence,
@@ -201,7 +200,7 @@ def test_a_batch_is_trimmed_to_what_it_would_be_by_itself(kind: str) -> None:
     vlm, examples = dense_vlm(kind), questions(20)
     encoded = vlm.encode(examples, task().image, answers=True)
     shortest = sorted(range(20), key=lambda i: len(examples[i].answer + examples[i].question))[:3]
-    got = trimmed(select(encoded, shortest))
+    got = trimmed(encoded.select(shortest))
     alone = vlm.encode([examples[index] for index in shortest], task().image, answers=True)
     assert torch.equal(got.labels, alone.labels)
     for name in ("input_ids", "attention_mask"):
