@@ -20,7 +20,7 @@ class StopAtRungs(FIFOScheduler):
     """
 
     def __init__(self, stops: Callable[[str, dict[str, Any]], bool]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._stops = stops
 
     def on_trial_result(
