@@ -60,7 +60,7 @@ def rows(given: Namespace) -> Iterator[Row]:
 
 def _layer(out: int, columns: int, tokens: int, peft: Any) -> Iterator[Row]:
     steps, forget = _layer_steps(out, columns, tokens, peft)
-    rounds = 3 if tokens * out * columns > 2**35 else 5 if tokens * out * columns > 2**32 else 15
+    rounds = 3 if tokens * out * columns > 2**34 else 5 if tokens * out * columns > 2**32 else 15
     for step in steps.values():
         step()
     taken = interleaved(rounds, **{name: lambda s=step: s for name, step in steps.items()})

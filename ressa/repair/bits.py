@@ -18,6 +18,7 @@ from torch import Tensor
 
 _LEAST = 1 << 18  # weights rebuilt at once at least: below it, calls cost more than they save
 _MOST = 1 << 23  # and at most: beyond it, nothing gets faster
+_TILE = 1 << 17  # weights that stay in a core's cache while several passes go over them
 
 
 def pack(keep_mask: Bool[Tensor, "out in"]) -> UInt8[Tensor, "out byte"]:
@@ -42,8 +43,15 @@ def row_chunks(weight: Float[Tensor, "out in"], tokens: int) -> Iterator[slice]:
     hardly knows of it, and large enough not to cost time: a small layer is one run.
     """
     rows, columns = weight.shape
-    at_once = min(max(_LEAST, tokens * max(rows, columns) // 2), _MOST)
+    at_once = min(max(_LEAST, tokens * max(rows, columns)), _MOST)
     step = -(-rows // -(-rows * columns // at_once))
+    for start in range(0, rows, step):
+        yield slice(start, min(start + step, rows))
+
+
+def tiles(rows: int, columns: int) -> Iterator[slice]:
+    """Cuts a run of rows for work that goes over it several times, so that memory is read once."""
+    step = max(_TILE // columns, 1)
     for start in range(0, rows, step):
         yield slice(start, min(start + step, rows))
 

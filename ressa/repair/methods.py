@@ -6,7 +6,9 @@
 | straight_through | the same; gradient as if unmasked | rank · (in + out)   | kept               |
 | lora             | W + s·BA                          | rank · (in + out)   | pruned again       |
 | masked_finetune  | W, trained where it is kept       | the kept weights    | kept               |
-| spp              | W⊙(1 + s·αβ)                      | rank · in + out     | kept               |
+| spp              | W⊙(1 + s·αβ)                      | rank · (in + out) ¹ | kept               |
+
+¹ As near as whole row vectors come to it: `spp.row_vectors`.
 """
 
 from collections.abc import Mapping

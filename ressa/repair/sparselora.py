@@ -9,7 +9,8 @@ with frozen W (zero wherever M is false), trained A and B, and s = alpha / rank.
 so training starts from the pruned model exactly.
 
 The masked product is made again in backward instead of being kept, as in LoRS (arXiv:2501.08582),
-and a few rows at a time.
+and a few rows at a time: a run of rows for each product of matrices, and within it tiles that stay
+in the cache while update and mask are put on.
 
 Dimensions: out, in = weight rows and columns of one linear layer; rank = rank of its update;
 token = everything in front of the feature axis, laid end to end; byte = eight columns' mask bits;
@@ -22,7 +23,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from ressa.repair.bits import row_chunks, space_for, unpack
+from ressa.repair.bits import row_chunks, space_for, tiles, unpack
 from ressa.repair.lora import LoRALinear
 
 
@@ -84,9 +85,11 @@ class _MaskedUpdateLinear(torch.autograd.Function):
                 grad_x.addmm_(grad_rows[:, rows], masked, beta=float(rows.start > 0))
             if not ctx.straight_through:
                 grad = torch.mm(grad_rows[:, rows].t(), tokens, out=space)  # [row in]
-                grad.mul_(unpack(keep_bits[rows], weight.shape[1]))
-                grad_a += b[rows].t() @ grad
-                grad_b[rows] = grad @ a.t()
+                for tile in tiles(*grad.shape):
+                    part, its_b = grad[tile], b[rows][tile]
+                    part.mul_(unpack(keep_bits[rows][tile], weight.shape[1]))
+                    grad_a += its_b.t() @ part
+                    grad_b[rows][tile] = part @ a.t()
         grad_x = None if grad_x is None else grad_x.view(x.shape)
         grad_a = grad_a.mul_(ctx.scale).to(lora_a.dtype)
         grad_b = grad_b.mul_(ctx.scale).to(lora_b.dtype)
@@ -101,8 +104,10 @@ def _masked(
     scale: float,
     space: Float[Tensor, "row in"],
 ) -> Float[Tensor, "row in"]:
-    torch.addmm(weight, lora_b, lora_a, alpha=scale, out=space)
-    return space.mul_(unpack(keep_bits, weight.shape[1]))
+    for tile in tiles(*weight.shape):
+        torch.addmm(weight[tile], lora_b[tile], lora_a, alpha=scale, out=space[tile])
+        space[tile].mul_(unpack(keep_bits[tile], weight.shape[1]))
+    return space
 
 
 def sparselora_linear(

@@ -5,13 +5,16 @@ the weights is PERP's ScaleLoRA too (arXiv:2312.15230). A layer computes
 
 .. math:: y = x (W + s \, W \odot \alpha_{g(i), j} \beta_i)^T + b ,
 
-with frozen W, `rank` row vectors α, each shared by a run of the weight's rows (row i is in run
-g(i)), one β for each row, and s = alpha / rank. α starts kaiming-uniform and β at zero, as A and B
-of LoRA do, so training starts from the pruned model exactly. It trains rank·in + out numbers a
-layer, LoRA rank·(in + out). A kept weight that is exactly zero stays zero.
+with frozen W, row vectors α, each shared by a run of the weight's rows (row i is in run g(i)), one
+β for each row, and s = alpha / rank. α starts kaiming-uniform and β at zero, as A and B of LoRA
+do, so training starts from the pruned model exactly. A kept weight that is exactly zero stays zero.
 
-Dimensions: out, in = weight rows and columns of one linear layer; rank = row vectors; row = a run
-of weight rows that is rebuilt at once; token = everything in front of the feature axis.
+The paper has `rank` vectors α, rank·in + out numbers a layer. Here there are as many as make the
+layer's trained numbers those of LoRA at that rank, rank·(in + out), or as near as whole vectors
+come, so that methods at one rank are compared at equal trained weights (`row_vectors`).
+
+Dimensions: out, in = weight rows and columns of one linear layer; run = its row vectors; row = a
+run of weight rows that is rebuilt at once; token = everything in front of the feature axis.
 """
 
 import math
@@ -88,7 +91,7 @@ def _group_of(rows: int, groups: int, wanted: slice, device: torch.device) -> In
 
 def _scaled(
     weight: Float[Tensor, "out in"],
-    alpha: Float[Tensor, "rank in"],
+    alpha: Float[Tensor, "run in"],
     beta: Float[Tensor, " out"],
     rows: slice,
     scale: float,
@@ -100,11 +103,17 @@ def _scaled(
     return space.mul_(beta[rows, None].to(dtype) * scale).add_(1).mul_(weight[rows])
 
 
-class SPPLinear(AdaptedLinear):
-    """A frozen linear layer whose weights are trained by factors of their rows and columns.
+def row_vectors(rank: int, rows: int, columns: int) -> int:
+    """How many vectors α train, with one β a row, as many numbers as LoRA of `rank` does.
 
-    A rank above the number of rows is that number: no two vectors would share a row.
+    Rounded to the nearest, at least one, and at most one a row: no two would share a row.
     """
+    wanted = round((rank * (rows + columns) - rows) / columns)
+    return min(max(wanted, 1), rows)
+
+
+class SPPLinear(AdaptedLinear):
+    """A frozen linear layer whose weights are trained by factors of their rows and columns."""
 
     trains: ClassVar[tuple[str, ...]] = ("spp_alpha", "spp_beta")
 
@@ -113,7 +122,8 @@ class SPPLinear(AdaptedLinear):
 
     def make_parameters(self, rank: int, generator: torch.Generator) -> dict[str, Tensor]:
         bound = 1 / math.sqrt(self.in_features)
-        alpha = torch.empty(min(rank, self.out_features), self.in_features, dtype=torch.float64)
+        vectors = row_vectors(rank, self.out_features, self.in_features)
+        alpha = torch.empty(vectors, self.in_features, dtype=torch.float64)
         alpha.uniform_(-bound, bound, generator=generator)
         return {"spp_alpha": alpha, "spp_beta": torch.zeros(self.out_features)}
 
