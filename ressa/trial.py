@@ -268,7 +268,7 @@ class _Trial:
 
     def measure_rung(self, step: int, last: RepairStep | None = None) -> None:
         """Scores the model as it is on a few questions, and leaves that with all found so far."""
-        scores = {}
+        scores: dict[str, float] = {}
         with self._clock("evaluate"):
             for ref in self.spec.evaluate:
                 few = min(self.spec.rung_samples, ref.samples or self.spec.rung_samples)
