@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: help quickstart test check format pocket bench chaos clean
+.PHONY: help quickstart test check format pocket bench models chaos clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -42,6 +42,9 @@ KILLS ?= 50
 SEED ?= 0
 chaos: $(VENV)/.dev ## Kill sweeps at random and prove that nothing is lost (half an hour): KILLS=50 SEED=0
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos --kills $(KILLS) --seed $(SEED)
+
+models: $(VENV)/.dev ## Try every model type of transformers, small and random: docs/models.md
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.zoo $(ONLY)
 
 clean: ## Remove the virtual environment and caches; results stay
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

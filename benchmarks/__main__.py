@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import pruning, repair, service, tower
+from benchmarks import pruning, repair, service, store, tower
 from benchmarks.report import Row, publish
 
 GROUPS = {
@@ -13,6 +13,7 @@ GROUPS = {
     "tower": tower.rows,
     "repair": repair.rows,
     "service": service.rows,
+    "store": store.rows,
 }
 
 

@@ -1,11 +1,16 @@
 """Which weights a model's name stands for, told without torch."""
 
 import hashlib
+import logging
 from pathlib import Path
 
 from ressa.catalog import MODELS
+from ressa.errors import SpecError
 from ressa.spec import ModelRef
 
+log = logging.getLogger(__name__)
+
+_HUB_TIMEOUT = 10  # seconds
 _READ_WHOLE = 1 << 30  # bytes; larger files are told apart by size and time, not read through
 _PARTS = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
 _OURS = ("inventory.json", "training.json")  # say something about the model, but are not read by it
@@ -30,3 +35,68 @@ def fingerprint(ref: ModelRef) -> str:
         else:
             digest.update(hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()[:32]
+
+
+def is_on_hub(ref: ModelRef) -> bool:
+    """Whether a model comes from the hub, and not with ressa or from a folder."""
+    if ref.id in MODELS:
+        return MODELS[ref.id].is_on_hub
+    return not Path(ref.id).expanduser().is_dir()
+
+
+def pinned(ref: ModelRef, *, weights: bool = False) -> tuple[ModelRef, bool]:
+    """Names the commit that a hub model's revision stands for, in one request without retries.
+
+    Args:
+        ref: a hub model.
+        weights: whether its weights are wanted, which must then be safetensors.
+
+    Returns:
+        The model with its commit, and whether the hub answered. Where it did not, or must not be
+        asked (HF_HUB_OFFLINE), the commit is that of the local copy, if there is one.
+
+    Raises:
+        SpecError: the hub has no such model or revision, or wants another account; or its weights
+            are pickled.
+    """
+    try:
+        from huggingface_hub import HfApi, constants, try_to_load_from_cache
+        from huggingface_hub.errors import HfHubHTTPError
+    except ImportError:  # a machine that only plans
+        return ref, False
+    if not constants.HF_HUB_OFFLINE:
+        try:
+            info = HfApi().model_info(ref.id, revision=ref.revision, timeout=_HUB_TIMEOUT)
+        except HfHubHTTPError as error:
+            reason = " ".join(str(error).split())[:300]
+            raise SpecError(f"model {ref.id}, revision {ref.revision}: {reason}") from error
+        except Exception as error:  # whatever the network has to say; each HTTP client has its own
+            log.warning("the hub does not answer (%s): using the local copy, if any", error)
+        else:
+            files = [file.rfilename for file in info.siblings or ()]
+            if weights and not any(name.endswith(".safetensors") for name in files):
+                raise SpecError(_pickled(ref.id, files))
+            return ref.model_copy(update={"revision": info.sha}), True
+    found = try_to_load_from_cache(ref.id, "config.json", revision=ref.revision)
+    if isinstance(found, str):  # …/snapshots/<commit>/config.json
+        return ref.model_copy(update={"revision": Path(found).parent.name}), False
+    return ref, False
+
+
+def refuse_pickled(name: str, folder: Path) -> None:
+    """Refuses a folder whose weights are not safetensors.
+
+    Raises:
+        SpecError: there are none; what there is instead is named.
+    """
+    if not any(folder.glob("*.safetensors")):
+        raise SpecError(_pickled(name, [path.name for path in folder.iterdir()]))
+
+
+def _pickled(name: str, files: list[str]) -> str:
+    pickled = [file for file in files if file.endswith((".bin", ".pt", ".pth", ".ckpt"))]
+    there = f"only {', '.join(sorted(pickled)[:3])}" if pickled else "no weights at all"
+    return (
+        f"model {name} has no *.safetensors, {there}. Pickled weights can run code and cannot be "
+        "mapped into memory: load them where you trust them; save_pretrained writes safetensors."
+    )

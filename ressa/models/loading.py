@@ -1,5 +1,6 @@
 """Loading a model by its catalog name, from a folder, or from the Hugging Face hub."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,10 +12,14 @@ from transformers.utils import logging as transformers_logging
 
 from ressa.catalog import MODELS
 from ressa.errors import SpecError, UnknownNameError
+from ressa.models.identity import pinned, refuse_pickled
 from ressa.models.towers import Towers, find_towers
 from ressa.models.vlm import VLM
 from ressa.sparsity import Inventory
 from ressa.spec import ModelRef
+
+TRUST = "RESSA_TRUST_REMOTE_CODE"
+"""The user's consent, in the environment: a sweep file may come from a stranger."""
 
 
 def load_vlm(ref: ModelRef | str) -> VLM:
@@ -28,7 +33,7 @@ def load_vlm(ref: ModelRef | str) -> VLM:
         SpecError: it is not there, cannot be reached, or is no vision-language model.
     """
     ref = ModelRef(id=ref) if isinstance(ref, str) else ref
-    with _reading(ref) as (source, options):
+    with _reading(ref, weights=True) as (source, options):
         processor = AutoProcessor.from_pretrained(source, **options)
         # Pickled weights could run code of their own, and cannot be mapped into memory.
         model = AutoModelForImageTextToText.from_pretrained(
@@ -60,14 +65,24 @@ def plan_towers(ref: ModelRef | str) -> Towers:
 
 
 @contextmanager
-def _reading(ref: ModelRef) -> Iterator[tuple[str, dict[str, Any]]]:
+def _reading(ref: ModelRef, *, weights: bool = False) -> Iterator[tuple[str, dict[str, Any]]]:
     """Says where to read a model from and how, and turns what goes wrong into a SpecError."""
     folder = _folder(ref.id)
+    if ref.trust_remote_code and os.environ.get(TRUST) != "1":
+        raise SpecError(
+            f"model {ref.id}: the file asks to run Python code that the model brings "
+            f"(trust_remote_code). If you have read it and trust it, set {TRUST}=1."
+        )
     options: dict[str, Any] = {"trust_remote_code": ref.trust_remote_code}
     if folder is not None:
         options["local_files_only"] = True  # a folder that lacks a file must not ask the hub
-    elif ref.revision is not None:
-        options["revision"] = ref.revision
+        if weights:
+            refuse_pickled(ref.id, folder)
+    else:
+        known, answers = pinned(ref, weights=weights)
+        options["revision"] = known.revision
+        # Without an answer transformers would ask for each file anew, for minutes.
+        options["local_files_only"] = not answers
     try:
         with _no_progress_bars(folder is not None):
             yield ref.id if folder is None else str(folder), options
@@ -104,7 +119,7 @@ def _failure(ref: ModelRef, folder: Path | None, error: Exception) -> str:
     where = f"the hub, revision {ref.revision or 'newest'}" if folder is None else str(folder)
     reason = " ".join(str(error).split())
     hint = (
-        "Check the id, the revision and the network, or give the folder of a copy."
+        "Check the id, the revision and the network (HF_HUB_OFFLINE), or give the folder of a copy."
         if folder is None
         else "It must hold what the model's and the processor's save_pretrained wrote."
     )

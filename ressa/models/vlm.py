@@ -85,9 +85,10 @@ class Batch:
 
     @property
     def is_shareable(self) -> bool:
-        """Whether a picture is one row of pixel values and nothing else."""
-        plain = self.rows is None or set(self.rows["pixel_values"]) == {1}
-        return plain and self.of_pictures == {"pixel_values"}
+        """Whether a picture is one row of pixel values, [channel height width], and no more."""
+        if self.of_pictures != {"pixel_values"} or self.inputs["pixel_values"].dim() != 4:
+            return False
+        return self.rows is None or set(self._some_rows) == {1}
 
     def with_pictures(self, index: Int[Tensor, " picture"]) -> dict[str, Tensor]:
         """Returns the inputs with these pictures, in this order."""
@@ -297,7 +298,9 @@ class VLM:
     ) -> tuple[dict[str, Tensor], dict[str, tuple[int, ...]] | None]:
         """What pictures become, and how many rows of it are whose; each with a question."""
         first = self._of_picture(questions[0], pictures[0])
-        if not first or (first.keys() == {"pixel_values"} and len(first["pixel_values"]) == 1):
+        pixels = first.get("pixel_values")
+        is_plain = first.keys() == {"pixel_values"} and pixels is not None and pixels.dim() == 4
+        if not first or (is_plain and len(cast(Tensor, pixels)) == 1):
             encoded = self.processor.image_processor(pictures, return_tensors="pt")
             if len(encoded["pixel_values"]) == len(pictures):
                 return {"pixel_values": encoded["pixel_values"].to(self.model.dtype)}, None
@@ -401,9 +404,8 @@ class VLM:
 
 def _is_text(name: str, tensor: Tensor, shape: torch.Size) -> bool:
     """Whether an input runs along the text: its prompt's, or that of a Q-Former which reads too."""
-    return name.startswith("qformer_") or (
-        not name.startswith("pixel_") and tensor.shape[:2] == shape
-    )
+    along = tensor.shape[:2] == shape and not tensor.is_floating_point()
+    return name.startswith("qformer_") or (along and not name.startswith("pixel_"))
 
 
 def _continued(name: str, prompt: Tensor, answer: Tensor) -> Tensor:

@@ -98,7 +98,8 @@ def _trained_layers(model: nn.Module, towers: Towers, repair: Repair, part: str)
         return [
             name
             for name, module in model.named_modules()
-            if isinstance(module, nn.Linear) and f"{name}.weight" in towers.connector
+            # torch's MultiheadAttention computes with its own kind's weight and never calls it.
+            if type(module) is nn.Linear and f"{name}.weight" in towers.connector
         ]
     names = [layer.name for layer in towers.inventory.tower(part)]
     found = [name for name in names if repair.reaches(name)]

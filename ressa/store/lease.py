@@ -14,6 +14,7 @@ import socket
 import subprocess
 import threading
 import time
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -141,12 +142,16 @@ def acquire(
         "pid": os.getpid(),
         "process_started": _process_started(os.getpid()),
         "since": datetime.now(UTC).isoformat(),
+        "claim": uuid.uuid4().hex,
     }
     path = f"{sweep.prefix}/lease/{epoch:06d}.json"
-    if not sweep.store.objects.put_new(path, json.dumps(claim).encode()):
+    made = sweep.store.objects.put_new(path, json.dumps(claim).encode())
+    # Over a network the answer to a claim that was made may get lost, and asking again refuses.
+    if not made and _read(sweep, f"{epoch:06d}.json") != claim:
         winner = holder(sweep)
         assert winner is not None
         raise _conflict(sweep, winner)
+    sweep.remove_unfinished()
     return Lease(sweep, epoch, beat_seconds)
 
 

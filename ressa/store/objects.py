@@ -2,12 +2,13 @@
 
 import contextlib
 import errno
+import io
 import os
 import re
 from collections.abc import Iterator
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 from urllib.parse import unquote, urlparse
 
 import obstore
@@ -15,6 +16,9 @@ from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import LocalStore, from_url
 
 from ressa.errors import NotFoundError, StoreError
+
+if TYPE_CHECKING:
+    from obstore.store import RetryConfig
 
 
 class Objects:
@@ -27,10 +31,13 @@ class Objects:
 
     def __init__(self, location: str | os.PathLike[str], *, create: bool = False) -> None:
         self.folder = _local_folder(os.fspath(location))
+        _check_no_secrets(os.fspath(location))
         self.location = str(self.folder) if self.folder else os.fspath(location).rstrip("/")
         with _explained(f"cannot open store {self.location}"):
             if self.folder is None:
-                self._store = from_url(self.location)
+                # Of a bucket that does not answer the user is told within the minute.
+                retry: RetryConfig = {"max_retries": 5, "retry_timeout": timedelta(seconds=30)}
+                self._store = from_url(self.location, retry_config=retry)
             else:
                 _check_folder(self.folder, create=create)
                 self._store = LocalStore(self.folder, mkdir=create)
@@ -82,7 +89,17 @@ class Objects:
         with _explained(f"store {self.location}: cannot read {path}"):
             if self.folder is not None:
                 return (self.folder / path).open("rb")
-            return cast("BinaryIO", obstore.open_reader(self._store, path))
+            size = int(obstore.head(self._store, path)["size"])
+        return cast("BinaryIO", _Ranges(self, path, size))
+
+    def range(self, path: str, start: int, length: int) -> bytes:
+        """Returns some of an object's bytes.
+
+        Raises:
+            FileNotFoundError: there is no such object.
+        """
+        with _explained(f"store {self.location}: cannot read {path}"):
+            return bytes(obstore.get_range(self._store, path, start=start, length=length))
 
     def make_durable(self, path: str) -> None:
         """Returns once an object outlives a power cut; a bucket's does when it is written."""
@@ -110,7 +127,8 @@ class Objects:
 
     def delete(self, path: str) -> None:
         """Removes an object; none to remove is fine."""
-        with contextlib.suppress(FileNotFoundError), self._writing(path):
+        doing = f"store {self.location}: cannot delete {path}"
+        with contextlib.suppress(FileNotFoundError), _explained(doing):
             obstore.delete(self._store, path)
 
     def delete_folder(self, prefix: str) -> None:
@@ -120,6 +138,14 @@ class Objects:
         if self.folder is not None:
             with contextlib.suppress(OSError):  # gone already, or another writer is at work in it
                 (self.folder / prefix).rmdir()
+
+    def remove_unfinished(self, prefix: str) -> None:
+        """Removes what killed writers left of files that they had begun; no listing shows them."""
+        if self.folder is None:
+            return
+        for path in (self.folder / prefix).glob("*#*"):
+            if re.search(r"#\d+$", path.name):
+                path.unlink(missing_ok=True)
 
     def names(self, prefix: str) -> list[str]:
         """Returns the names, without the prefix, of the objects directly below it, sorted."""
@@ -140,8 +166,14 @@ class Objects:
             found = [entry for batch in batches for entry in batch]
         return sorted((entry["path"], entry["size"], entry["last_modified"]) for entry in found)
 
-    def _writing(self, path: str) -> contextlib.AbstractContextManager[None]:
-        return _explained(f"store {self.location}: cannot write {path}")
+    @contextlib.contextmanager
+    def _writing(self, path: str) -> Iterator[None]:
+        doing = f"store {self.location}: cannot write {path}"
+        with _explained(doing):
+            try:
+                yield
+            except FileNotFoundError as error:  # no such bucket
+                raise StoreError(f"{doing}: {_reason(error)}") from error
 
 
 def _local_folder(location: str) -> Path | None:
@@ -151,6 +183,44 @@ def _local_folder(location: str) -> Path | None:
         return Path(location).expanduser().absolute()
     parts = urlparse(location)
     return Path(unquote(parts.path)).absolute() if parts.scheme == "file" else None
+
+
+def _check_no_secrets(location: str) -> None:
+    """Refuses a URL that brings a password: it would end up in specs, rows and logs."""
+    if "://" in location and ("@" in location or "?" in location):
+        raise StoreError(
+            "the store's URL holds credentials or options. Write s3://bucket/prefix alone; "
+            "credentials, region and endpoint come from the environment (AWS_ACCESS_KEY_ID, …)."
+        )
+
+
+class _Ranges(io.RawIOBase):
+    """An object that is not on a file system, read a range at a time."""
+
+    def __init__(self, objects: Objects, path: str, size: int) -> None:
+        self._objects, self._path, self._size, self._at = objects, path, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        begin = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
+        self._at = begin + offset
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        length = min(len(buffer), self._size - self._at)
+        if length <= 0:
+            return 0
+        buffer[:length] = self._objects.range(self._path, self._at, length)
+        self._at += length
+        return length
 
 
 def _check_folder(folder: Path, *, create: bool) -> None:
@@ -169,7 +239,7 @@ def _explained(doing: str) -> Iterator[None]:
         yield
     except (AlreadyExistsError, FileNotFoundError):
         raise
-    except (BaseError, OSError, ValueError) as error:
+    except (BaseError, OSError, ValueError, TypeError) as error:
         raise StoreError(f"{doing}: {_reason(error)}") from error
 
 

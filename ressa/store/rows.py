@@ -168,6 +168,8 @@ def _opened(name: str, source: Any) -> "pyarrow.parquet.ParquetFile":
         file = pq.ParquetFile(source, page_checksum_verification=True)
         metadata = file.schema_arrow.metadata or {}
         version = int(metadata.get(b"ressa.version", b"1"))
+    except FileNotFoundError:
+        raise
     except (pa.ArrowException, OSError, ValueError) as error:
         raise _damaged(error) from error
     if metadata.get(b"ressa.table", b"").decode(errors="replace") != name:

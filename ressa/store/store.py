@@ -101,10 +101,12 @@ class Store:
         """Makes a sweep by storing its resolved spec, which never changes after.
 
         Raises:
-            ConflictError: there is one of that name.
+            ConflictError: there is one of that name, with another spec.
         """
         check_name("sweep", name)
-        if not self.objects.put_new(f"sweeps/{name}/spec.yaml", spec_text.encode()):
+        path, content = f"sweeps/{name}/spec.yaml", spec_text.encode()
+        # Over a network the answer to a write that was done may get lost, and be asked for again.
+        if not self.objects.put_new(path, content) and self.objects.get(path) != content:
             raise ConflictError(f"there is a sweep {name!r} in {self.location} already.")
         return SweepStore(self, name)
 
@@ -137,7 +139,10 @@ class SweepStore:
         content = self.store.objects.get(f"{self.prefix}/spec.yaml")
         if content is None:
             raise StoreError(f"sweep {self.name}: spec.yaml is gone from {self.store.location}.")
-        return content.decode()
+        try:
+            return content.decode()
+        except UnicodeDecodeError as error:
+            raise StoreError(f"sweep {self.name}: spec.yaml is damaged: {error}") from error
 
     def commit(
         self,
@@ -171,6 +176,11 @@ class SweepStore:
         new = self.store.objects.put_new(self.files[table].path(file), content)
         self._compaction.after_commit(table, whose)
         return new
+
+    def remove_unfinished(self) -> None:
+        """Removes what killed drivers left of files that they had begun."""
+        for folder in ("lease", *self.files):
+            self.store.objects.remove_unfinished(f"{self.prefix}/{folder}")
 
     def event(
         self,

@@ -90,7 +90,8 @@ def start(spec: SweepSpec, watcher: Any, *, fresh: bool = False) -> SweepStore:
         plan = SweepPlan(continued(sweep, spec), plan.inventory, plan.fingerprint)
         grown = growth(stored_spec(sweep), plan.spec)
     else:
-        sweep = store.create_sweep(spec.name, spec.to_yaml())
+        # Where it lies is not part of it: a store may be moved.
+        sweep = store.create_sweep(spec.name, spec.model_copy(update={"store": "."}).to_yaml())
     _drive(plan, store, sweep, watcher, data=data, grown=grown, redo=None, fresh=fresh)
     return sweep
 

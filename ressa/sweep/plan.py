@@ -157,8 +157,10 @@ def make_plan(spec: SweepSpec) -> SweepPlan:
     Raises:
         SpecError: the model cannot be found, or a trial cannot be what the spec asks.
     """
-    from ressa.models.identity import fingerprint
+    from ressa.models.identity import fingerprint, is_on_hub, pinned
 
+    if is_on_hub(spec.model):  # the commit of today, for all trials and whenever it goes on
+        spec = spec.model_copy(update={"model": pinned(spec.model)[0]})
     inventory = inventory_of(spec.model)
     problems = list(check_inventory(spec, inventory))
     if problems:

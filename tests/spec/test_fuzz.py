@@ -1,5 +1,6 @@
 """Whatever a file holds, loading it gives a spec or a SpecError that says what is wrong."""
 
+import os
 import random
 from pathlib import Path
 
@@ -38,8 +39,13 @@ TOKENS = (
     *("\n", "\t", " ", "  ", "\r", "\x85", "\u2028", "\x00", "\x1b", "é", "💥", "\\", "...", "…"),
     *("low", "high", "step", "log", "choices", "vision_sparsity", "repair.data", "prune", "wanda"),
 )
+SCALE = int(os.environ.get("RESSA_TEST_SCALE", "1"))
+"""How many times the inputs of the CI tier: `make chaos` sets it."""
+
 fuzz = settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=150 * SCALE,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 
 
@@ -81,7 +87,7 @@ def test_random_yaml_is_refused_with_a_reason(path, content):
     assert loads_or_explains(path, content.encode()) is None
 
 
-@settings(fuzz, max_examples=400)
+@settings(fuzz, max_examples=400 * SCALE)
 @given(seed=st.integers(0, 2**32), edits=st.integers(1, 4))
 def test_a_mutated_sweep_file_loads_or_says_what_is_wrong(path, seed, edits):
     chance, text = random.Random(seed), FULL
@@ -92,7 +98,7 @@ def test_a_mutated_sweep_file_loads_or_says_what_is_wrong(path, seed, edits):
     loads_or_explains(path, text.encode())
 
 
-@settings(fuzz, max_examples=200)
+@settings(fuzz, max_examples=200 * SCALE)
 @given(seed=st.integers(0, 2**32))
 def test_a_sweep_file_with_exchanged_values_loads_or_says_what_is_wrong(path, seed):
     chance, words = random.Random(seed), FULL.replace("\n", " \n").split(" ")
