@@ -2,6 +2,7 @@
 
 import re
 import tomllib
+from decimal import Decimal
 from importlib import import_module
 from inspect import getmembers, ismodule
 from pathlib import Path
@@ -15,7 +16,7 @@ import ressa
 from ressa.catalog import METHODS, MODELS, TASKS
 from ressa.cli import app
 from ressa.registry import Registry
-from ressa.spec import load_spec
+from ressa.spec import grid_points, load_spec
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -28,6 +29,19 @@ VERBS = get_command(app).commands  # type: ignore[attr-defined]
 def test_every_sweep_that_ships_is_valid(sweep: Path) -> None:
     loaded = load_spec(sweep)
     assert loaded.spec.name
+
+
+@pytest.mark.parametrize("model", ["blip2", "llava"])
+@pytest.mark.parametrize(("total", "first", "last"), [(100, 1, 9), (120, 3, 9)])
+def test_sweeps_of_an_equal_sum_list_its_pairs_and_no_other(model, total, first, last) -> None:
+    loaded = load_spec(ROOT / f"sweeps/studies/equal_sum_{total}_{model}.yaml")
+    assert loaded.inventory is not None
+    points, _ = grid_points(loaded.spec, loaded.inventory)
+    pairs = [(Decimal(p["vision_sparsity"]), Decimal(p["language_sparsity"])) for p in points]
+    expected = [
+        (Decimal(tenth) / 10, Decimal(total - 10 * tenth) / 100) for tenth in range(first, last + 1)
+    ]
+    assert pairs == expected
 
 
 def test_sweeps_hold_no_python() -> None:
