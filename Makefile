@@ -60,5 +60,5 @@ $(VENV)/.run: $(VENV)/bin/python pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.run
-	$(PIP) install -c constraints.txt -e '.[run,dev]'
+	$(PIP) install -c constraints.txt -e '.[run,tasks,dev]'
 	@touch $@

@@ -28,8 +28,115 @@ METHODS: Registry[Any] = Registry(
 TASKS: Registry[Any] = Registry(
     "task",
     group="ressa.tasks",
-    builtins={"easy-vqa": "ressa.data.easy_vqa:EasyVQA"},
+    builtins={
+        "easy-vqa": "ressa.data.easy_vqa:EasyVQA",
+        "vqa": "ressa.data.vqa:VQA",
+        "captioning": "ressa.data.captioning:Captioning",
+        "retrieval": "ressa.data.retrieval:Retrieval",
+        "multiple_choice": "ressa.data.multiple_choice:MultipleChoice",
+        "perplexity": "ressa.data.perplexity:Perplexity",
+    },
 )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskFacts:
+    """What a sweep file may say of a task, known without importing it."""
+
+    metrics: tuple[str, ...]
+    """What an objective may name."""
+    main: tuple[str, ...]
+    """What stands for the task in a mean over tasks."""
+    formats: tuple[str, ...] = ()
+    """Layouts of its files that it reads; none: its examples come with a package."""
+    defaults: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """Values of its entry in the sweep file's `data` section."""
+
+
+_CLOSED = TaskFacts(
+    metrics=("exact_match", "balanced_accuracy", "malformed"), main=("balanced_accuracy",)
+)
+
+# Prompts and decoding are those of the paper's code (docs/tasks.md says where they differ).
+_FACTS: Mapping[str, TaskFacts] = {
+    "vqa": TaskFacts(
+        metrics=("accuracy", "exact_match", "empty"),
+        main=("accuracy",),
+        formats=("vqav2", "okvqa", "gqa", "datasets"),
+        defaults={
+            "prompt": "Question: {} Short answer:",
+            "decoding": {
+                "beams": 5,
+                "max_new_tokens": 10,
+                "min_new_tokens": 1,
+                "length_penalty": -1.0,
+            },
+        },
+    ),
+    "captioning": TaskFacts(
+        metrics=("cider", "bleu4", "empty"),
+        main=("cider",),
+        formats=("karpathy", "coco_captions", "nocaps", "datasets"),
+        defaults={
+            "prompt": "A short image caption.",
+            "decoding": {
+                "beams": 5,
+                "max_new_tokens": 30,
+                "min_new_tokens": 8,
+                "repetition_penalty": 1.5,
+            },
+        },
+    ),
+    "retrieval": TaskFacts(
+        metrics=("tr1", "tr5", "tr10", "ir1", "ir5", "ir10"),
+        main=("tr1", "ir1"),
+        formats=("karpathy", "datasets"),
+    ),
+    "multiple_choice": TaskFacts(
+        metrics=("accuracy", "accuracy_per_token"),
+        main=("accuracy",),
+        formats=("aokvqa", "datasets"),
+        defaults={"prompt": "Question: {} Short answer:"},
+    ),
+    "perplexity": TaskFacts(
+        metrics=("likelihood", "perplexity"),
+        main=("likelihood",),
+        formats=("karpathy", "coco_captions", "nocaps", "datasets"),
+        defaults={"prompt": "", "clean_text": False},
+    ),
+}
+
+_OF_COCO = {"train": "train2014[5%:]", "calibration": "train2014[:5%]", "validation": "val2014"}
+FORMATS: Mapping[str, Mapping[str, str]] = {
+    "vqav2": _OF_COCO,
+    "okvqa": _OF_COCO,
+    "gqa": {
+        "train": "train_balanced[5%:]",
+        "calibration": "train_balanced[:5%]",
+        "validation": "testdev_balanced",
+    },
+    "aokvqa": {"train": "train[5%:]", "calibration": "train[:5%]", "validation": "val"},
+    "karpathy": {
+        "train": "train[5%:]",
+        "calibration": "train[:5%]",
+        "validation": "val",
+        "test": "test",
+    },
+    "coco_captions": _OF_COCO,
+    "nocaps": {"validation": "val"},
+    "datasets": {
+        "train": "train[5%:]",
+        "calibration": "train[:5%]",
+        "validation": "validation",
+        "test": "test",
+    },
+}
+"""Layouts of files, and which of their splits serve as ours unless a sweep file says otherwise."""
+
+
+def task_facts(task: str) -> TaskFacts:
+    """Returns what is known of a task; one of a plug-in is scored as easy-VQA is."""
+    return _FACTS.get(task, _CLOSED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -362,6 +362,20 @@ def _duration(text: str) -> timedelta:
 
 
 @app.command()
+def doctor(output: OutputOption = Output.table) -> None:
+    """Says whether this machine can run trials, several workers too, and what to do where not."""
+    from ressa.doctor import examine
+
+    rows = [
+        {"what": f.what, "state": "ok" if f.ok else "broken", "found": f.found, "advice": f.advice}
+        for f in examine()
+    ]
+    show(rows, output)
+    if any(row["state"] != "ok" for row in rows):
+        raise typer.Exit(1)
+
+
+@app.command()
 def models(
     model: Annotated[
         str | None,
@@ -377,6 +391,65 @@ def models(
     from ressa.sweep.preview import catalog_rows, model_rows
 
     show(catalog_rows() if model is None else model_rows(model), output)
+
+
+data = typer.Typer(help="Looks at data sets that lie in files.")
+app.add_typer(data, name="data")
+
+
+@data.command("check")
+def check_data(
+    task: Annotated[
+        str,
+        typer.Argument(
+            metavar="TASK",
+            help="vqa, captioning, retrieval, multiple_choice or perplexity.",
+            show_default=False,
+        ),
+    ],
+    path: Annotated[
+        str, typer.Argument(metavar="PATH", help="The folder of its files.", show_default=False)
+    ],
+    layout: Annotated[
+        str | None,
+        typer.Option("--format", help="Layout of the files; found out if it is not given."),
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="A field of data, as columns.image=photo."),
+    ] = None,
+    decode: Annotated[
+        bool, typer.Option(help="Decode every picture, or look at its ends alone.")
+    ] = True,
+    output: OutputOption = Output.table,
+) -> None:
+    """Counts a data set's examples and pictures, and names what is wrong with it."""
+    from ressa.data.check import check
+    from ressa.data.files import named
+
+    report = check(task, path, layout, _fields(set_ or []), decode=decode)
+    show(report.rows, output)
+    say("\n".join(report.words))
+    if report.bad:
+        say(f"bad      {named(report.bad)}", style="bold red")
+        raise typer.Exit(1)
+
+
+def _fields(sets: list[str]) -> dict[str, Any]:
+    """Reads KEY=VALUE pairs with dotted keys into nested values."""
+    from ressa.spec.space import parse_scalar
+
+    found: dict[str, Any] = {}
+    for text in sets:
+        key, equals, value = text.partition("=")
+        if not equals or not all(key.split(".")):
+            raise SpecError(f"--set {text}: write it as key=value, such as columns.image=photo.")
+        *parents, last = key.split(".")
+        inner = found
+        for parent in parents:
+            inner = inner.setdefault(parent, {})
+        inner[last] = parse_scalar(value)
+    return found
 
 
 def _load(file: Path, sets: list[str] | None) -> "SweepSpec":

@@ -9,7 +9,7 @@ from typing import Any
 
 from ressa.records import TrialSpec, content_key
 from ressa.sparsity import TOWERS, Tower
-from ressa.spec import Calibration, Ecoflap, Owl
+from ressa.spec import Calibration, DataRef, Ecoflap, Owl
 
 STAGE_VERSION = 1
 """Raised when a stage's content would change though its key would not."""
@@ -19,9 +19,19 @@ Versions = Mapping[Tower, tuple[int, ...]]
 
 
 def stage_key(trial: TrialSpec, *parts: Any) -> str:
-    """Names a stage by all that can change it: its options, the weights, the code's version."""
+    """Names a stage by all that can change it: its options, the weights, the code's version.
+
+    A use of data counts with what it comes to, wherever the files lie.
+    """
     model = (trial.fingerprint, trial.model.dtype, trial.cpus_per_worker)
-    return content_key(STAGE_VERSION, model, *parts)
+    uses = [use for part in parts for use in (part if isinstance(part, tuple) else (part,))]
+    return content_key(STAGE_VERSION, model, *parts, *(contents_of(trial, use) for use in uses))
+
+
+def contents_of(trial: TrialSpec, use: Any) -> Any:
+    """What a use of a data set in files comes to; None for all else."""
+    data = trial.task_data(use.task) if isinstance(use, Calibration | DataRef) else None
+    return None if data is None else data.identity(use)
 
 
 def dense_key(trial: TrialSpec) -> str:

@@ -12,7 +12,7 @@ from ressa.errors import FailureClass
 
 if TYPE_CHECKING:
     from ressa.sparsity import Tower
-    from ressa.spec import Calibration, DataRef, ModelRef, Repair, TowerTarget
+    from ressa.spec import Calibration, DataRef, DataSource, ModelRef, Repair, TowerTarget
 
 TRIAL_VERSION = 1
 """Raised when the same `TrialSpec` would come to other results than before."""
@@ -28,6 +28,34 @@ class Example:
     answer: str
     kind: str
     """The question type, such as "shape" or "color": scores are also given per type."""
+    references: tuple[str, ...] = ()
+    """What people said, where that is more than one answer; a score is taken against all."""
+    choices: tuple[str, ...] = ()
+    """The answers to choose from, if that is asked."""
+    verbatim: bool = False
+    """True if `question` is the whole prompt, so that only a chat template is put around it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskData:
+    """A data set in files that a trial uses, and which examples it takes from it."""
+
+    name: str
+    """By which the trial's sections call it."""
+    source: DataSource
+    contents: tuple[tuple[str, str], ...]
+    """A use, as `use_of` writes it, and the hash of its examples and pictures; and "model" with
+    that of the model that scores it, if one does."""
+
+    def identity(self, use: Calibration | DataRef) -> tuple[Any, ...]:
+        """What a use comes to, wherever the files lie."""
+        found = dict(self.contents)
+        return self.source.identity, found[use_of(use)], found.get("model")
+
+
+def use_of(ref: Calibration | DataRef) -> str:
+    """Names a draw of examples, within one data set."""
+    return f"{ref.split} {ref.samples} {ref.seed}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,12 +71,18 @@ class TrialSpec:
     repair: Repair | None
     """None leaves the model as pruned."""
     evaluate: tuple[DataRef, ...]
+    data: tuple[TaskData, ...] = ()
+    """The data sets in files that the sections above name; tasks with their own are not here."""
     workers: int = 1
     cpus_per_worker: int = 1
     rungs: tuple[int, ...] = ()
     """Repair steps after which the search wants to know how the trial stands."""
     rung_samples: int = 0
     """Questions of each evaluation that are asked then."""
+
+    def task_data(self, name: str) -> TaskData | None:
+        """Returns the data set of a name; None for a task that brings its own."""
+        return next((data for data in self.data if data.name == name), None)
 
     def tower(self, tower: Tower) -> TowerTarget:
         """Returns what is asked of one tower."""
@@ -58,14 +92,14 @@ class TrialSpec:
     def key(self) -> str:
         """Hash of all that can change the result; equal keys are the same trial.
 
-        What is looked at on the way changes nothing.
-
-        The model counts by its fingerprint: where its folder lies changes nothing.
+        The model counts by its fingerprint and data by their contents: where they lie changes
+        nothing. Nor does what is looked at on the way.
         """
         unread = ("model", "rungs", "rung_samples")
         rest = {
             name: getattr(self, name) for name in self.__dataclass_fields__ if name not in unread
         }
+        rest["data"] = [(data.name, data.source.identity, data.contents) for data in self.data]
         return content_key("trial", TRIAL_VERSION, self.model.dtype, rest)
 
     def rung_key(self, step: int) -> str:

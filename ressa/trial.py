@@ -13,21 +13,21 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
-from functools import cache, partial
+from functools import partial
 from tempfile import TemporaryDirectory
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
-from ressa.catalog import TASKS
-from ressa.evaluate import Scores, predictions, score
+from ressa.data import examples_of
+from ressa.evaluate import Answer, Scores, aggregates, measure_of
 from ressa.kept import Kept
-from ressa.keys import dense_key, teacher_key
+from ressa.keys import contents_of, dense_key, teacher_key
 from ressa.models import VLM, Batch
 from ressa.prune import count_zeros, mask_hash
 from ressa.pruning import Pruning
-from ressa.records import Example, Outcome, Progress, TrialSpec
+from ressa.records import Example, Outcome, Progress, TrialSpec, content_key
 from ressa.repair import (
     Adapters,
     AnyTeacher,
@@ -43,15 +43,14 @@ from ressa.repair import (
     train,
 )
 from ressa.sparsity import TOWERS
-from ressa.spec import DataRef
+from ressa.spec import Calibration, DataRef
 from ressa.stages import Claims, Shared, Stages
 from ressa.store import open_store
-from ressa.workers import device, fits, spread, total
+from ressa.workers import device, fits, rank_and_world_size, total
 
 FRESH_OUTCOME = "outcome-fresh"
 """Where a trial that shares nothing leaves its outcome: the driver reads it, no trial does."""
 REPORT_EVERY = 5  # repair steps between two reports
-EVALUATION_BATCH = 256  # questions per forward pass; scores depend on it only by rounding
 PROBE = 64  # questions on which the merged model is compared with the adapters
 
 Steps: TypeAlias = Generator[Progress, None, Outcome]
@@ -117,7 +116,7 @@ class _Trial:
         if fits(self.vlm.model.get_memory_footprint()):
             self.vlm.model.to(device())  # type: ignore[arg-type]  # transformers wraps it untyped
         self.inventory = self.vlm.towers.inventory
-        task, examples = _examples(trial.calibration)
+        task, examples = self._data(trial.calibration)
         self.pruning = Pruning(trial, self.vlm, stages, examples, task.image)
         self.seconds: dict[str, float] = {}
         self.outcome = Outcome(summary={})
@@ -144,6 +143,7 @@ class _Trial:
             yield from self.repair(teacher)
             yield Progress(stage="score repaired")
             self.score_model("repaired")
+        self.outcome.scores.extend(self._means(self.outcome.scores))
         self.prove_zeros()
         self.outcome.summary.update(
             {f"{stage}_seconds": seconds for stage, seconds in self.seconds.items()},
@@ -161,19 +161,13 @@ class _Trial:
             return json.dumps([row for ref in self.spec.evaluate for row in measure(ref)]).encode()
 
         def measure(ref: DataRef) -> list[dict[str, Any]]:
-            task, examples = _examples(ref)
-            majority = [task.majority_answer(example.question) for example in examples]
-            return [
-                *self._scores("dense", ref, blank=False),
-                *self._scores("dense", ref, blank=True),
-                *_score_rows(
-                    ref,
-                    "majority",
-                    "real",
-                    score(examples, majority, task.answers),
-                    len(examples),
-                ),
-            ]
+            rows = [row for blank in (False, True) for row in self._scores("dense", ref, blank)]
+            task, examples = self._data(ref)
+            if hasattr(task, "majority_answer"):
+                given = [Answer(task.majority_answer(e.question)) for e in examples]
+                scores, _ = measure_of(task).score(task, examples, given)
+                rows += _score_rows(ref, "majority", "real", scores, len(examples))
+            return rows
 
         with self._clock("evaluate"):
             scores = yield from self.stages.once("dense", dense_key(self.spec), make)
@@ -192,7 +186,7 @@ class _Trial:
         blank = plan.objective == "text"
 
         def make() -> bytes:
-            task, examples = _examples(plan.data)
+            task, examples = self._data(plan.data)
             return teacher_logits(self.vlm, examples, task, blank=blank).to_bytes()
 
         with self._clock("teacher"):
@@ -202,7 +196,7 @@ class _Trial:
         """Trains what is left of the weights as the spec asks, and merges it, zeros untouched."""
         plan = self.spec.repair
         assert plan is not None
-        task, examples = _examples(plan.data)
+        task, examples = self._data(plan.data)
         with self._clock("repair"):
             adapters = attach(
                 self.vlm.model, self.pruning.masks, self.vlm.towers, plan, seed=plan.seed
@@ -214,7 +208,8 @@ class _Trial:
                 earlier=self.earlier,
             )
             yield Progress(stage="repair", steps=plan.steps, micro_batch=plan.micro_batch)
-            asked = ("repair", plan.data, plan.objective, plan.batch_size, plan.steps)
+            contents = content_key(contents_of(self.spec, plan.data))
+            asked = ("repair", plan.data, contents, plan.objective, plan.batch_size, plan.steps)
 
             def keep(encode: Callable[[], Batch]) -> Batch:
                 return self.kept.encoded(asked, lambda: [encode()])[0]
@@ -268,19 +263,29 @@ class _Trial:
 
     def measure_rung(self, step: int, last: RepairStep | None = None) -> None:
         """Scores the model as it is on a few questions, and leaves that with all found so far."""
-        scores: dict[str, float] = {}
+        rows = [row for row in self.outcome.scores if row["state"] == "dense"]
         with self._clock("evaluate"):
             for ref in self.spec.evaluate:
                 few = min(self.spec.rung_samples, ref.samples or self.spec.rung_samples)
-                task, examples = _examples(ref.model_copy(update={"samples": few}))
-                ask = partial(predictions, self.vlm, task, batch_size=EVALUATION_BATCH, blank=False)
-                found = score(examples, spread(examples, ask), task.answers)
-                scores |= {f"{ref.task}.{metric}": value for metric, value in found.items()}
+                asked = ref.model_copy(update={"samples": few})
+                task, examples = self._data(asked)
+                measure = measure_of(task)
+                contents = contents_of(self.spec, ref)
+                name = content_key("rung", rank_and_world_size(), asked, contents)
+                keep = partial(self.kept.encoded, name)
+                answers = measure.answer(self.vlm, task, examples, blank=False, keep=keep)
+                found, _ = measure.score(task, examples, answers)
+                rows += _score_rows(ref, "rung", "real", found, len(examples))
+        scores = {
+            f"{row['task']}.{row['metric']}": row["value"] for row in rows if row["state"] == "rung"
+        }
+        scores |= {r["metric"]: r["value"] for r in self._means(rows) if r["state"] == "rung"}
         zeros = {
             tower: sum(report.zeros for report in self.pruning.reports[tower]) for tower in TOWERS
         }
         so_far = replace(
             self.outcome,
+            scores=[*self.outcome.scores, *self._means(self.outcome.scores)],
             summary={f"{tower}_zeros": count for tower, count in zeros.items()}
             | {"sparsity": sum(zeros.values()) / self.inventory.prunable()}
             | {"mask_hash": mask_hash(self.pruning.masks)},
@@ -294,7 +299,7 @@ class _Trial:
         with self._clock("evaluate"):
             for ref in self.spec.evaluate:
                 for blank in (False, True):
-                    self.outcome.scores.extend(self._scores(state, ref, blank=blank))
+                    self.outcome.scores.extend(self._scores(state, ref, blank))
 
     def prove_zeros(self) -> None:
         """Counts, weight by weight, what was asked, what was pruned and what is zero at the end."""
@@ -335,25 +340,30 @@ class _Trial:
             mask_hash=mask_hash(self.pruning.masks),
         )
 
+    def _data(self, use: Calibration | DataRef) -> tuple[Any, tuple[Example, ...]]:
+        """Returns a task and the examples of it that a part of the spec names."""
+        task, examples = examples_of(use.task, use, self.spec.task_data(use.task))
+        return task, examples
+
     @torch.no_grad()
     def _probe(self) -> Tensor:
         """Answers a few questions of the first evaluation: logits, to compare bit by bit."""
-        task, examples = _examples(self.spec.evaluate[0])
+        task, examples = self._data(self.spec.evaluate[0])
         batch = self.vlm.encode(examples[:PROBE], task.image, answers=True)
         return self.vlm.answer_logits(batch)[0]
 
-    def _scores(self, state: str, ref: DataRef, *, blank: bool) -> list[dict[str, Any]]:
+    def _scores(self, state: str, ref: DataRef, blank: bool) -> list[dict[str, Any]]:
         """Lets the workers answer, scores it, and keeps the answers to real images."""
-        task, examples = _examples(ref)
+        task, examples = self._data(ref)
+        measure = measure_of(task)
+        if blank and not measure.reads_pictures:
+            return []
         image = "blank" if blank else "real"
-
-        def answer(part: Sequence[Example]) -> list[str]:
-            keep = partial(self.kept.encoded, ("questions", ref, len(part), blank))
-            return predictions(
-                self.vlm, task, part, batch_size=EVALUATION_BATCH, blank=blank, keep=keep
-            )
-
-        answers = spread(examples, answer)
+        part = rank_and_world_size()
+        name = content_key("questions", part, ref, contents_of(self.spec, ref), blank)
+        keep = partial(self.kept.encoded, name)
+        answers = measure.answer(self.vlm, task, examples, blank=blank, keep=keep)
+        scores, each = measure.score(task, examples, answers)
         if not blank and state != "dense":
             self.outcome.answers.extend(
                 {
@@ -363,13 +373,19 @@ class _Trial:
                     "image": image,
                     "example_id": example.id,
                     "image_id": example.image_id,
-                    "answer": given,
-                    "correct": given == example.answer,
+                    "answer": given.text,
+                    "correct": given.text == example.answer,
+                    "value": value,
                 }
-                for example, given in zip(examples, answers, strict=True)
+                for example, given, value in zip(examples, answers, each, strict=True)
             )
-        scores = score(examples, answers, task.answers)
         return _score_rows(ref, state, image, scores, len(examples))
+
+    def _means(self, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Means over tasks, where there are several."""
+        data = {ref.task: self.spec.task_data(ref.task) for ref in self.spec.evaluate}
+        tasks = {name: name if own is None else own.source.task for name, own in data.items()}
+        return aggregates(rows, tasks) if len(tasks) > 1 else []
 
     @contextmanager
     def _clock(self, stage: str) -> Iterator[None]:
@@ -385,18 +401,6 @@ def _rung(stages: Stages, trial: TrialSpec, step: int) -> Progress | None:
         return None
     steps = 0 if trial.repair is None else trial.repair.steps
     return Progress(stage="rung", step=step, steps=steps, rung=json.loads(found)["scores"])
-
-
-@cache
-def _examples(ref: Any) -> tuple[Any, tuple[Example, ...]]:
-    """Returns a task and the examples of it that a part of the spec names."""
-    task = _task(ref.task)
-    return task, task.examples(ref.split, ref.samples, ref.seed)
-
-
-@cache
-def _task(name: str) -> Any:
-    return TASKS[name]()
 
 
 def _score_rows(

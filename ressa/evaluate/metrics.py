@@ -16,8 +16,8 @@ from collections.abc import Collection, Sequence
 from ressa.records import Example
 
 Scores = dict[str, float]
-"""`exact_match`, `balanced_accuracy`, `malformed` and `exact_match/<kind>`, fractions in [0, 1];
-and `exact_match_standard_error`, `balanced_accuracy_standard_error` (NaN for a single picture)."""
+"""Values by metric; `<metric>_standard_error` beside it where there is one (NaN for a single
+picture), and `<metric>/<kind>` over the examples of one kind."""
 
 
 def score(
@@ -31,7 +31,8 @@ def score(
         answers: what counts as a well-formed answer in this task.
 
     Returns:
-        See `Scores`. Balanced accuracy is the mean recall over the answers that occur in
+        `exact_match`, `balanced_accuracy`, `malformed` and `exact_match/<kind>`, fractions in
+        [0, 1]. Balanced accuracy is the mean recall over the answers that occur in
         `examples`, so that always guessing the commonest answer gains nothing.
     """
     if not examples:
@@ -41,40 +42,62 @@ def score(
         for example, prediction in zip(examples, predictions, strict=True)
     ]
     images = [example.image_id for example in examples]
-    overall = _mean(right)
-    by_answer = _grouped(right, [example.answer for example in examples])
-    recalls = {answer: _mean(values) for answer, values in by_answer.items()}
+    overall = mean(right)
+    by_answer = grouped(right, [example.answer for example in examples])
+    recalls = {answer: mean(values) for answer, values in by_answer.items()}
     influence = [(x - overall) / len(right) for x in right]
     balanced_influence = [
         (x - recalls[e.answer]) / (len(recalls) * len(by_answer[e.answer]))
         for x, e in zip(right, examples, strict=True)
     ]
-    by_kind = _grouped(right, [example.kind for example in examples])
+    by_kind = grouped(right, [example.kind for example in examples])
     known = frozenset(answers)
     return {
         "exact_match": overall,
-        "exact_match_standard_error": _clustered_error(influence, images),
-        "balanced_accuracy": _mean(list(recalls.values())),
-        "balanced_accuracy_standard_error": _clustered_error(balanced_influence, images),
-        "malformed": _mean([float(prediction not in known) for prediction in predictions]),
-        **{f"exact_match/{kind}": _mean(by_kind[kind]) for kind in sorted(by_kind)},
+        "exact_match_standard_error": clustered_error(influence, images),
+        "balanced_accuracy": mean(list(recalls.values())),
+        "balanced_accuracy_standard_error": clustered_error(balanced_influence, images),
+        "malformed": mean([float(prediction not in known) for prediction in predictions]),
+        **{f"exact_match/{kind}": mean(by_kind[kind]) for kind in sorted(by_kind)},
     }
 
 
-def _clustered_error(influence: Sequence[float], images: Sequence[str]) -> float:
-    clusters = _grouped(influence, images)
+def averaged(metric: str, values: Sequence[float], examples: Sequence[Example]) -> Scores:
+    """Returns the mean of a value of each example under a metric's name.
+
+    Its standard error is clustered by picture; kinds have their means where there are several.
+    """
+    middle = mean(values)
+    influence = [(value - middle) / len(values) for value in values]
+    by_kind = grouped(values, [example.kind for example in examples])
+    return {
+        metric: middle,
+        f"{metric}_standard_error": clustered_error(influence, [e.image_id for e in examples]),
+        **(
+            {f"{metric}/{kind}": mean(by_kind[kind]) for kind in sorted(by_kind)}
+            if len(by_kind) > 1
+            else {}
+        ),
+    }
+
+
+def clustered_error(influence: Sequence[float], images: Sequence[str]) -> float:
+    """Returns the sandwich estimate of a score's standard error; NaN for a single picture."""
+    clusters = grouped(influence, images)
     if len(clusters) < 2:
         return math.nan
     square = math.fsum(math.fsum(values) ** 2 for values in clusters.values())
     return math.sqrt(square * len(clusters) / (len(clusters) - 1))
 
 
-def _grouped(values: Sequence[float], keys: Sequence[str]) -> dict[str, list[float]]:
+def grouped(values: Sequence[float], keys: Sequence[str]) -> dict[str, list[float]]:
+    """Returns the values of each key."""
     groups: dict[str, list[float]] = defaultdict(list)
     for value, key in zip(values, keys, strict=True):
         groups[key].append(value)
     return groups
 
 
-def _mean(values: Sequence[float]) -> float:
+def mean(values: Sequence[float]) -> float:
+    """Returns the mean, summed exactly."""
     return math.fsum(values) / len(values)

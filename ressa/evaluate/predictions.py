@@ -1,26 +1,35 @@
-"""Greedy answers of a model to a task's questions."""
+"""Answers of a model to a task's questions."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol, runtime_checkable
+from itertools import groupby
+from typing import Protocol, TypeAlias, runtime_checkable
 
 from PIL.Image import Image
 
-from ressa.models.vlm import VLM, Batch
+from ressa.models.vlm import GREEDY, VLM, Batch
 from ressa.records import Example
+from ressa.spec import Decoding
 
 _SPARE_TOKENS = 1  # beyond the longest answer and its end: room to be wrong at length
 
+Keep: TypeAlias = Callable[[Callable[[], list[Batch]]], list[Batch]]
+
 
 @runtime_checkable
-class PictureTask(Protocol):
-    """What is asked of a task here: its pictures, and the answers it knows."""
-
-    @property
-    def answers(self) -> Sequence[str]: ...
+class Pictures(Protocol):
+    """What is asked of a task here: its pictures."""
 
     def image(self, image_id: str) -> Image: ...
 
     def blank_image(self) -> Image: ...
+
+
+@runtime_checkable
+class PictureTask(Pictures, Protocol):
+    """A task that also knows every answer there is."""
+
+    @property
+    def answers(self) -> Sequence[str]: ...
 
 
 def predictions(
@@ -30,40 +39,81 @@ def predictions(
     *,
     batch_size: int = 256,
     blank: bool = False,
-    keep: Callable[[Callable[[], list[Batch]]], list[Batch]] | None = None,
+    keep: Keep | None = None,
 ) -> list[str]:
     """Answers questions greedily, in their order; equal questions about one picture only once.
 
     Args:
         vlm: the model, left as it is.
-        task: opens the pictures.
-        examples: the questions; keep those about one picture together, so that it is encoded once.
+        task: opens the pictures, and says which answer is the longest.
+        examples: the questions; those about one picture are next to each other.
         batch_size: how many questions at a time. It changes a result only by rounding.
         blank: True shows the task's blank picture instead of each, so that only distinct questions
             are left to compute.
         keep: returns the questions as tensors, by the function that it is given or from the last
             time. None encodes batch after batch, and holds one.
     """
+    tokens = _longest_answer(vlm, task) + _SPARE_TOKENS
+    decoding = GREEDY.model_copy(update={"max_new_tokens": tokens})
+    return generated(vlm, task, examples, decoding, batch_size=batch_size, blank=blank, keep=keep)
+
+
+def generated(
+    vlm: VLM,
+    task: Pictures,
+    examples: Sequence[Example],
+    decoding: Decoding,
+    *,
+    batch_size: int,
+    blank: bool = False,
+    keep: Keep | None = None,
+) -> list[str]:
+    """Answers as `predictions` does, but as `decoding` says and to the length it says."""
     distinct = {_key(example, blank): example for example in examples}
-    keys, asked = list(distinct), list(distinct.values())
-    new_tokens = _longest_answer(vlm, task) + _SPARE_TOKENS
     picture = task.blank_image() if blank else None
+    chunks = list(batches(list(distinct.values()), batch_size))
 
     def encode() -> Iterator[Batch]:
-        for start in range(0, len(asked), batch_size):
-            chunk = asked[start : start + batch_size]
+        for chunk in chunks:
             yield vlm.encode(chunk, task.image, answers=False, blank=picture)
 
-    answers: list[str] = []
+    answer_of: dict[tuple[str, str], str] = {}
     training = vlm.model.training
     vlm.model.eval()
     try:
-        for batch in encode() if keep is None else keep(lambda: list(encode())):
-            answers += vlm.generate(batch, new_tokens)
+        encoded = encode() if keep is None else keep(lambda: list(encode()))
+        for chunk, batch in zip(chunks, encoded, strict=True):
+            answers = vlm.generate(batch, decoding.max_new_tokens, decoding)
+            keys = [_key(example, blank) for example in chunk]
+            answer_of.update(zip(keys, answers, strict=True))
     finally:
         vlm.model.train(training)
-    answer_of = dict(zip(keys, answers, strict=True))
     return [answer_of[_key(example, blank)] for example in examples]
+
+
+def batches(examples: Sequence[Example], size: int) -> Iterator[list[Example]]:
+    """Cuts examples into batches of about equally long texts, so that little is padding.
+
+    A picture's examples stay together, so that it is encoded once; a batch that they would
+    overfill is ended before them. One picture's that are more than a batch are cut.
+    """
+    groups = [list(group) for _, group in groupby(examples, key=lambda e: e.image_id)]
+    groups.sort(key=lambda group: max(map(_length, group)), reverse=True)  # stable; longest first
+    batch: list[Example] = []
+    for group in groups:
+        if batch and len(batch) + len(group) > size:
+            yield batch
+            batch = []
+        batch += group
+        while len(batch) > size:
+            yield batch[:size]
+            batch = batch[size:]
+    if batch:
+        yield batch
+
+
+def _length(example: Example) -> int:
+    return len(example.question) + len(example.answer)
 
 
 def _key(example: Example, blank: bool) -> tuple[str, str]:

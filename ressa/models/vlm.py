@@ -29,9 +29,12 @@ from ressa.errors import SpecError
 from ressa.models.opened import closed
 from ressa.models.towers import Towers, has_encoder
 from ressa.records import Example
+from ressa.spec import Decoding
 
 NO_LABEL = -100
 """Marks a place where no answer token stands; transformers' losses skip it too."""
+
+GREEDY = Decoding()
 
 _shown: ContextVar["Batch | None"] = ContextVar("shown", default=None)
 """The batch that runs through the model; passes that run side by side each have their own."""
@@ -45,6 +48,8 @@ _PROMPTS = {
     "florence2": "{question}",
     "kosmos-2": "<grounding> Question: {question} Answer:",
 }
+# Of these types, those that read nothing but the question once that is a whole prompt.
+_BARE = ("blip-2",)
 
 # Their connectors read pictures alone and put out [image token hidden], so that these too are
 # spared for a second question about a picture. In others the vision tower is.
@@ -123,7 +128,7 @@ class VLM:
     model: PreTrainedModel
     processor: ProcessorMixin
     towers: Towers
-    _prompts: dict[tuple[str, tuple[int, int]], dict[str, Tensor]] = field(
+    _prompts: dict[tuple[str, bool, tuple[int, int]], dict[str, Tensor]] = field(
         default_factory=dict, repr=False
     )
     """What the prompts seen so far become with a picture of a size: data sets ask few questions."""
@@ -160,11 +165,9 @@ class VLM:
         row = {name: index for index, name in enumerate(shown)}
         image_index = [0 if blank is not None else row[e.image_id] for e in examples]
         opened = cast("list[Image]", pictures)
-        prompts = [
-            self._prompt(e.question, opened[i]) for e, i in zip(examples, image_index, strict=True)
-        ]
+        prompts = [self._prompt(e, opened[i]) for e, i in zip(examples, image_index, strict=True)]
         inputs, labels = self._texts(prompts, [e.answer for e in examples] if answers else None)
-        asked = {i: e.question for e, i in zip(examples, image_index, strict=True)}
+        asked = {i: e for e, i in zip(examples, image_index, strict=True)}
         pixels, rows = self._pictures(opened, [asked[i] for i in range(len(opened))])
         device = self.model.device
         return Batch(
@@ -243,20 +246,38 @@ class VLM:
         return torch.cat([hidden[layer] for layer in wanted], dim=-1)
 
     @torch.no_grad()
-    def generate(self, batch: Batch, max_new_tokens: int) -> list[str]:
-        """Answers greedily; whatever follows the end of an answer is dropped."""
+    def generate(self, batch: Batch, max_new_tokens: int, decoding: Decoding = GREEDY) -> list[str]:
+        """Answers without chance; whatever follows the end of an answer is dropped.
+
+        Args:
+            batch: questions that were encoded with answers=False.
+            max_new_tokens: the longest answer, ≥ 1.
+            decoding: all else about the search.
+        """
         model: Any = self.model
-        with self._shared_pictures(batch) as inputs:
+        beams = {} if decoding.beams == 1 else {"length_penalty": decoding.length_penalty}
+        with self._shared_pictures(batch, decoding.beams) as inputs:
             tokens = model.generate(
-                **inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1
+                **inputs,
+                max_new_tokens=max_new_tokens,
+                min_new_tokens=decoding.min_new_tokens or None,
+                do_sample=False,
+                num_beams=decoding.beams,
+                repetition_penalty=decoding.repetition_penalty,
+                **beams,
             )
         if not self.has_encoder:
             tokens = tokens[:, batch.inputs["input_ids"].shape[1] :]
         texts = self.processor.batch_decode(tokens, skip_special_tokens=True)
         return [text.strip() for text in texts]
 
-    def prompt(self, question: str) -> str:
+    def prompt(self, question: str, *, verbatim: bool = False) -> str:
         """Wraps a question the way the model expects it: its chat template, else its authors' form.
+
+        Args:
+            question: what is asked.
+            verbatim: True if it is a whole prompt by itself, so that no words are put around it
+                other than those that mark a user's turn.
 
         Raises:
             SpecError: if the model comes without a template and is of no type known here.
@@ -271,7 +292,8 @@ class VLM:
                     f"{kind!r} model is not known here (known: {', '.join(sorted(_PROMPTS))}). "
                     "Save it with a processor that has a chat_template."
                 )
-            return _PROMPTS[kind].format(question=question)
+            bare = verbatim and kind in _BARE
+            return question if bare else _PROMPTS[kind].format(question=question)
         content = [{"type": "image"}, {"type": "text", "text": question}]
         messages: list[Any] = [{"role": "user", "content": content}]
         return self.processor.apply_chat_template(
@@ -282,11 +304,11 @@ class VLM:
     def _tokenizer(self) -> Any:
         return self.processor.tokenizer
 
-    def _prompt(self, question: str, picture: Image) -> dict[str, Tensor]:
+    def _prompt(self, example: Example, picture: Image) -> dict[str, Tensor]:
         """What a question becomes, [time …] each; how many image tokens follows from the size."""
-        key = (question, picture.size)
+        key = (example.question, example.verbatim, picture.size)
         if key not in self._prompts:
-            encoded = self._processed(question, picture)
+            encoded = self._processed(example, picture)
             shape = encoded["input_ids"].shape
             texts = {name: t[0] for name, t in encoded.items() if _is_text(name, t, shape)}
             ones = torch.ones_like(texts["input_ids"])
@@ -294,23 +316,23 @@ class VLM:
         return self._prompts[key]
 
     def _pictures(
-        self, pictures: list[Image], questions: list[str]
+        self, pictures: list[Image], examples: list[Example]
     ) -> tuple[dict[str, Tensor], dict[str, tuple[int, ...]] | None]:
         """What pictures become, and how many rows of it are whose; each with a question."""
-        first = self._of_picture(questions[0], pictures[0])
+        first = self._of_picture(examples[0], pictures[0])
         pixels = first.get("pixel_values")
         is_plain = first.keys() == {"pixel_values"} and pixels is not None and pixels.dim() == 4
         if not first or (is_plain and len(cast(Tensor, pixels)) == 1):
             encoded = self.processor.image_processor(pictures, return_tensors="pt")
             if len(encoded["pixel_values"]) == len(pictures):
                 return {"pixel_values": encoded["pixel_values"].to(self.model.dtype)}, None
-        rest = zip(questions[1:], pictures[1:], strict=True)
+        rest = zip(examples[1:], pictures[1:], strict=True)
         each = [first, *(self._of_picture(*pair) for pair in rest)]
         rows = {name: tuple(len(one[name]) for one in each) for name in first}
         return {name: _stacked([one[name] for one in each]) for name in first}, rows
 
-    def _of_picture(self, question: str, picture: Image) -> dict[str, Tensor]:
-        encoded = self._processed(question, picture)
+    def _of_picture(self, example: Example, picture: Image) -> dict[str, Tensor]:
+        encoded = self._processed(example, picture)
         shape = encoded["input_ids"].shape
         return {
             name: tensor.to(self.model.dtype) if tensor.is_floating_point() else tensor
@@ -318,10 +340,9 @@ class VLM:
             if not _is_text(name, tensor, shape)
         }
 
-    def _processed(self, question: str, picture: Image) -> dict[str, Tensor]:
-        encoded = self.processor(
-            images=[picture], text=[self.prompt(question)], return_tensors="pt"
-        )
+    def _processed(self, example: Example, picture: Image) -> dict[str, Tensor]:
+        text = self.prompt(example.question, verbatim=example.verbatim)
+        encoded = self.processor(images=[picture], text=[text], return_tensors="pt")
         return {name: t for name, t in encoded.items() if isinstance(t, Tensor)}
 
     def _answer_ids(self, answer: str) -> Int[Tensor, " time"]:
@@ -362,12 +383,13 @@ class VLM:
         }
 
     @contextmanager
-    def _shared_pictures(self, batch: Batch) -> Iterator[dict[str, Tensor]]:
+    def _shared_pictures(self, batch: Batch, beams: int = 1) -> Iterator[dict[str, Tensor]]:
         """Hands each question its picture's rows where the vision tower, or connector, ends.
 
         So it runs once a picture, and everything after sees one picture a question, as if the
         pixels had been repeated. That is what is done where a picture is more than one row of
-        pixel values: the tower then runs once a question.
+        pixel values: the tower then runs once a question. What transformers itself repeated for
+        each beam of a search is cut back before the tower, and repeated behind it.
         """
         pictures = batch.pictures
         towers = self.vision_roots
@@ -379,6 +401,20 @@ class VLM:
         if not batch.is_shareable or len(towers) > 1:
             yield batch.with_pictures(batch.image_index)
             return
+        repeated = False
+
+        def cut(module: nn.Module, args: Any, inputs: dict[str, Any]) -> Any:
+            nonlocal repeated
+            pixels = inputs.get("pixel_values", args[0] if args else None)
+            if _shown.get() is not batch or pixels is None:
+                return None
+            repeated = len(pixels) == pictures * beams
+            if not repeated:
+                return None
+            if "pixel_values" in inputs:
+                return args, inputs | {"pixel_values": pixels[::beams]}
+            return (pixels[::beams], *args[1:]), inputs
+
         behind = self.model.config.model_type in _SHARED_BEHIND_CONNECTOR
 
         def repeat(module: nn.Module, args: object, output: Any) -> Any:
@@ -390,16 +426,22 @@ class VLM:
                     "pictures, not a fixed number of tokens for each, as BLIP-2 and LLaVA do. "
                     "Choose a model of such a type."
                 )
-            return _repeated(output, batch.image_index, pictures)
+            index = batch.image_index
+            index = index.repeat_interleave(beams) if repeated else index
+            return _repeated(output, index, pictures)
 
         where = self.towers.projector if behind else towers[0]
-        hook = self.model.get_submodule(where).register_forward_hook(repeat)
+        hooks = [self.model.get_submodule(where).register_forward_hook(repeat)]
+        if beams > 1:
+            tower = self.model.get_submodule(towers[0])
+            hooks.append(tower.register_forward_pre_hook(cut, with_kwargs=True))
         token = _shown.set(batch)
         try:
             yield batch.inputs
         finally:
             _shown.reset(token)
-            hook.remove()
+            for hook in hooks:
+                hook.remove()
 
 
 def _is_text(name: str, tensor: Tensor, shape: torch.Size) -> bool:

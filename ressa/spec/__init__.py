@@ -1,6 +1,7 @@
 """Sweep files: YAML → validated, immutable spec; every fault with its line, all at once."""
 
 from ressa.spec.check import Problem, check_inventory
+from ressa.spec.data import Columns, DataSource, Decoding
 from ressa.spec.points import Effective, Point, TowerTarget, apply_point, baseline, grid_points
 from ressa.spec.resolve import (
     LoadedSpec,
@@ -9,6 +10,8 @@ from ressa.spec.resolve import (
     spec_from_yaml,
 )
 from ressa.spec.schema import (
+    AGGREGATES,
+    ALL_TASKS,
     Calibration,
     DataRef,
     Distillation,
@@ -31,9 +34,14 @@ from ressa.spec.schema import (
 from ressa.spec.space import Choices, Dimension, Range
 
 __all__ = [
+    "AGGREGATES",
+    "ALL_TASKS",
     "Calibration",
     "Choices",
+    "Columns",
     "DataRef",
+    "DataSource",
+    "Decoding",
     "Dimension",
     "Distillation",
     "EarlyStopping",

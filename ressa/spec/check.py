@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from ressa.catalog import METHODS, MODELS, TASKS
+from ressa.catalog import METHODS, MODELS, TASKS, task_facts
 from ressa.errors import InfeasibleAllocation, SpecError, UnknownNameError, did_you_mean
 from ressa.registry import Registry
 from ressa.sparsity import (
@@ -29,10 +29,14 @@ from ressa.sparsity import (
     out_of_range,
 )
 from ressa.spec.constraints import parse_constraint
+from ressa.spec.data import HUB, SPLITS
 from ressa.spec.deepspeed import deepspeed_faults
 from ressa.spec.faults import explain
 from ressa.spec.points import allocate, conflicts, no_pattern_for_all, no_point, override
 from ressa.spec.schema import (
+    AGGREGATES,
+    ALL_TASKS,
+    Calibration,
     DataRef,
     Prune,
     SweepSpec,
@@ -45,11 +49,10 @@ from ressa.spec.schema import (
 from ressa.spec.space import BUDGET, SPARSITIES, SPARSITY, Choices, Range, Scalar, scalar_text
 from ressa.spec.yaml import Path
 
-METRICS = ("exact_match", "balanced_accuracy", "malformed")
 COUNTED = ("sparsity", "vision_sparsity", "language_sparsity", "whole_sparsity")
 """Objectives that are counted, not measured."""
-SPLITS = ("train", "calibration", "validation", "test")
 _MOST_VALUES = 10_000  # of one axis, and points of a grid
+_DATA_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
@@ -114,14 +117,14 @@ def _check_prune(spec: SweepSpec) -> Iterator[Problem]:
         if section.initial == "dsnot":
             message = "dsnot refines the mask of another method. Name that one, such as wanda."
             yield Problem((*path, "from"), message)
-    yield from _check_name(TASKS, spec.prune.calibration.task, ("prune", "calibration", "task"))
+    yield from _check_examples(spec, spec.prune.calibration, ("prune", "calibration"))
     for path, message in conflicts(spec):
         yield Problem(path, message)
 
 
 def _check_repair_data(spec: SweepSpec) -> Iterator[Problem]:
     data = spec.repair.data
-    yield from _check_name(TASKS, data.task, ("repair", "data", "task"))
+    yield from _check_examples(spec, data, ("repair", "data"))
     if data.split != "train":
         message = f"repair learns from split 'train' alone, got {data.split!r}."
         yield Problem(("repair", "data", "split"), f"{message}{_reserved(data)}")
@@ -201,7 +204,7 @@ def _reserved(data: DataRef) -> str:
 
 def _check_evaluate(spec: SweepSpec) -> Iterator[Problem]:
     for index, data in enumerate(spec.evaluate):
-        yield from _check_name(TASKS, data.task, ("evaluate", index, "task"))
+        yield from _check_examples(spec, data, ("evaluate", index))
         if data.split != "validation":
             message = f"a sweep is scored on split 'validation' alone, got {data.split!r}."
             hint = _reserved(data)
@@ -216,7 +219,11 @@ def _check_evaluate(spec: SweepSpec) -> Iterator[Problem]:
 
 def _check_objective(spec: SweepSpec) -> Iterator[Problem]:
     tasks = [data.task for data in spec.evaluate]
-    scores = [f"{task}.{metric}" for task in tasks for metric in METRICS]
+    scores = [
+        f"{task}.{metric}" for task in tasks for metric in task_facts(_kind(spec, task)).metrics
+    ]
+    if len(tasks) > 1:
+        scores += AGGREGATES
     for index, objective in enumerate(spec.objectives):
         path: Path = ("objective", index) if isinstance(spec.objective, tuple) else ("objective",)
         names = [*scores, *COUNTED] if index else scores
@@ -226,12 +233,74 @@ def _check_objective(spec: SweepSpec) -> Iterator[Problem]:
         if objective.maximize in names:
             continue
         hint = did_you_mean(objective.maximize, names)
-        if objective.task in TASKS and objective.task not in tasks:
+        if objective.task in {*_task_names(spec)} - {*tasks}:
             hint = f" Task {objective.task!r} is not evaluated: add it to evaluate."
+        if objective.maximize in AGGREGATES:
+            hint = f" {objective.maximize} is over several tasks: evaluate more than one."
         if objective.maximize in COUNTED:
             hint = " The first objective is a score: tables go by it. List it after one."
         message = f"task.metric, one of {', '.join(names)}, got {objective.maximize!r}.{hint}"
         yield Problem((*path, "maximize"), message)
+
+
+def _kind(spec: SweepSpec, name: str) -> str:
+    """The task of the catalog that a section's task name comes to."""
+    return spec.data[name].task if name in spec.data else name
+
+
+def _task_names(spec: SweepSpec) -> list[str]:
+    """What a section may name as its task: entries of `data`, and tasks that bring their own."""
+    return sorted([*spec.data, *(name for name in TASKS if not task_facts(name).formats)])
+
+
+def _check_examples(spec: SweepSpec, ref: DataRef | Calibration, path: Path) -> Iterator[Problem]:
+    known = _task_names(spec)
+    if ref.task not in known:
+        message = str(UnknownNameError("task", ref.task, known))
+        if ref.task in TASKS:
+            message = (
+                f"{ref.task} reads files. Say which in the data section, such as data: "
+                f"{{mine: {{task: {ref.task}, format: {task_facts(ref.task).formats[0]}, "
+                "path: folder}}, and name that entry here."
+            )
+        yield Problem((*path, "task"), message)
+        return
+    source = spec.data.get(ref.task)
+    if source is not None and source.splits and ref.split in SPLITS:
+        if ref.split not in source.splits:
+            message = f"it has no {ref.split} split: data.{ref.task}.splits names none."
+            yield Problem((*path, "task"), message)
+        elif source.task == "retrieval" and ref.split not in ("validation", "test"):
+            yield Problem((*path, "task"), "retrieval is for evaluate alone.")
+
+
+def _check_data(spec: SweepSpec) -> Iterator[Problem]:
+    for name, source in spec.data.items():
+        path: Path = ("data", name)
+        if not _DATA_NAME.fullmatch(name) or name == ALL_TASKS:
+            yield Problem(path, f"a name of a-z, 0-9, - and _, not {ALL_TASKS!r}, got {name!r}.")
+        formats = task_facts(source.task).formats
+        with_files = [task for task in TASKS if task_facts(task).formats]
+        if not formats:
+            message = str(UnknownNameError("task that reads files", source.task, with_files))
+            yield Problem((*path, "task"), message)
+        elif name in TASKS and not task_facts(name).formats:
+            yield Problem(path, f"{name!r} is a task that brings its own data. Another name.")
+        elif source.format not in formats:
+            message = (
+                f"{source.task} reads {', '.join(formats)}, got {source.format!r}."
+                f"{did_you_mean(source.format, formats)}"
+            )
+            yield Problem((*path, "format"), message)
+        if source.path.startswith(HUB):
+            if source.format != "datasets":
+                yield Problem((*path, "path"), "only format datasets is read from the hub.")
+            if source.revision is None:
+                message = "a data set on the hub needs the commit that is meant, such as 1a2b3c4."
+                yield Problem((*path, "revision"), message)
+        if source.task == "retrieval" and source.model is None:
+            message = "retrieval needs a BLIP-2 image-text matching model: a folder or a hub id."
+            yield Problem((*path, "model"), message)
 
 
 def _check_name(registry: Registry[Any], name: str, path: Path) -> Iterator[Problem]:
@@ -438,13 +507,14 @@ def _check_baselines(spec: SweepSpec) -> Iterator[Problem]:
 _Check = Callable[[SweepSpec], Iterator[Problem]]
 _CHECKS: tuple[tuple[_Check, tuple[str, ...]], ...] = (
     (_check_model, ("model",)),
-    (_check_prune, ()),
-    (_check_repair_data, ()),
+    (_check_data, ("data",)),
+    (_check_prune, ("data",)),
+    (_check_repair_data, ("data",)),
     (_check_repair, ("repair", "resources")),
     (_check_precision, ("repair", "resources", "model")),
     (_check_deepspeed, ("repair",)),
-    (_check_evaluate, ("evaluate",)),
-    (_check_objective, ("evaluate", "objective")),
+    (_check_evaluate, ("evaluate", "data")),
+    (_check_objective, ("evaluate", "objective", "data")),
     (_check_towers, ("space", BUDGET)),
     (_check_space, ()),
     (_check_constraints, ("constraints", "prune")),

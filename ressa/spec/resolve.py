@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from ressa.catalog import MODELS
+from ressa.catalog import FORMATS, MODELS, task_facts
 from ressa.errors import SpecError, did_you_mean
 from ressa.sparsity import Inventory
 from ressa.spec.check import Problem, check_inventory, check_spec, unreachable_budgets
@@ -267,12 +267,33 @@ def complete(content: dict[str, Any], stem: str) -> None:
     _merge(repair, {"train": _trained(content)})
     for data in content["evaluate"] if isinstance(content.get("evaluate"), list) else ():
         _merge(_mapping(data), {"split": "validation", "samples": 2000})
+    _complete_data(content)
     if repair.get("method") == "none":
         content.setdefault("baselines", ["dense"])
     search = _section(content, "search")
     search.setdefault("sampler", "grid" if _is_discrete(_mapping(content.get("space"))) else "tpe")
     parallel = search.get("parallel", 1)
     search.setdefault("window", 2 * parallel if type(parallel) is int and parallel > 0 else 2)
+
+
+def _complete_data(content: dict[str, Any]) -> None:
+    """Fills in what follows from a data set's task and format, and from what is evaluated."""
+    tasks: dict[str, Any] = {}
+    for name, entry in _mapping(content.get("data")).items():
+        task, layout = _mapping(entry).get("task"), _mapping(entry).get("format")
+        if isinstance(task, str):
+            tasks[name] = task
+            _merge(_mapping(entry), task_facts(task).defaults)
+        if isinstance(layout, str) and not _mapping(entry).get("splits"):
+            _mapping(entry)["splits"] = dict(FORMATS.get(layout, {}))
+    evaluated = content.get("evaluate")
+    names = (
+        [_mapping(data).get("task") for data in evaluated] if isinstance(evaluated, list) else []
+    )
+    first = names[0] if names else None
+    if isinstance(first, str) and "easy-vqa" not in names:
+        one = f"{first}.{task_facts(tasks.get(first, first)).main[0]}"
+        _merge(_section(content, "objective"), {"maximize": "macro" if names[1:] else one})
 
 
 def _trained(content: dict[str, Any]) -> list[str]:

@@ -27,6 +27,7 @@ from ressa.catalog import MODELS, CatalogModel
 from ressa.errors import did_you_mean
 from ressa.sparsity import Counting, Group, Tower, out_of_range
 from ressa.spec.constraints import QUANTITIES, parse_constraint
+from ressa.spec.data import DataSource
 from ressa.spec.space import (
     BUDGET,
     REPLICATE,
@@ -178,7 +179,9 @@ class ModelRef(SpecModel):
 class DataRef(SpecModel):
     """Examples of a task, drawn by seed."""
 
-    task: str = Field(default="easy-vqa", description="A task of the catalog or of a plug-in.")
+    task: str = Field(
+        default="easy-vqa", description="A name of the data section, or a task with its own data."
+    )
     split: str = Field(description="Which of the task's disjoint splits they come from.")
     samples: Samples = Field(default=None, description="Number of questions, ≥ 1; null takes all.")
     seed: int = Field(default=0, ge=0, description="Seed of the draw.")
@@ -187,7 +190,9 @@ class DataRef(SpecModel):
 class Calibration(SpecModel):
     """Examples, always of the calibration split, on which a method takes its statistics."""
 
-    task: str = Field(default="easy-vqa", description="A task of the catalog or of a plug-in.")
+    task: str = Field(
+        default="easy-vqa", description="A name of the data section, or a task with its own data."
+    )
     samples: int = Field(default=128, ge=1, description="Number of questions, ≥ 1.")
     seed: int = Field(default=0, ge=0, description="Seed of the draw.")
     activations: Activations = Field(
@@ -471,19 +476,26 @@ class Search(SpecModel):
     )
 
 
+AGGREGATES = ("mean_relative", "macro")
+"""Means over the main metrics of all tasks that are evaluated."""
+ALL_TASKS = "all"
+"""The task that rows of means over tasks name."""
+
+
 class Objective(SpecModel):
     """What the search looks for."""
 
     maximize: str = Field(
         default="easy-vqa.balanced_accuracy",
-        description="task.metric of an evaluation; of several objectives, any but the first may "
-        "also be sparsity, vision_sparsity, language_sparsity or whole_sparsity.",
+        description="task.metric of an evaluation; or a mean over all of them: mean_relative, of "
+        "score / dense score, or macro, of the scores. Of several objectives, any but the first "
+        "may also be sparsity, vision_sparsity, language_sparsity or whole_sparsity.",
     )
 
     @property
     def task(self) -> str:
-        """The task whose metric is meant."""
-        return self.maximize.rpartition(".")[0]
+        """The task whose metric is meant; `ALL_TASKS` for a mean over them."""
+        return ALL_TASKS if self.maximize in AGGREGATES else self.maximize.rpartition(".")[0]
 
     @property
     def metric(self) -> str:
@@ -568,6 +580,11 @@ class SweepSpec(SpecModel):
     )
     model: Annotated[ModelRef, BeforeValidator(_as_model)] = Field(
         description="The model: a name alone, or a mapping."
+    )
+    data: dict[str, DataSource] = Field(
+        default={},
+        description="Data sets in files, by the name that calibration, repair and evaluate call "
+        "them by.",
     )
     prune: Prune = Field(default=Prune(), description="How weights are chosen.")
     space: dict[str, SpaceEntry] = Field(
@@ -673,6 +690,7 @@ class SweepSpec(SpecModel):
                 "limits": True,
             }
         )
+        content["data"] = {name: source.identity for name, source in self.data.items()}
         text = json.dumps(_canonical(content), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 

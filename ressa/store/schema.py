@@ -53,7 +53,7 @@ IDENTITY = (
 )
 
 _WHICH_SCORE = (
-    Column("task", "text", "name of the task"),
+    Column("task", "text", "name of the task; all for a mean over tasks"),
     Column("split", "text", "split of the task's examples"),
     Column("state", "text", "dense, pruned, repaired (merged) or repaired_unmerged (lora)"),
     Column("image", "text", "real, or blank: the mean-colour image in place of each"),
@@ -163,7 +163,7 @@ SCORES = Table(
     key=("trial", "task", "split", "state", "image", "metric"),
     own_columns=(
         *_WHICH_SCORE,
-        Column("metric", "text", "exact_match, balanced_accuracy, malformed, exact_match/<kind>"),
+        Column("metric", "text", "such as accuracy; accuracy/<kind> over questions of one kind"),
         Column("value", "float", "the metric's value", "fraction"),
         Column("standard_error", "float", "clustered by image; null where not estimated"),
         Column("items", "integer", "questions behind the value", "questions"),
@@ -220,6 +220,7 @@ ANSWERS = Table(
         Column("image_id", "text", "which image"),
         Column("answer", "text", "the model's answer"),
         Column("correct", "boolean", "whether it equals the true answer"),
+        Column("value", "float", "its own score: 1 if right, agreement, CIDEr or log-probability"),
     ),
 )
 
@@ -288,6 +289,8 @@ DATA = Table(
         Column("seed", "integer", "seed of the draw"),
         Column("image_ids", "texts", "the distinct images, in order"),
         Column("example_ids", "texts", "the examples, in order"),
+        Column("left_out", "integer", "bad items of the data that were skipped", "items"),
+        Column("left_out_ids", "texts", "which, each with what is wrong with it"),
     ),
 )
 

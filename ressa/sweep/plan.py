@@ -1,6 +1,6 @@
 """What a sweep will do, worked out before anything runs: trials, baselines and their data."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cache, cached_property
@@ -8,13 +8,15 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from ressa.catalog import MODELS, TASKS
+from ressa.catalog import MODELS
 from ressa.errors import SpecError, UnknownNameError
-from ressa.records import TrialSpec
+from ressa.records import TaskData, TrialSpec, use_of
 from ressa.sparsity import TOWERS, Inventory, Tower, tower_zeros
 from ressa.spec import (
+    ALL_TASKS,
     Calibration,
     DataRef,
+    DataSource,
     Effective,
     ModelRef,
     Objective,
@@ -33,6 +35,8 @@ class SweepPlan:
     inventory: Inventory
     fingerprint: str
     """Hash of the model's files."""
+    reads_data: bool = True
+    """False leaves data sets in files alone: trials are then told apart by their names alone."""
 
     @property
     def baselines(self) -> tuple[str, ...]:
@@ -46,8 +50,8 @@ class SweepPlan:
 
     def measured(self, objective: Objective) -> tuple[str, str, str]:
         """Task, split and metric of an objective that is a score."""
-        split = next(ref.split for ref in self.spec.evaluate if ref.task == objective.task)
-        return objective.task, split, objective.metric
+        splits = [r.split for r in self.spec.evaluate if objective.task in (r.task, ALL_TASKS)]
+        return objective.task, splits[0], objective.metric
 
     def trial(self, point: Mapping[str, str]) -> TrialSpec:
         """Returns the trial that a point comes to.
@@ -78,9 +82,36 @@ class SweepPlan:
             calibration=effective.calibration,
             repair=effective.repair,
             evaluate=self.spec.evaluate,
+            data=self._task_data(effective),
             workers=self.spec.resources.workers,
             cpus_per_worker=self.spec.resources.cpus_per_worker,
         )
+
+    def _task_data(self, effective: Effective) -> tuple[TaskData, ...]:
+        """Describes the data sets in files that a trial uses, and what it takes from each."""
+        repair = [effective.repair.data] if effective.repair else []
+        uses: list[Calibration | DataRef] = [effective.calibration, *repair, *self.spec.evaluate]
+        found = []
+        for name, source in self.spec.data.items():
+            own = {use_of(use): use for use in uses if use.task == name}
+            if not own:
+                continue
+            contents = {text: self._fingerprint_of(name, source, use) for text, use in own.items()}
+            if source.model is not None and self.reads_data:
+                contents["model"] = _fingerprint(ModelRef(id=source.model))
+            found.append(
+                TaskData(name=name, source=_absolute(source), contents=tuple(contents.items()))
+            )
+        return tuple(found)
+
+    def _fingerprint_of(self, name: str, source: DataSource, use: Calibration | DataRef) -> str:
+        if not self.reads_data:
+            return "unread"
+        from ressa.data import open_data
+
+        task = open_data(name, source)
+        found: str = task.fingerprint(use.split, use.samples, use.seed)
+        return found
 
     def zeros(self, trial: TrialSpec, tower: Tower) -> int | None:
         """Counts the weights that a tower is to lose; None where both lose their share together."""
@@ -119,13 +150,14 @@ class SweepPlan:
         if spec.repair.method != "none":
             uses.append(("repair", spec.repair.data))
         uses += [("evaluate", ref) for ref in spec.evaluate]
-        rows = [_data_row(purpose, ref) for purpose, ref in uses]
+        rows = [_data_row(purpose, ref, spec.data.get(ref.task)) for purpose, ref in uses]
         for one, other in combinations(rows, 2):
             shared = set(one["image_ids"]) & set(other["image_ids"])
             if shared and one["purpose"] != other["purpose"]:
                 raise SpecError(
-                    f"{one['purpose']} and {other['purpose']} share {len(shared)} images of "
-                    f"{one['task']}; purposes must be disjoint by image. Choose another split."
+                    f"{one['purpose']} ({one['task']}) and {other['purpose']} ({other['task']}) "
+                    f"share {len(shared)} images, such as {min(shared)}; purposes must be disjoint "
+                    "by image. Choose another split, or other slices in data.splits."
                 )
         return rows
 
@@ -138,8 +170,28 @@ def _reachable(model: ModelRef) -> ModelRef:
     return model.model_copy(update={"id": str(folder.absolute())})
 
 
-def _data_row(purpose: str, ref: Calibration | DataRef) -> dict[str, Any]:
-    examples = TASKS[ref.task]().examples(ref.split, ref.samples, ref.seed)
+def _absolute(source: DataSource) -> DataSource:
+    """Makes folders absolute: workers run elsewhere."""
+    places = {"path": source.path, "images": source.images, "model": source.model}
+    found = {
+        field: str(Path(place).expanduser().absolute())
+        for field, place in places.items()
+        if place is not None and Path(place).expanduser().is_dir()
+    }
+    return source.model_copy(update=found)
+
+
+def _data_row(
+    purpose: str, ref: Calibration | DataRef, source: DataSource | None
+) -> dict[str, Any]:
+    from ressa.data import open_data, open_task  # needs packages that only running trials needs
+
+    draw = (ref.split, ref.samples, ref.seed)
+    left_out: Sequence[Any] = ()
+    if source is None:
+        examples = open_task(ref.task).examples(*draw)
+    else:
+        examples, left_out = open_data(ref.task, source).draw(*draw)
     return {
         "purpose": purpose,
         "task": ref.task,
@@ -148,16 +200,28 @@ def _data_row(purpose: str, ref: Calibration | DataRef) -> dict[str, Any]:
         "seed": ref.seed,
         "image_ids": list(dict.fromkeys(example.image_id for example in examples)),
         "example_ids": [example.id for example in examples],
+        "left_out": len(left_out),
+        "left_out_ids": [f"{item.id}: {item.reason}" for item in left_out],
     }
 
 
-def make_plan(spec: SweepSpec) -> SweepPlan:
+def _fingerprint(model: ModelRef) -> str:
+    from ressa.models.identity import fingerprint
+
+    return fingerprint(model)
+
+
+def make_plan(spec: SweepSpec, *, reads_data: bool = True) -> SweepPlan:
     """Looks up the model's layers and files: from the catalog, or by loading its configuration.
+
+    Args:
+        spec: the resolved sweep.
+        reads_data: see `SweepPlan`.
 
     Raises:
         SpecError: the model cannot be found, or a trial cannot be what the spec asks.
     """
-    from ressa.models.identity import fingerprint, is_on_hub, pinned
+    from ressa.models.identity import is_on_hub, pinned
 
     if is_on_hub(spec.model):  # the commit of today, for all trials and whenever it goes on
         spec = spec.model_copy(update={"model": pinned(spec.model)[0]})
@@ -166,7 +230,7 @@ def make_plan(spec: SweepSpec) -> SweepPlan:
     if problems:
         lines = [f"{'.'.join(map(str, problem.path))}: {problem.message}" for problem in problems]
         raise SpecError("\n".join(lines), lines)
-    return SweepPlan(spec, inventory, fingerprint(spec.model))
+    return SweepPlan(spec, inventory, _fingerprint(spec.model), reads_data)
 
 
 @cache

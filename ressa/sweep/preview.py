@@ -4,20 +4,21 @@ model is in the catalog.
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
 import pandas
 
 from ressa.catalog import MODELS, TASKS
-from ressa.errors import InfeasibleAllocation, NotFoundError
+from ressa.errors import InfeasibleAllocation, MissingExtraError, NotFoundError, SpecError
 from ressa.records import TrialSpec
 from ressa.search.fixed import chance
 from ressa.sparsity import TOWERS, Inventory
 from ressa.spec import ModelRef, SweepSpec, grid_points
 from ressa.spec.space import SPARSITIES, SPARSITY
 from ressa.store import open_store
+from ressa.sweep.cost import cost_words
 from ressa.sweep.plan import SweepPlan, inventory_of, make_plan
 from ressa.sweep.shared import already_made, how_often, trials_of
 
@@ -38,7 +39,9 @@ class Preview:
 def preview(spec: SweepSpec) -> Preview:
     """Works out what a sweep would run."""
     plan = make_plan(spec)
-    words = []
+    words: list[str] = []
+    if spec.data:
+        plan, words = _with_data(plan)
     rows: list[dict[str, Any]] = []
     distinct = 0
     feasible: list[dict[str, str]] = []
@@ -60,8 +63,18 @@ def preview(spec: SweepSpec) -> Preview:
         f"baselines: {', '.join(plan.baselines) or 'none'}",
         *_shared(plan, count, feasible),
         *_data_words(plan),
+        *cost_words(plan, count),
     ]
     return Preview(pandas.DataFrame(rows), words)
+
+
+def _with_data(plan: SweepPlan) -> tuple[SweepPlan, list[str]]:
+    """Returns a plan that needs no data if they cannot be read here, and says why not."""
+    try:
+        _ = plan.data
+    except (SpecError, MissingExtraError) as error:
+        return replace(plan, reads_data=False), [f"data were not read: {error}"]
+    return plan, []
 
 
 def _continuous(plan: SweepPlan) -> list[str]:
@@ -158,7 +171,7 @@ def _teacher_size(plan: SweepPlan) -> str:
     The pocket models' vocabulary has a token for each word; an answer ends with one more.
     """
     model, data = plan.spec.model.catalog, plan.spec.repair.data
-    if model is None:
+    if model is None or model.is_on_hub or data.task in plan.spec.data:
         return ""
     try:
         examples = TASKS[data.task]().examples(data.split, data.samples, data.seed)
@@ -174,6 +187,8 @@ def _size(gib: float) -> str:
 
 
 def _data_words(plan: SweepPlan) -> list[str]:
+    if not plan.reads_data:
+        return []
     try:
         data = plan.data
     except ModuleNotFoundError as missing:

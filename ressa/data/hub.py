@@ -1,0 +1,163 @@
+"""Any Hugging Face data set: saved to disk, as files that `datasets` can load, or on the hub.
+
+Pictures are kept as their files' bytes and decoded when they are shown.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ressa.data.files import DataError, Picture, Record
+from ressa.errors import MissingExtraError
+from ressa.spec import DataSource
+from ressa.spec.data import HUB
+
+
+class HuggingFace:
+    """A data set with columns that the sweep file maps.
+
+    Args:
+        source: says where it is: what `save_to_disk` wrote, a folder of Parquet, JSON, CSV or
+            picture files, or `hf://datasets/org/name` with its commit.
+    """
+
+    def __init__(self, source: DataSource) -> None:
+        try:
+            import datasets
+        except ModuleNotFoundError as error:
+            raise MissingExtraError(
+                "format datasets needs the package 'datasets', which is not installed. "
+                "Install it: pip install 'ressa[tasks]' -c constraints.txt"
+            ) from error
+        self.source, self._library = source, datasets
+        self._loaded: dict[str, Any] = {}
+        self._rows: dict[str, tuple[str, int]] = {}  # image id → split and row
+        if not source.path.startswith(HUB) and not self._folder.is_dir():
+            raise DataError(f"there is no folder {source.path!r} for {source.format} data.")
+
+    @property
+    def _folder(self) -> Path:
+        return Path(self.source.path).expanduser()
+
+    def records(self, split: str) -> Iterator[Record]:
+        """Yields a split's rows."""
+        rows, columns = self._split(split), self.source.columns
+        names = set(rows.column_names)
+        for field in ("image", "image_id", "id", "kind"):
+            column = getattr(columns, field)
+            if column not in (None, *names):
+                raise DataError(self._lacks(field, column, names))
+        wanted = {
+            "vqa": ("question", "answers"),
+            "multiple_choice": ("question", "choices", "correct"),
+        }.get(self.source.task, ("captions",))
+        for field in wanted:
+            if getattr(columns, field) not in names:
+                raise DataError(self._lacks(field, getattr(columns, field), names))
+        texts = rows.remove_columns([columns.image]) if columns.image else rows
+        for number, row in enumerate(texts):
+            yield self._record(split, number, row)
+
+    def picture(self, image_id: str) -> Picture:
+        """Returns a picture's bytes, or its file."""
+        column = self.source.columns.image
+        if column is None:
+            return None
+        split, number = self._rows[image_id]
+        value = self._split(split)[number][column]
+        if isinstance(value, str):  # a column of paths
+            root = Path(self.source.images) if self.source.images else self._folder
+            return root / value
+        if value is None:
+            return b""
+        content: bytes | None = value["bytes"]
+        return content if content is not None else Path(value["path"])
+
+    def origin(self) -> dict[str, str]:
+        """Says what the data set's card says of its source and licence."""
+        told: dict[str, str] = {}
+        for rows in self._loaded.values():
+            told |= {"source": rows.info.homepage, "licence": rows.info.license}
+        return {key: text for key, text in told.items() if text}
+
+    def _record(self, split: str, number: int, row: dict[str, Any]) -> Record:
+        columns = self.source.columns
+
+        def value(column: str | None, default: Any) -> Any:
+            return default if column is None or row[column] is None else row[column]
+
+        own = f"{split}/{number}"
+        image_id = f"{self._name}/{value(columns.image_id, own)}"
+        self._rows.setdefault(image_id, (split, number))
+        choices: tuple[str, ...] = ()
+        answers: Any
+        if self.source.task == "multiple_choice":
+            choices = tuple(map(str, value(columns.choices, ())))
+            right = value(columns.correct, None)
+            if isinstance(right, int):
+                answers = choices[right : right + 1] if right >= 0 else ()
+            else:
+                answers = () if right is None else right
+        elif self.source.task == "vqa":
+            answers = value(columns.answers, ())
+        else:
+            answers = value(columns.captions, ())
+        return Record(
+            id=str(value(columns.id, own)),
+            image_id=image_id,
+            text=str(value(columns.question, "")) if columns.question in row else "",
+            answers=_texts(answers),
+            kind=str(value(columns.kind, "")),
+            choices=choices,
+        )
+
+    @property
+    def _name(self) -> str:
+        """Stands before ids of pictures: two data sets' rows 0 are not the same picture."""
+        return self.source.path.removeprefix(HUB).rstrip("/").rpartition("/")[2]
+
+    def _split(self, split: str) -> Any:
+        if split not in self._loaded:
+            rows, column = self._load(split), self.source.columns.image
+            if column in rows.column_names:
+                feature = rows.features[column]
+                if isinstance(feature, self._library.Image):
+                    rows = rows.cast_column(column, self._library.Image(decode=False))
+            self._loaded[split] = rows
+        return self._loaded[split]
+
+    def _load(self, split: str) -> Any:
+        source, library = self.source, self._library
+        place = source.path.removeprefix(HUB)
+        try:
+            if (self._folder / "dataset_dict.json").is_file():
+                splits = library.load_from_disk(str(self._folder))
+                return splits[split]
+            if (self._folder / "state.json").is_file():
+                return library.load_from_disk(str(self._folder))
+            return library.load_dataset(place, source.subset, split=split, revision=source.revision)
+        except KeyError as error:
+            known = ", ".join(splits)
+            raise DataError(f"{place} has no split {split!r}; it has {known}.") from error
+        except Exception as error:  # of many kinds, each package's own
+            raise DataError(
+                f"{place}, split {split!r}, cannot be loaded: {type(error).__name__}: {error}"
+            ) from error
+
+    def _lacks(self, field: str, column: str, names: set[str]) -> str:
+        return (
+            f"{self.source.path} has no column {column!r}; it has {', '.join(sorted(names))}. Say "
+            f"which holds what in data.columns.{field}."
+        )
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    """Reads a text, a list of texts, or VQA's list of {answer: text}, as texts."""
+    if isinstance(value, str):
+        return (value,)
+    if isinstance(value, dict):  # a struct of lists, as older data sets have it
+        value = value.get("answer") or value.get("text") or ()
+    return tuple(
+        str(entry.get("answer", entry.get("raw", ""))) if isinstance(entry, dict) else str(entry)
+        for entry in value
+    )

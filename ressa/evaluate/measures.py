@@ -1,0 +1,260 @@
+"""How each kind of task is answered and scored: one measure a kind, found by its name.
+
+A measure lets the workers answer, each its part of the examples, and turns all answers into scores.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from ressa.errors import UnknownNameError
+from ressa.evaluate import captions, vqa
+from ressa.evaluate.answers import Answer
+from ressa.evaluate.likelihood import choices_of, likelihoods
+from ressa.evaluate.metrics import Scores, averaged, clustered_error, mean, score
+from ressa.evaluate.predictions import Keep, generated, predictions
+from ressa.evaluate.retrieval import RetrievalMeasure
+from ressa.models.vlm import VLM
+from ressa.records import Example
+from ressa.workers import spread
+
+EASY_BATCH = 256  # questions per forward pass; scores depend on it only by rounding
+
+
+class Measure(Protocol):
+    """Answers and scores the examples of one kind of task."""
+
+    reads_pictures: bool
+    """Whether its score on a blank picture says anything."""
+
+    def answer(
+        self,
+        vlm: VLM,
+        task: Any,
+        examples: Sequence[Example],
+        *,
+        blank: bool,
+        keep: Keep | None = None,
+    ) -> list[Answer]:
+        """Answers all examples, in order, with all workers.
+
+        Args:
+            vlm: the model, left as it is.
+            task: opens the pictures, and says how to ask.
+            examples: those about one picture are next to each other.
+            blank: True shows the task's blank picture instead of each.
+            keep: where a small data set's questions may be kept as tensors, for the next trial.
+        """
+
+    def score(
+        self, task: Any, examples: Sequence[Example], answers: Sequence[Answer]
+    ) -> tuple[Scores, list[float | None]]:
+        """Returns the scores, and what each example contributes to the main one, if anything."""
+
+
+def measure_of(task: Any) -> Measure:
+    """Returns a task's measure: `task.measure` names it; without it, closed answers.
+
+    Raises:
+        UnknownNameError: there is no such measure.
+    """
+    name = getattr(task, "measure", "closed")
+    if name not in _MEASURES:
+        raise UnknownNameError("measure", name, known=_MEASURES)
+    return _MEASURES[name]
+
+
+class Closed:
+    """Questions with few answers, all known: easy-VQA, and tasks of plug-ins."""
+
+    reads_pictures = True
+
+    def answer(
+        self,
+        vlm: VLM,
+        task: Any,
+        examples: Sequence[Example],
+        *,
+        blank: bool,
+        keep: Keep | None = None,
+    ) -> list[Answer]:
+        """Answers greedily."""
+
+        def part(own: Sequence[Example]) -> list[Answer]:
+            given = predictions(vlm, task, own, batch_size=EASY_BATCH, blank=blank, keep=keep)
+            return [Answer(text) for text in given]
+
+        return spread(examples, part)
+
+    def score(
+        self, task: Any, examples: Sequence[Example], answers: Sequence[Answer]
+    ) -> tuple[Scores, list[float | None]]:
+        """Counts answers that are exactly right."""
+        texts = [answer.text for answer in answers]
+        right = [float(e.answer == text) for e, text in zip(examples, texts, strict=True)]
+        return score(examples, texts, task.answers), [*right]
+
+
+class _Generated:
+    """Open answers, generated as the data set's `decoding` says."""
+
+    reads_pictures = True
+
+    def answer(
+        self,
+        vlm: VLM,
+        task: Any,
+        examples: Sequence[Example],
+        *,
+        blank: bool,
+        keep: Keep | None = None,
+    ) -> list[Answer]:
+        """Generates an answer to each example."""
+        source = task.source
+
+        def part(own: Sequence[Example]) -> list[Answer]:
+            given = generated(
+                vlm, task, own, source.decoding, batch_size=source.batch_size, blank=blank
+            )
+            return [Answer(text) for text in given]
+
+        return spread(examples, part)
+
+
+class OpenAnswers(_Generated):
+    """Open questions, by agreement with people's answers."""
+
+    def score(
+        self, task: Any, examples: Sequence[Example], answers: Sequence[Answer]
+    ) -> tuple[Scores, list[float | None]]:
+        """Returns `accuracy`, the official one, `exact_match` in normal form, and `empty`."""
+        texts = [answer.text for answer in answers]
+        pairs = list(zip(examples, texts, strict=True))
+        agreement = [vqa.accuracy(text, e.references) for e, text in pairs]
+        exact = [float(vqa.normalized(text) == vqa.normalized(e.answer)) for e, text in pairs]
+        scores = {
+            **averaged("accuracy", agreement, examples),
+            **averaged("exact_match", exact, examples),
+            "empty": mean([float(not text) for text in texts]),
+        }
+        return scores, [*agreement]
+
+
+class Captions(_Generated):
+    """Captions, against people's."""
+
+    def score(
+        self, task: Any, examples: Sequence[Example], answers: Sequence[Answer]
+    ) -> tuple[Scores, list[float | None]]:
+        """Returns `cider` and `bleu4`, in hundredths of what is often printed, and `empty`."""
+        texts = [captions.words(answer.text) for answer in answers]
+        references = [[captions.words(text) for text in e.references] for e in examples]
+        each = captions.cider(texts, references)
+        scores = averaged("cider", each, examples)
+        if len(each) > 1:
+            scores["cider_standard_error"] = captions.bootstrap_error(each)
+        scores["bleu4"] = captions.bleu4(texts, references)
+        scores["empty"] = mean([float(not text) for text in texts])
+        return scores, [*each]
+
+
+class Choices:
+    """Questions with choices, of which the likeliest is the answer."""
+
+    reads_pictures = True
+
+    def answer(
+        self,
+        vlm: VLM,
+        task: Any,
+        examples: Sequence[Example],
+        *,
+        blank: bool,
+        keep: Keep | None = None,
+    ) -> list[Answer]:
+        """Takes each example's likeliest choice; its value is the likeliest per token, a number."""
+
+        def part(own: Sequence[Example]) -> list[Answer]:
+            every = [choice for example in own for choice in choices_of(example)]
+            found = iter(
+                likelihoods(vlm, task, every, batch_size=task.source.batch_size, blank=blank)
+            )
+            answers = []
+            for example in own:
+                each = [next(found) for _ in example.choices]
+                best = max(range(len(each)), key=lambda i: each[i].log_probability)
+                per_token = max(range(len(each)), key=lambda i: each[i].per_token)
+                answers.append(Answer(example.choices[best], (per_token,)))
+            return answers
+
+        return spread(examples, part)
+
+    def score(
+        self, task: Any, examples: Sequence[Example], answers: Sequence[Answer]
+    ) -> tuple[Scores, list[float | None]]:
+        """Returns `accuracy`, and `accuracy_per_token` by mean log-probability of the tokens."""
+        pairs = list(zip(examples, answers, strict=True))
+        right = [float(answer.text == e.answer) for e, answer in pairs]
+        per_token = [float(e.choices[int(a.values[0])] == e.answer) for e, a in pairs]
+        scores = {
+            **averaged("accuracy", right, examples),
+            **averaged("accuracy_per_token", per_token, examples),
+        }
+        return scores, [*right]
+
+
+class TextLikelihood:
+    """Texts, by how likely the model finds them."""
+
+    reads_pictures = True
+
+    def answer(
+        self,
+        vlm: VLM,
+        task: Any,
+        examples: Sequence[Example],
+        *,
+        blank: bool,
+        keep: Keep | None = None,
+    ) -> list[Answer]:
+        """Gives each text's log-probability and number of tokens; there is no answer."""
+
+        def part(own: Sequence[Example]) -> list[Answer]:
+            size = task.source.batch_size
+            found = likelihoods(vlm, task, own, batch_size=size, blank=blank)
+            return [Answer("", (each.log_probability, each.tokens)) for each in found]
+
+        return spread(examples, part)
+
+    def score(
+        self, task: Any, examples: Sequence[Example], answers: Sequence[Answer]
+    ) -> tuple[Scores, list[float | None]]:
+        """Returns `perplexity`, and `likelihood`, its inverse, which is better when larger.
+
+        Over all tokens: exp(∓ Σ log p / Σ tokens). Standard errors are carried over from the mean
+        log-probability of a token, a ratio of two sums, in first order.
+        """
+        total, tokens = zip(*(answer.values for answer in answers), strict=True)
+        middle = math.fsum(total) / sum(tokens)
+        influence = [
+            (value - middle * count) / sum(tokens)
+            for value, count in zip(total, tokens, strict=True)
+        ]
+        error = clustered_error(influence, [example.image_id for example in examples])
+        scores = {
+            "likelihood": math.exp(middle),
+            "likelihood_standard_error": math.exp(middle) * error,
+            "perplexity": math.exp(-middle),
+            "perplexity_standard_error": math.exp(-middle) * error,
+        }
+        return scores, [*total]
+
+
+_MEASURES: dict[str, Measure] = {
+    "closed": Closed(),
+    "vqa": OpenAnswers(),
+    "captions": Captions(),
+    "choices": Choices(),
+    "likelihood": TextLikelihood(),
+    "retrieval": RetrievalMeasure(),
+}

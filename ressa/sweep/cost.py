@@ -1,0 +1,147 @@
+"""What a sweep on GPUs will take, estimated from the list of layers alone: hours and bytes.
+
+A weight takes part once in every position's forward pass, 2 floating-point operations; a step of
+SparseLoRA costs three products of that size, since its gradient needs the whole product of outputs
+and inputs, and one more where blocks are computed again in backward. Writing an answer reads all
+weights of the language model once a token. Nothing here was measured: it is for telling hours from
+weeks, and each number that it rests on is printed with it.
+"""
+
+from dataclasses import dataclass
+
+from ressa.spec import DataRef
+from ressa.sweep.plan import SweepPlan
+
+TERAFLOPS = 312.0  # of an A100 in bf16, as its data sheet says
+USE = 0.4  # the share of them that is reached
+TERABYTES = 2.0  # a second, from the GPU's memory
+VISION_POSITIONS = 257  # 224 pixels in patches of 14, and the class token
+LANGUAGE_POSITIONS = 64  # 32 of the picture's, and a short text
+ANSWER_TOKENS = 8
+PAIR_FLOPS = 2 * 105e6 * 52  # one caption matched with one picture: a Q-Former on 32 + 20 positions
+_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+# Questions (or captions, or pictures to caption) and pictures of published splits.
+_SIZES = {
+    ("vqav2", "val2014"): (214_354, 40_504),
+    ("okvqa", "val2014"): (5_046, 5_033),
+    ("gqa", "testdev_balanced"): (12_578, 398),
+    ("nocaps", "val"): (4_500, 4_500),
+    ("karpathy", "val"): (5_000, 5_000),
+    ("karpathy", "test"): (5_000, 1_000),
+    ("aokvqa", "val"): (1_145, 1_122),
+}
+_UNKNOWN = (10_000, 10_000)
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """An estimate for one sweep."""
+
+    hours: dict[str, float]
+    """GPU-hours of all trials together, by stage."""
+    store_bytes: float
+    """Of masks, statistics and answers in the store."""
+    worker_bytes: float
+    """Of weights that each worker holds on its GPU; activations come on top."""
+
+
+def estimate(plan: SweepPlan, trials: int) -> Cost:
+    """Estimates what so many trials and the baselines take.
+
+    Args:
+        plan: of the sweep; data that were not read count with their published sizes.
+        trials: how many the search will run.
+    """
+    spec, parts = plan.spec, plan.inventory.parameters
+    vision, language = parts["vision"], parts["language"]
+    weight = _BYTES[spec.model.dtype]
+    forward = 2.0 * (vision * VISION_POSITIONS + language * LANGUAGE_POSITIONS)
+    repairs = spec.repair.method != "none"
+    scored = [_scoring_flops(plan, ref) for ref in spec.evaluate]
+    written = [_writing_seconds(plan, ref) for ref in spec.evaluate]
+    states = trials * (2 if repairs else 1) + len(plan.baselines)
+    statistics = 1 if spec.prune.calibration.activations == "dense" else trials
+    repaired = (trials + ("dense-repaired" in plan.baselines)) if repairs else 0
+    products = 3 + spec.repair.gradient_checkpointing
+    live = spec.repair.distillation.reduction == "reference" and spec.repair.distillation.weight > 0
+    seen = spec.repair.steps * spec.repair.batch_size
+    hours = {
+        "calibration": statistics * 2 * forward * spec.prune.calibration.samples,
+        "repair": repaired * seen * forward * (products + live),
+        "evaluation": states * sum(scored),
+    }
+    seconds = {name: flops / (TERAFLOPS * 1e12 * USE) for name, flops in hours.items()}
+    seconds["evaluation"] += states * sum(written)
+    prunable = plan.inventory.prunable()
+    widths = sum(layer.columns for layer in plan.inventory.layers)
+    grams = sum(layer.columns**2 for layer in plan.inventory.layers)
+    is_gram = "sparsegpt" in {spec.prune.of(tower, "method") for tower in ("vision", "language")}
+    kept = statistics if spec.prune.calibration.activations == "dense" else 0
+    store = (
+        trials * prunable * (1 / 8 + (weight if is_gram else 0))
+        + kept * (grams * 4 if is_gram else widths * 16)
+        + 100.0 * states * sum(_size(plan, ref)[0] for ref in spec.evaluate)
+    )
+    copies = 2 if repairs and live else 1
+    return Cost(
+        hours={name: value / 3600 for name, value in seconds.items()},
+        store_bytes=store,
+        worker_bytes=float(copies * plan.inventory.whole * weight),
+    )
+
+
+def cost_words(plan: SweepPlan, trials: int) -> list[str]:
+    """Says an estimate and what it rests on; nothing for a sweep without GPUs."""
+    if not plan.spec.resources.gpus_per_worker:
+        return []
+    cost = estimate(plan, trials)
+    parts = ", ".join(f"{name} {value:.1f}" for name, value in cost.hours.items())
+    sizes = [(ref.task, _size(plan, ref)) for ref in plan.spec.evaluate]
+    data = ", ".join(f"{task} {items:,} on {images:,} pictures" for task, (items, images) in sizes)
+    return [
+        f"estimate, not measured: {sum(cost.hours.values()):.1f} GPU-hours ({parts}); "
+        f"{_gib(cost.store_bytes)} in the store; {_gib(cost.worker_bytes)} of weights on each "
+        "worker's GPU",
+        f"it assumes {TERAFLOPS:.0f} TFLOP/s used to {USE:.0%}, {TERABYTES:g} TB/s, "
+        f"{VISION_POSITIONS} vision and {LANGUAGE_POSITIONS} language positions, {ANSWER_TOKENS} "
+        f"tokens an answer, each state scored on real and on blank pictures; {data}",
+    ]
+
+
+def _size(plan: SweepPlan, ref: DataRef) -> tuple[int, int]:
+    """How many examples an evaluation has and on how many pictures: asked, else as published."""
+    source = plan.spec.data.get(ref.task)
+    name = source.splits.get(ref.split, "").partition("[")[0] if source else ""
+    items, images = _SIZES.get((source.format if source else "", name), _UNKNOWN)
+    if source is not None and source.task == "captioning":
+        items = images  # scored by picture
+    if ref.samples is None or ref.samples > items:
+        return items, images
+    return ref.samples, max(1, images * ref.samples // items)
+
+
+def _scoring_flops(plan: SweepPlan, ref: DataRef) -> float:
+    items, images = _size(plan, ref)
+    source, parts = plan.spec.data.get(ref.task), plan.inventory.parameters
+    if source is not None and source.task == "retrieval":
+        larger = 2.6 * VISION_POSITIONS  # 364 pixels
+        pairs = (images + items) * source.rerank
+        return 2.0 * parts["vision"] * larger * images + pairs * PAIR_FLOPS
+    beams = source.decoding.beams if source else 1
+    asked = 2.0 * parts["language"] * (LANGUAGE_POSITIONS + beams * ANSWER_TOKENS)
+    return 2.0 * parts["vision"] * VISION_POSITIONS * images + 2 * asked * items  # and on blank
+
+
+def _writing_seconds(plan: SweepPlan, ref: DataRef) -> float:
+    """What reading the language model's weights for each token takes, batch after batch."""
+    source = plan.spec.data.get(ref.task)
+    if source is not None and source.task not in ("vqa", "captioning"):
+        return 0.0
+    passes = 2 * _size(plan, ref)[0] / (source.batch_size if source else 256) * ANSWER_TOKENS
+    weight = _BYTES[plan.spec.model.dtype]
+    return passes * plan.inventory.parameters["language"] * weight / (TERABYTES * 1e12)
+
+
+def _gib(count: float) -> str:
+    return f"{count / 2**30:.1f} GiB"

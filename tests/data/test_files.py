@@ -1,0 +1,217 @@
+"""Published arrangements of files: what is read, dealt, drawn, and found broken."""
+
+import json
+
+import pytest
+
+from ressa.catalog import task_facts
+from ressa.data import DataError, open_data
+from ressa.data.captioning import cut
+from ressa.data.files import DamagedData, clean_caption, clean_question
+from ressa.spec import DataSource, spec_from_mapping
+from tests.data import published
+
+SPLITS = ("train", "calibration", "validation")
+
+
+def open_(task: str, layout: str, path, **fields):
+    """Opens a data set as a sweep file that says no more than this would."""
+    entry = {"task": task, "format": layout, "path": str(path)} | fields
+    content = {"ressa": 1, "model": "pocket-blip2", "space": {"sparsity": 0.5}}
+    spec = spec_from_mapping(content | {"data": {"mine": entry}}).spec
+    return open_data("mine", spec.data["mine"])
+
+
+def test_vqav2_is_read_as_it_is_published(tmp_path):
+    task = open_("vqa", "vqav2", published.vqav2(tmp_path))
+    examples = task.examples("validation")
+    assert len(examples) == 24 * 4
+    first, original = examples[0], published.by_picture("validation", 1)[0][0]
+    assert first.id == "1000"
+    assert first.image_id == "COCO_val2014_000000000001"
+    assert first.question == f"Question: {original.question} Short answer:"
+    assert (first.answer, len(first.references)) == (original.answer, 10)
+    assert first.kind in ("yes/no", "other")
+    assert task.image(first.image_id).size == (64, 64)
+    assert task.layout.origin() == {"source": "http://visualqa.org", "licence": "CC BY 4.0"}
+
+
+def test_splits_share_no_picture_and_are_the_same_for_ever(tmp_path):
+    task = open_("vqa", "vqav2", published.vqav2(tmp_path, pictures=60, per_picture=1))
+    images = {split: {e.image_id for e in task.examples(split)} for split in SPLITS}
+    assert len(images["train"]) + len(images["calibration"]) == 60
+    assert not images["train"] & images["calibration"]
+    assert images["calibration"] == {"COCO_train2014_000000000050"}
+
+
+def test_okvqa_and_gqa_are_read_as_they_are_published(tmp_path):
+    okvqa = open_("vqa", "okvqa", published.vqav2(tmp_path / "okvqa", pictures=2, prefix=""))
+    assert len(okvqa.examples("validation")) == 8
+    gqa = open_("vqa", "gqa", published.gqa(tmp_path / "gqa"))
+    example = gqa.examples("validation")[0]
+    assert example.image_id == "gqa/n161313"
+    assert example.references == (example.answer,)
+    assert gqa.image(example.image_id).mode == "RGB"
+
+
+def test_captions_are_scored_by_picture_and_learnt_one_by_one_behind_a_prefix(tmp_path):
+    dealt = {"train": "train[20%:]", "calibration": "train[:20%]", "validation": "val"}
+    task = open_("captioning", "karpathy", published.karpathy(tmp_path), splits=dealt)
+    scored = task.examples("validation")
+    assert len(scored) == 24
+    assert len(scored[0].references) == 2
+    assert scored[0].question == "A short image caption."
+    learnt = task.examples("train") + task.examples("calibration")
+    assert len(learnt) == 48
+    originals = {clean_caption(text) for e in scored for text in e.references}
+    assert all(e.question and e.answer and e.verbatim for e in learnt)
+    assert {e.question + e.answer for e in learnt} & originals
+    assert all(len(e.question) <= (len(e.question) + len(e.answer)) // 2 for e in learnt)
+
+
+def test_a_caption_is_cut_at_a_character_of_its_first_half():
+    places = {len(cut("there is a cat", str(seed))[0]) for seed in range(300)}
+    assert places == set(range(1, 8))
+    assert cut("there is a cat", "7") == cut("there is a cat", "7")
+
+
+def test_nocaps_gives_each_picture_its_domain(tmp_path):
+    task = open_("captioning", "nocaps", published.nocaps(tmp_path))
+    kinds = [example.kind for example in task.examples("validation")]
+    assert kinds[:3] == ["in-domain", "near-domain", "out-domain"]
+    with pytest.raises(DataError, match=r"mine has no split 'train'; data.mine names validation"):
+        task.examples("train")
+
+
+def test_flickr_gives_a_caption_each_to_retrieve(tmp_path):
+    root = published.karpathy(tmp_path, name="flickr30k", pictures=4)
+    task = open_("retrieval", "karpathy", root, model="matching")
+    examples = task.examples("test")
+    assert len(examples) == 8
+    assert examples[0].image_id == examples[0].answer == "flickr30k/1000009"
+
+
+def test_choices_hold_the_right_answer(tmp_path):
+    task = open_("multiple_choice", "aokvqa", published.aokvqa(tmp_path))
+    for example in task.examples("validation"):
+        assert example.answer in example.choices
+        assert len(example.choices) == 4
+
+
+@pytest.mark.parametrize("task", ["vqa", "captioning", "multiple_choice", "perplexity"])
+def test_a_hugging_face_data_set_is_read_by_its_columns(tmp_path, task):
+    columns = {
+        "image": "picture",
+        "question": "asked",
+        "answers": "said",
+        "choices": "options",
+        "correct": "right",
+        "captions": "text",
+    }
+    opened = open_(task, "datasets", published.saved(tmp_path / "saved"), columns=columns)
+    examples = opened.examples("validation")
+    assert len(examples) == 12
+    assert opened.image(examples[3].image_id).size == (64, 64)
+    original = published.by_picture("validation", 12, 1)[3][0]
+    assert original.answer in (examples[3].answer, *published.caption([original]).split())
+
+
+def test_a_column_that_is_not_there_is_named_with_those_that_are(tmp_path):
+    task = open_("vqa", "datasets", published.saved(tmp_path / "saved"))
+    with pytest.raises(DataError, match=r"no column 'image'; it has asked, .*data.columns.image"):
+        task.examples("validation")
+
+
+def test_a_folder_of_json_lines_and_one_without_pictures_are_read_too(tmp_path):
+    rows = [{"question": f"what is {n}?", "answers": [str(n)]} for n in range(5)]
+    (tmp_path / "validation.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    task = open_("vqa", "datasets", tmp_path, columns={"image": None})
+    assert [e.answer for e in task.examples("validation")] == list("01234")
+    assert task.image(task.examples("validation")[0].image_id).size == (224, 224)
+
+
+def broken(tmp_path, **fields):
+    """VQAv2 with one picture cut short, one that is none, one away, and two bad answers."""
+    root = published.vqav2(tmp_path, pictures=8, per_picture=2)
+    folder = root / "val2014"
+    whole = folder / "COCO_val2014_000000000001.jpg"
+    whole.write_bytes(whole.read_bytes()[:-200])
+    (folder / "COCO_val2014_000000000002.jpg").write_text("<html>404</html>")
+    (folder / "COCO_val2014_000000000003.jpg").unlink()
+    path = root / "v2_mscoco_val2014_annotations.json"
+    content = json.loads(path.read_text())
+    for answer in content["annotations"][8]["answers"]:
+        answer["answer"] = " "
+    del content["annotations"][9]
+    path.write_text(json.dumps(content))
+    return open_("vqa", "vqav2", root, **fields)
+
+
+def test_bad_items_are_named_and_counted_and_stop_what_reads_them(tmp_path):
+    with pytest.raises(DataError) as error:
+        broken(tmp_path).examples("validation")
+    message = str(error.value)
+    assert "4 × damaged picture (1000, 1001, 2000, 2001)" in message
+    assert "2 × no picture (3000, 3001)" in message
+    assert "1 × empty answer (5000)" in message
+    assert "1 × no answer (5001)" in message
+    assert "data.mine.on_bad_item to skip" in message
+
+
+def test_bad_items_are_left_out_where_the_spec_says_so(tmp_path):
+    task = broken(tmp_path, on_bad_item="skip")
+    examples, left_out = task.draw("validation")
+    assert len(examples) == 8
+    assert len(left_out) == 8
+    assert {item.reason for item in left_out} == {
+        "damaged picture",
+        "no picture",
+        "empty answer",
+        "no answer",
+    }
+    assert len(task.examples("validation", 6)) == 6
+    with pytest.raises(DataError, match=r"has 8 examples; 9 were asked for"):
+        task.examples("validation", 9)
+
+
+def test_a_picture_that_breaks_later_says_what_to_do(tmp_path):
+    task = open_("vqa", "vqav2", published.vqav2(tmp_path, pictures=1))
+    example = task.examples("validation")[0]
+    path = tmp_path / "val2014" / f"{example.image_id}.jpg"
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(DamagedData, match=r"picture COCO_val2014_000000000001 of mine cannot"):
+        task.image(example.image_id)
+
+
+def test_the_fingerprint_is_of_what_is_drawn_wherever_it_lies(tmp_path):
+    here = open_("vqa", "vqav2", published.vqav2(tmp_path / "here", pictures=6))
+    there = open_("vqa", "vqav2", published.vqav2(tmp_path / "there", pictures=6))
+    assert here.fingerprint("validation", 8) == there.fingerprint("validation", 8)
+    assert here.fingerprint("validation", 8) != here.fingerprint("validation", 8, 1)
+    path = tmp_path / "there" / "v2_mscoco_val2014_annotations.json"
+    path.write_text(path.read_text().replace('"something else"', '"nothing else"'))
+    (tmp_path / "there").rename(tmp_path / "elsewhere")
+    changed = open_("vqa", "vqav2", tmp_path / "elsewhere")
+    assert here.fingerprint("validation", 8) != changed.fingerprint("validation", 8)
+
+
+def test_a_file_that_is_not_there_is_asked_for_by_its_name(tmp_path):
+    with pytest.raises(DataError, match="there is no folder"):
+        open_("vqa", "vqav2", tmp_path / "nowhere").examples("validation")
+    with pytest.raises(DataError, match=r"wants v2_OpenEnded_mscoco_val2014_questions.json in"):
+        open_("vqa", "vqav2", tmp_path).examples("validation")
+
+
+def test_texts_are_cleaned_as_the_papers_code_does():
+    assert clean_question("What's THIS (here): a cat?") == "what's this here a cat?"
+    assert clean_caption(' A "cat".  On a mat; asleep!\n') == "a cat on a mat asleep"
+    assert len(clean_question("word " * 70).split()) == 50
+
+
+def test_defaults_of_a_source_are_those_of_the_catalog():
+    facts = task_facts("vqa")
+    source = DataSource.model_validate(
+        {"task": "vqa", "format": "vqav2", "path": "x", **facts.defaults}
+    )
+    assert source.decoding.beams == 5
+    assert source.prompt == "Question: {} Short answer:"

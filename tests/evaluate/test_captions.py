@@ -1,0 +1,67 @@
+"""CIDEr and BLEU-4, against the code of the COCO caption challenge with its own tokenizer."""
+
+import math
+
+import pytest
+
+from ressa.evaluate import captions
+
+REFERENCES = [
+    ["A man's riding a wave on top of a surfboard.", "a surfer, in the ocean"],
+    ["Two dogs don't run - they sleep (on a couch)", 'two "sleepy" dogs on the couch; cute!'],
+    ["A black/white photo of 3 trains at 10:30 a.m.", "an old train: it's slow", "In the U.S."],
+    ["a close-up of a half-eaten sandwich & fries", "the sandwich costs $5.00"],
+]
+GIVEN = [
+    "a man's riding a wave in the ocean",
+    "two dogs sleep on a couch",
+    "a train at the station",
+    "a half-eaten sandwich",
+]
+
+
+def tokenised() -> tuple[list[str], list[list[str]]]:
+    return (
+        [captions.words(text) for text in GIVEN],
+        [[captions.words(text) for text in several] for several in REFERENCES],
+    )
+
+
+def test_captions_are_tokenised_as_stanfords_tokenizer_does():
+    """What pycocoevalcap 1.2's PTBTokenizer (Java) wrote for these."""
+    expected = {
+        REFERENCES[0][0]: "a man 's riding a wave on top of a surfboard",
+        REFERENCES[1][0]: "two dogs do n't run they sleep -lrb- on a couch -rrb-",
+        REFERENCES[1][1]: "two sleepy dogs on the couch cute",
+        REFERENCES[2][1]: "an old train it 's slow",
+        REFERENCES[3][0]: "a close-up of a half-eaten sandwich & fries",
+        REFERENCES[3][1]: "the sandwich costs $ 5.00",
+    }
+    assert {text: captions.words(text) for text in expected} == expected
+
+
+def test_cider_and_bleu_are_what_the_official_code_says():
+    """Of pycocoevalcap 1.2 with its Java tokenizer."""
+    each = captions.cider(*tokenised())
+    official = [3.468699577281275, 1.7629442890289821, 0.3522508695854048, 1.834608854285669]
+    assert each == pytest.approx(official, rel=1e-9)
+    assert captions.bleu4(*tokenised()) == pytest.approx(0.4056675296450515, rel=1e-9)
+
+
+def test_a_caption_that_people_gave_scores_more_than_another_and_an_empty_one_nothing():
+    given, references = tokenised()
+    said, other = (
+        captions.cider([references[0][0], *given[1:]], references),
+        captions.cider([references[1][0], *given[1:]], references),
+    )
+    assert said[0] > other[0] >= 0
+    assert captions.cider(["", *given[1:]], references)[0] == 0
+    assert captions.bleu4([several[0] for several in references], references) == pytest.approx(1)
+
+
+def test_the_bootstrap_comes_near_the_error_of_a_mean():
+    values = [float(number % 7) for number in range(210)]
+    mean = sum(values) / len(values)
+    plain = math.sqrt(sum((v - mean) ** 2 for v in values)) / len(values)
+    assert captions.bootstrap_error(values) == pytest.approx(plain, rel=0.1)
+    assert captions.bootstrap_error(values) == captions.bootstrap_error(values)

@@ -1,0 +1,47 @@
+"""How likely a model finds answers, against transformers' own loss."""
+
+import pytest
+import torch
+
+from ressa.data.easy_vqa import EasyVQA
+from ressa.evaluate.likelihood import choices_of, likelihoods
+from ressa.evaluate.predictions import batches
+from ressa.models import load_vlm
+
+
+@pytest.fixture(scope="module")
+def task() -> EasyVQA:
+    return EasyVQA()
+
+
+@pytest.mark.parametrize("model", ["pocket-blip2", "pocket-llava"])
+def test_a_log_probability_is_the_models_own_loss_over_the_answers_tokens(model, task):
+    vlm, examples = load_vlm(model), task.examples("validation", 12)
+    found = likelihoods(vlm, task, examples, batch_size=5)
+    for example, one in zip(examples, found, strict=True):
+        batch = vlm.encode([example], task.image, answers=True)
+        with torch.no_grad():
+            loss = vlm.model(**batch.inputs, labels=batch.labels).loss.item()
+        assert one.tokens == int((batch.labels != -100).sum())
+        assert one.per_token == pytest.approx(-loss, abs=1e-4)
+
+
+def test_the_right_answer_is_likelier_than_another(task):
+    vlm, example = load_vlm("pocket-blip2"), task.examples("validation", 1)[0]
+    other = "circle" if example.answer != "circle" else "red"
+    from dataclasses import replace
+
+    both = choices_of(replace(example, choices=(other, example.answer)))
+    wrong, right = likelihoods(vlm, task, both, batch_size=2)
+    assert right.log_probability > wrong.log_probability
+
+
+def test_batches_keep_pictures_together_and_texts_of_a_length(task):
+    examples = task.examples("validation", 90)
+    cut = list(batches(examples, 32))
+    assert sorted(e.id for batch in cut for e in batch) == sorted(e.id for e in examples)
+    assert all(len(batch) <= 32 for batch in cut)
+    seen = [image for batch in cut for image in dict.fromkeys(e.image_id for e in batch)]
+    assert len(seen) == len(set(seen))
+    longest = [max(len(e.question) for e in batch) for batch in cut]
+    assert longest == sorted(longest, reverse=True)

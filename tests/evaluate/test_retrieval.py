@@ -1,0 +1,139 @@
+"""Retrieval through a pruned tower, against transformers' own matching model."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from transformers import Blip2Config, Blip2ForImageTextRetrieval
+from transformers.models.blip_2 import Blip2Processor
+
+from ressa.data.easy_vqa import EasyVQA
+from ressa.errors import EvaluationError
+from ressa.evaluate import Answer
+from ressa.evaluate.measures import measure_of
+from ressa.evaluate.retrieval import Matching
+from ressa.models import load_vlm
+
+CAPTIONS = ("a red circle", "there is a blue triangle in the image", "what is it ?")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> str:
+    """A tiny matching model, twice pocket-blip2's picture size, saved as a checkpoint is."""
+    vlm = load_vlm("pocket-blip2")
+    vision = vlm.model.config.vision_config.to_dict() | {"image_size": 128}
+    torch.manual_seed(0)
+    config = Blip2Config(
+        vision_config=vision,
+        qformer_config={
+            "vocab_size": len(vlm.processor.tokenizer),
+            "hidden_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "intermediate_size": 48,
+            "encoder_hidden_size": vision["hidden_size"],
+            "use_qformer_text_input": True,
+            "pad_token_id": vlm.processor.tokenizer.pad_token_id,
+        },
+        num_query_tokens=4,
+        image_text_hidden_size=16,
+        image_token_index=None,
+    )
+    model = Blip2ForImageTextRetrieval(config)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    path = tmp_path_factory.mktemp("matching")
+    model.save_pretrained(path)
+    processor = vlm.processor
+    images = type(processor.image_processor).from_dict(
+        processor.image_processor.to_dict() | {"size": {"height": 128, "width": 128}}
+    )
+    Blip2Processor(images, processor.tokenizer, num_query_tokens=None).save_pretrained(path)
+    return str(path)
+
+
+@pytest.fixture
+def task(folder):
+    easy = EasyVQA()
+    source = SimpleNamespace(model=folder, batch_size=3, rerank=128)
+    return SimpleNamespace(image=easy.image, measure="retrieval", source=source, easy=easy)
+
+
+def captions_of(task, pictures: int) -> list:
+    """Two captions of each of so many pictures."""
+    found: dict[str, list] = {}
+    for example in task.easy.examples("validation"):
+        texts = found.setdefault(example.image_id, [])
+        if len(texts) < 2:
+            text = CAPTIONS[(len(found) + len(texts)) % 3]
+            texts.append(replace(example, question=text, verbatim=True))
+        if len(found) > pictures:
+            break
+    return [example for texts in list(found.values())[:pictures] for example in texts]
+
+
+@torch.no_grad()
+def test_the_parts_are_transformers_own_forward_pass(folder, task):
+    """With the VLM's tower in the matching model, its positions interpolated by hand."""
+    vlm = load_vlm("pocket-blip2")
+    matching = Matching(vlm, folder, 2)
+    whole = Blip2ForImageTextRetrieval.from_pretrained(folder)
+    own = {k: v for k, v in vlm.vision_tower.state_dict().items() if "post_layernorm" not in k}
+    grid = own["embeddings.position_embedding"]
+    side = int((grid.shape[1] - 1) ** 0.5)
+    patches = grid[:, 1:].reshape(1, side, side, -1).permute(0, 3, 1, 2)
+    larger = torch.nn.functional.interpolate(patches, scale_factor=2, mode="bicubic")
+    own["embeddings.position_embedding"] = torch.cat(
+        [grid[:, :1], larger.permute(0, 2, 3, 1).flatten(1, 2)], dim=1
+    )
+    whole.vision_model.load_state_dict(own, strict=False)
+    picture = task.image("train/10")
+    pixels = matching.processor.image_processor(picture, return_tensors="pt")["pixel_values"]
+    features = matching.features([picture])
+    assert torch.allclose(features, whole.vision_model(pixels).last_hidden_state, atol=1e-5)
+    tokens, mask = matching._tokens(CAPTIONS[:1])
+    inputs = {"pixel_values": pixels, "input_ids": tokens, "attention_mask": mask}
+    near = whole(**inputs).logits_per_image
+    ours = matching.image_embeddings(features)[0] @ matching.caption_embeddings(CAPTIONS[:1]).T
+    assert torch.allclose(ours.amax(dim=0), near.flatten(), atol=1e-5)
+    odds = whole(**inputs, use_image_text_matching_head=True).logits_per_image[0, 1]
+    assert torch.allclose(matching.match(features[0], CAPTIONS[:1]), odds, atol=1e-5)
+
+
+def test_scores_do_not_depend_on_the_batch_and_only_candidates_are_matched(task):
+    vlm = load_vlm("pocket-blip2")
+    examples = captions_of(task, 4)
+    images = list(dict.fromkeys(e.image_id for e in examples))
+    texts = [e.question for e in examples]
+    one = Matching(vlm, task.source.model, 3).scores(task, images, texts, 128)
+    other = Matching(vlm, task.source.model, 64).scores(task, images, texts, 128)
+    assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(one, other, strict=True))
+    few = Matching(vlm, task.source.model, 3).scores(task, images, texts, 2)
+    for whole, part in zip(one, few, strict=True):
+        assert ((part > -100).sum(dim=1) == 2).all()
+        assert torch.allclose(part[part > -100], whole[part > -100], atol=1e-4)
+
+
+def test_every_caption_has_a_place_for_its_picture_and_one_of_its_own(task):
+    examples = captions_of(task, 5)
+    measure = measure_of(task)
+    answers = measure.answer(load_vlm("pocket-blip2"), task, examples, blank=False)
+    assert all(0 <= a.values[0] < 5 and 0 <= a.values[1] < 10 for a in answers)
+    scores, each = measure.score(task, examples, answers)
+    assert scores["ir10"] == scores["tr10"] == 1
+    assert scores["ir1"] == sum(each) / len(each)
+
+
+def test_recall_counts_a_picture_by_its_best_caption(task):
+    examples = captions_of(task, 2)
+    places = [(0, 7), (5, 0), (0, 3), (1, 4)]  # of the picture; of the caption itself
+    answers = [Answer("x", place) for place in places]
+    scores, _ = measure_of(task).score(task, examples, answers)
+    assert (scores["ir1"], scores["ir5"], scores["ir10"]) == (0.5, 0.75, 1)
+    assert (scores["tr1"], scores["tr5"], scores["tr10"]) == (0.5, 1, 1)
+
+
+def test_another_kind_of_tower_is_refused_by_name(folder):
+    with pytest.raises(EvaluationError, match=r"retrieval looks through .* pocket-llava has"):
+        Matching(load_vlm("pocket-llava"), folder, 2)

@@ -1,0 +1,45 @@
+"""`ressa doctor`: what it finds, with real processes, and that it says what to do."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from ressa.doctor import _all_reduce, _python, examine
+
+
+def test_a_python_that_is_not_supported_is_named() -> None:
+    assert _python((3, 12)).ok
+    finding = _python((3, 10))
+    assert not finding.ok and finding.found == "3.10" and "3.11 or 3.12" in finding.advice
+
+
+def test_two_processes_sum_over_loopback() -> None:
+    finding = _all_reduce()
+    assert finding.ok and not finding.advice, finding
+
+
+def test_processes_that_cannot_meet_are_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "nowhere0")
+    finding = _all_reduce()
+    assert not finding.ok
+    assert "nowhere0" in finding.found
+    assert "workers: 1 still run" in finding.advice
+
+
+def test_a_library_that_is_missing_or_broken_is_named_with_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "brokenlib.py").write_text("raise RuntimeError('its own library is missing')\n")
+    about = tmp_path / "brokenlib-1.5.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: brokenlib\nVersion: 1.5\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path) + os.pathsep + os.environ.get("PYTHONPATH", ""))
+    findings = {f.what: f for f in examine(("brokenlib", "no-such-lib", "torch"))}
+    assert findings["no-such-lib"].found == "not installed"
+    assert "ressa[run]" in findings["no-such-lib"].advice
+    broken = findings["brokenlib"]
+    assert broken.found == "1.5 does not import: RuntimeError: its own library is missing"
+    assert "brokenlib==1.5" in broken.advice
+    assert findings["torch"].ok and findings["all-reduce"].ok
