@@ -209,7 +209,9 @@ class _Trial:
             )
             yield Progress(stage="repair", steps=plan.steps, micro_batch=plan.micro_batch)
             contents = content_key(contents_of(self.spec, plan.data))
-            asked = ("repair", plan.data, contents, plan.objective, plan.batch_size, plan.steps)
+            # All that decides which examples are seen.
+            batches = (plan.order_seed, plan.batch_size, plan.steps)
+            asked = ("repair", plan.data, contents, plan.objective, *batches)
 
             def keep(encode: Callable[[], Batch]) -> Batch:
                 return self.kept.encoded(asked, lambda: [encode()])[0]
