@@ -6,7 +6,9 @@ import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from datetime import timedelta
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,6 +21,18 @@ from ressa.terminal import Output, draw, prepare, say, show, width, words, write
 if TYPE_CHECKING:
     from ressa.spec import SweepSpec
     from ressa.store import Holder, Store, SweepStore, Wish
+
+
+class Sampler(StrEnum):
+    """The samplers, as the command line takes them."""
+
+    grid = "grid"
+    random = "random"
+    qmc = "qmc"
+    tpe = "tpe"
+    gp = "gp"
+    nsga2 = "nsga2"
+
 
 app = typer.Typer(
     help="Split the sparsity of a vision-language model between vision and language, repair it, "
@@ -191,6 +205,42 @@ def results(
 
 
 @app.command()
+def replay(
+    name: Name,
+    sampler: Annotated[
+        Sampler, typer.Option("--sampler", help="Which sampler to ask about.", show_default=False)
+    ],
+    trials: Annotated[
+        int | None,
+        typer.Option("--trials", min=1, help="How many trials it may spend. Default: all."),
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", min=0, help="Of its proposals. Default: the sweep's.")
+    ] = None,
+    nearest: Annotated[
+        bool,
+        typer.Option("--nearest", help="The nearest recorded point answers for a missing one."),
+    ] = False,
+    store: StoreOption = "results",
+    output: OutputOption = Output.table,
+) -> None:
+    """Says what another sampler would have cost, from recorded trials. Nothing runs."""
+    from ressa.sweep.driver import current_spec
+    from ressa.sweep.plan import make_plan
+    from ressa.sweep.replay import replay as search_again
+    from ressa.sweep.replay import told
+
+    sweep = _open(store).sweep(name)
+    plan, recorded = make_plan(current_spec(sweep)), sweep.trials().to_dict("records")
+    found = search_again(
+        plan, recorded, sampler=sampler.value, count=trials, seed=seed, nearest=nearest
+    )
+    show([asdict(one) for one in found], output)
+    if output is Output.table:
+        say(told(sampler.value, found, recorded))
+
+
+@app.command()
 def query(
     sql: Annotated[str, typer.Argument(help="One SELECT statement.", show_default=False)],
     store: StoreOption = "results",
@@ -242,11 +292,12 @@ def list_sweeps(store: StoreOption = "results", output: OutputOption = Output.ta
 @app.command()
 def status(name: Name, store: StoreOption = "results", output: OutputOption = Output.table) -> None:
     """Says how far a sweep is, who drives it and what failed."""
-    from ressa.landscape import failures, sweep_row
+    from ressa.landscape import failures, repair_order, results_table, sweep_row
     from ressa.sweep.shared import work_rows
 
     sweep = _open(store).sweep(name)
     row, failed = sweep_row(sweep), failures(sweep)
+    row["repair_order"] = repair_order(results_table(sweep))
     if output is not Output.table:
         show([row], output)
         return
@@ -499,11 +550,14 @@ def _report(sweep: "SweepStore", output: Output) -> None:
 
 
 def _results(sweep: "SweepStore", output: Output) -> None:
-    from ressa.landscape import render_table, results_table
+    from ressa.landscape import render_table, repair_order, results_table
 
     frame = results_table(sweep)
     if output is Output.table:
         draw(render_table(frame, width()))
+        order = repair_order(frame)
+        if order is not None:
+            say(f"the order before repair and after it: Spearman's {order}")
     else:
         show(frame, output)
 

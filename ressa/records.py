@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Self
 
 from ressa.errors import FailureClass
@@ -74,6 +75,10 @@ class TrialSpec:
     """The data sets in files that the sections above name; tasks with their own are not here."""
     workers: int = 1
     cpus_per_worker: int = 1
+    rungs: tuple[int, ...] = ()
+    """Repair steps after which the search wants to know how the trial stands."""
+    rung_samples: int = 0
+    """Questions of each evaluation that are asked then."""
 
     def task_data(self, name: str) -> TaskData | None:
         """Returns the data set of a name; None for a task that brings its own."""
@@ -88,11 +93,22 @@ class TrialSpec:
         """Hash of all that can change the result; equal keys are the same trial.
 
         The model counts by its fingerprint and data by their contents: where they lie changes
-        nothing.
+        nothing. Nor does what is looked at on the way.
         """
-        rest = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "model"}
+        unread = ("model", "rungs", "rung_samples")
+        rest = {
+            name: getattr(self, name) for name in self.__dataclass_fields__ if name not in unread
+        }
         rest["data"] = [(data.name, data.source.identity, data.contents) for data in self.data]
         return content_key("trial", TRIAL_VERSION, self.model.dtype, rest)
+
+    def rung_key(self, step: int) -> str:
+        """Names what is found at a rung: the same at any number of workers and micro-batch."""
+        repair = (
+            None if self.repair is None else self.repair.model_copy(update={"micro_batch": None})
+        )
+        alone = replace(self, repair=repair, workers=1, cpus_per_worker=1)
+        return content_key("rung", alone.key, step, self.rung_samples)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,6 +118,8 @@ class Progress:
     stage: str
     step: int = 0
     steps: int = 0
+    rung: Mapping[str, float] | None = None
+    """At a rung, how the trial stands: "task.metric" → value."""
     micro_batch: int | None = None
     """Of a repair, once it is known: what a next attempt would have to stay below."""
 

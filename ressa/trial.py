@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from tempfile import TemporaryDirectory
 from typing import Any, TypeAlias
@@ -29,10 +29,12 @@ from ressa.prune import count_zeros, mask_hash
 from ressa.pruning import Pruning
 from ressa.records import Example, Outcome, Progress, TrialSpec, content_key
 from ressa.repair import (
+    Adapters,
     AnyTeacher,
     Checkpoints,
     FeatureTeacher,
     LiveTeacher,
+    RepairStep,
     Teacher,
     attach,
     merge,
@@ -78,15 +80,17 @@ def run(
     if fresh:
         with TemporaryDirectory(prefix="ressa-fresh-") as folder:
             own = Stages(open_store(folder))
-            outcome = yield from _Trial(trial, own, Kept()).steps()
+            outcome = yield from _Trial(trial, own, Kept(), rungs=Stages(place)).steps()
         Stages(place).replace(FRESH_OUTCOME, trial.key, outcome.to_json())
         return outcome
     stages = Stages(place, claims)
     done = stages.find("outcome", trial.key)
-    if done is not None:
+    rungs = [_rung(stages, trial, step) for step in trial.rungs]
+    if done is not None and None not in rungs:
         # Of one killed just before it could.
         remove_checkpoints(stages.store, trial.key, *earlier)
         outcome = Outcome.from_json(done)
+        yield from filter(None, rungs)
         outcome.summary.update(stages_computed=[], stages_reused=[f"outcome/{trial.key}"])
         return outcome
     outcome = yield from _Trial(trial, stages, kept or Kept(), earlier).steps()
@@ -99,9 +103,15 @@ class _Trial:
     """The work on one trial, and the notes taken on the way."""
 
     def __init__(
-        self, trial: TrialSpec, stages: Stages, kept: Kept, earlier: Sequence[str] = ()
+        self,
+        trial: TrialSpec,
+        stages: Stages,
+        kept: Kept,
+        earlier: Sequence[str] = (),
+        rungs: Stages | None = None,
     ) -> None:
         self.spec, self.stages, self.kept, self.earlier = trial, stages, kept, earlier
+        self.rungs = rungs or stages  # where the driver reads
         self.vlm: VLM = kept.dense(trial)
         if fits(self.vlm.model.get_memory_footprint()):
             self.vlm.model.to(device())  # type: ignore[arg-type]  # transformers wraps it untyped
@@ -126,11 +136,14 @@ class _Trial:
             yield from self.pruning.prune()
         yield Progress(stage="score pruned")
         self.score_model("pruned")
+        if 0 in self.spec.rungs:
+            self.measure_rung(0)
+            yield from filter(None, [_rung(self.rungs, self.spec, 0)])
         if self.spec.repair is not None:
             yield from self.repair(teacher)
             yield Progress(stage="score repaired")
             self.score_model("repaired")
-        self.outcome.scores.extend(self._means())
+        self.outcome.scores.extend(self._means(self.outcome.scores))
         self.prove_zeros()
         self.outcome.summary.update(
             {f"{stage}_seconds": seconds for stage, seconds in self.seconds.items()},
@@ -184,9 +197,10 @@ class _Trial:
         plan = self.spec.repair
         assert plan is not None
         task, examples = self._data(plan.data)
-        seed = plan.data.seed
         with self._clock("repair"):
-            adapters = attach(self.vlm.model, self.pruning.masks, self.vlm.towers, plan, seed=seed)
+            adapters = attach(
+                self.vlm.model, self.pruning.masks, self.vlm.towers, plan, seed=plan.seed
+            )
             checkpoints = Checkpoints(
                 self.stages.store,
                 self.spec.key,
@@ -195,7 +209,9 @@ class _Trial:
             )
             yield Progress(stage="repair", steps=plan.steps, micro_batch=plan.micro_batch)
             contents = content_key(contents_of(self.spec, plan.data))
-            asked = ("repair", plan.data, contents, plan.objective, plan.batch_size, plan.steps)
+            # All that decides which examples are seen.
+            batches = (plan.order_seed, plan.batch_size, plan.steps)
+            asked = ("repair", plan.data, contents, plan.objective, *batches)
 
             def keep(encode: Callable[[], Batch]) -> Batch:
                 return self.kept.encoded(asked, lambda: [encode()])[0]
@@ -207,11 +223,14 @@ class _Trial:
                 task,
                 teacher,
                 plan,
-                seed=seed,
+                seed=plan.order_seed,
                 checkpoints=checkpoints,
+                at_step=partial(self._look, adapters),
                 keep=keep,
             ):
                 self.outcome.curves.append(asdict(step))
+                if step.step in self.spec.rungs:
+                    yield from filter(None, [_rung(self.rungs, self.spec, step.step)])
                 if step.step % REPORT_EVERY == 0:
                     yield Progress(
                         stage="repair",
@@ -236,6 +255,46 @@ class _Trial:
             merge_gap=gap,
             micro_batch=self.outcome.curves[-1]["micro_batch"],
         )
+
+    def _look(self, adapters: Adapters, step: RepairStep) -> None:
+        """Looks at a repair between two steps; before the checkpoint, so that none skips a rung."""
+        if step.step in self.spec.rungs:
+            adapters.train(False)
+            self.measure_rung(step.step, step)
+            adapters.train()
+
+    def measure_rung(self, step: int, last: RepairStep | None = None) -> None:
+        """Scores the model as it is on a few questions, and leaves that with all found so far."""
+        rows = [row for row in self.outcome.scores if row["state"] == "dense"]
+        with self._clock("evaluate"):
+            for ref in self.spec.evaluate:
+                few = min(self.spec.rung_samples, ref.samples or self.spec.rung_samples)
+                asked = ref.model_copy(update={"samples": few})
+                task, examples = self._data(asked)
+                measure = measure_of(task)
+                contents = contents_of(self.spec, ref)
+                name = content_key("rung", rank_and_world_size(), asked, contents)
+                keep = partial(self.kept.encoded, name)
+                answers = measure.answer(self.vlm, task, examples, blank=False, keep=keep)
+                found, _ = measure.score(task, examples, answers)
+                rows += _score_rows(ref, "rung", "real", found, len(examples))
+        scores = {
+            f"{row['task']}.{row['metric']}": row["value"] for row in rows if row["state"] == "rung"
+        }
+        scores |= {r["metric"]: r["value"] for r in self._means(rows) if r["state"] == "rung"}
+        zeros = {
+            tower: sum(report.zeros for report in self.pruning.reports[tower]) for tower in TOWERS
+        }
+        so_far = replace(
+            self.outcome,
+            scores=[*self.outcome.scores, *self._means(self.outcome.scores)],
+            summary={f"{tower}_zeros": count for tower, count in zeros.items()}
+            | {"sparsity": sum(zeros.values()) / self.inventory.prunable()}
+            | {"mask_hash": mask_hash(self.pruning.masks)},
+            curves=[*self.outcome.curves, *([] if last is None else [asdict(last)])],
+        )
+        content = {"scores": scores, "outcome": asdict(so_far)}
+        self.rungs.leave("rung", self.spec.rung_key(step), json.dumps(content).encode())
 
     def score_model(self, state: str) -> None:
         """Scores the model as it is now, on real and on blank images."""
@@ -324,17 +383,26 @@ class _Trial:
             )
         return _score_rows(ref, state, image, scores, len(examples))
 
-    def _means(self) -> list[dict[str, Any]]:
+    def _means(self, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         """Means over tasks, where there are several."""
         data = {ref.task: self.spec.task_data(ref.task) for ref in self.spec.evaluate}
         tasks = {name: name if own is None else own.source.task for name, own in data.items()}
-        return aggregates(self.outcome.scores, tasks) if len(tasks) > 1 else []
+        return aggregates(rows, tasks) if len(tasks) > 1 else []
 
     @contextmanager
     def _clock(self, stage: str) -> Iterator[None]:
         began = time.perf_counter()
         yield
         self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - began
+
+
+def _rung(stages: Stages, trial: TrialSpec, step: int) -> Progress | None:
+    """Reads how a trial stood at a rung, if it was there."""
+    found = stages.find("rung", trial.rung_key(step))
+    if found is None:
+        return None
+    steps = 0 if trial.repair is None else trial.repair.steps
+    return Progress(stage="rung", step=step, steps=steps, rung=json.loads(found)["scores"])
 
 
 def _score_rows(

@@ -6,7 +6,15 @@ matplotlib and scipy are imported when a picture is drawn, pandas when a table i
 from ressa.landscape.heatmap import heatmap
 from ressa.landscape.picture import plot
 from ressa.landscape.render import json_rows, plain_table, render_table
-from ressa.landscape.tables import About, failures, results_table, short_row, sweep_row
+from ressa.landscape.tables import (
+    About,
+    failures,
+    rank_correlation,
+    repair_order,
+    results_table,
+    short_row,
+    sweep_row,
+)
 
 __all__ = [
     "About",
@@ -15,7 +23,9 @@ __all__ = [
     "json_rows",
     "plain_table",
     "plot",
+    "rank_correlation",
     "render_table",
+    "repair_order",
     "results_table",
     "short_row",
     "sweep_row",

@@ -32,14 +32,22 @@ COLUMNS = {
     "vision_sparsity": "zeros counted over the vision tower's prunable weights",
     "language_sparsity": "zeros counted over the language tower's prunable weights",
     "score": "value of the objective: repaired, or pruned where there is no repair",
-    "best": "whether it is the best of the search's successful trials",
+    "best": "whether no other successful trial of the search is as good or better in every "
+    "objective: the best one, or with several objectives those on the Pareto front",
     "options": "what else the search chose, as field=value",
 }
 """Columns of `results_table`, in order: scores and sparsities are fractions."""
 
 _READ = [
     *("trial", "role", "state", "model", "metric", "items", "budget", "point", "total_seconds"),
-    *("score", "score_pruned", "score_repaired", "score_pruned_se", "score_repaired_se"),
+    *(
+        "score",
+        "objectives",
+        "score_pruned",
+        "score_repaired",
+        "score_pruned_se",
+        "score_repaired_se",
+    ),
     *("blank_pruned", "blank_repaired", "floor_majority", "floor_dense_blank"),
     *("sparsity", "whole_sparsity", "whole_parameters"),
     *(
@@ -119,7 +127,7 @@ def failures(sweep: SweepStore) -> "pandas.DataFrame":
     """Returns the trials that did not succeed: where they ended, why, and after how many tries."""
     columns = ["trial", "attempt", "state", "failure_stage", "failure_class", "error"]
     trials = sweep.trials(columns)
-    failed = trials[~trials["state"].isin(_SUCCESSFUL)]
+    failed = trials[~trials["state"].isin((*_SUCCESSFUL, "stopped"))]
     return failed[columns].reset_index(drop=True)
 
 
@@ -138,8 +146,15 @@ def sweep_row(sweep: SweepStore) -> dict[str, Any]:
         "metric": state.metric,
         "best": state.best_score,
         "best_trial": state.best_trial,
+        "reused": state.counts.get("reused"),
         "updated": state.updated,
     }
+
+
+def repair_order(frame: "pandas.DataFrame") -> str | None:
+    """Says how alike repair leaves the order of the trials; None where that means nothing."""
+    correlation, count = rank_correlation(frame)
+    return None if math.isnan(correlation) else f"ρ = {correlation:.2f} over {count} trials"
 
 
 def short_row(row: dict[str, Any]) -> dict[str, Any]:
@@ -211,10 +226,44 @@ def _realised(trials: "pandas.DataFrame", tower: str) -> "pandas.Series":
     return counted.astype("float64").where(counted.notna(), trials[f"{tower}_sparsity"])
 
 
+def rank_correlation(frame: "pandas.DataFrame") -> tuple[float, int]:
+    """Returns how alike repair leaves the order of a search's trials, and of how many.
+
+    Spearman's rank correlation of the scores before and after repair: 1 if repair changes no order;
+    NaN of fewer than three trials, or where one of the scores is the same in all.
+
+    Args:
+        frame: a `results_table`.
+    """
+    import pandas as pd
+
+    searched = frame[(frame["role"] == "search") & (frame["state"] == "succeeded")]
+    # A trial that was reused would count twice.
+    pairs = searched[["pruned", "repaired"]].dropna().apply(pd.to_numeric)
+    if len(pairs) < 3 or pairs.nunique().min() < 2:
+        return math.nan, len(pairs)
+    return float(pairs["pruned"].rank().corr(pairs["repaired"].rank())), len(pairs)
+
+
 def _is_best(trials: "pandas.DataFrame") -> "pandas.Series":
-    racing = trials["score"].where((trials["role"] == "search") & trials["state"].isin(_SUCCESSFUL))
-    best = racing == racing.max()
-    return best & ~best.duplicated()  # of equals, the first
+    racing = (trials["role"] == "search") & trials["state"].isin(_SUCCESSFUL)
+    texts = trials.loc[racing, "objectives"].dropna()
+    if texts.empty or len(json.loads(texts.iloc[0])) == 1:
+        best = trials["score"].where(racing)
+        best = best == best.max()
+        return best & ~best.duplicated()  # of equals, the first
+    values = texts.map(lambda text: tuple(json.loads(text).values()))
+    front: dict[Any, tuple[float, ...]] = {}
+    # From the best in the first objective on, so that whatever beats a trial comes before it.
+    for place, value in sorted(values.items(), key=lambda item: item[1], reverse=True):
+        if not any(_covers(other, value) for other in front.values()):
+            front[place] = value
+    return racing & trials.index.isin(list(front))
+
+
+def _covers(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
+    """Whether one is at least as good in every objective."""
+    return all(a >= b for a, b in zip(one, other, strict=True))
 
 
 def _options(point: Any) -> str:

@@ -48,6 +48,7 @@ def train(
     *,
     seed: int,
     checkpoints: Checkpoints | None = None,
+    at_step: Callable[[RepairStep], None] | None = None,
     keep: Callable[[Callable[[], Batch]], Batch] | None = None,
 ) -> Iterator[RepairStep]:
     """Trains the adapters for `repair.steps` steps and yields each one when it is done.
@@ -61,6 +62,8 @@ def train(
         seed: of the data order.
         checkpoints: where to leave one every `repair.checkpoint_steps` steps and after the last,
             and whence to go on; the steps before it are yielded as they were. None keeps none.
+        at_step: is called after each step that is taken, before its checkpoint; may look at the
+            model as it is then, on every worker.
         keep: returns the questions as tensors, by the function that it is given or from an earlier
             repair of the same steps over the same examples.
 
@@ -100,7 +103,7 @@ def train(
                     engine.set_learning_rate(rate)
                     # What is random in a step follows from it, so that it is the same when it is
                     # done again.
-                    torch.manual_seed(_step_seed(seed, step))
+                    torch.manual_seed(_step_seed(repair.seed, step))
                     result = _take_step(engine, data, step, size)
                     if result is not None:
                         break
@@ -129,6 +132,8 @@ def train(
                     )
                 )
                 check_divergence(curve, repair)
+                if at_step is not None:
+                    at_step(curve[-1])
                 if checkpoints is not None and _is_due(repair, step + 1):
                     moment = engine.moment()
                     checkpoints.save(

@@ -8,12 +8,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, islice
+from typing import Any
 
 from ressa.errors import InfeasibleAllocation
 from ressa.search import fixed
 from ressa.search.cube import distance
 from ressa.search.learners import Learner, Seen
 from ressa.spec import Point, SweepSpec
+from ressa.spec.space import REPLICATE
 
 _LARGEST_GRID = 100_000  # points; a larger space is never exhausted anyway
 _NEIGHBOURS = 256  # points among which the nearest is looked for where there is no list
@@ -32,7 +34,8 @@ class Proposer:
     """Proposes points of a sweep's space, one number at a time; never the same point twice.
 
     Two points may come to the same trial, such as two values of an option that a method does not
-    read. grid, qmc and random visit both. A learner's word is taken if it is such a repeat, but not
+    read. grid, qmc and random visit both. Where each point has several runs, they come one after
+    the other. A learner's word is taken if it is such a repeat, but not
     more than twice in a row; where it cannot be, or was said before, the nearest point with a trial
     of its own is taken instead.
 
@@ -44,7 +47,8 @@ class Proposer:
 
     def __init__(self, spec: SweepSpec, identify: Callable[[Point], str]) -> None:
         self._search = spec.search
-        self._dimensions = tuple(spec.dimensions)
+        self._dimensions = tuple(d for d in spec.dimensions if d.name != REPLICATE)
+        self._replicates = spec.replicates
         self._identify = identify
         self._keys: dict[tuple[str, ...], str | None] = {}
         sizes = [dimension.size for dimension in self._dimensions]
@@ -55,7 +59,9 @@ class Proposer:
         self._learner = (
             None
             if self.is_fixed
-            else Learner(self._search.sampler, self._dimensions, 1, self._search.seed)
+            else Learner(
+                self._search.sampler, self._dimensions, len(spec.objectives), self._search.seed
+            )
         )
 
     @property
@@ -68,7 +74,9 @@ class Proposer:
         """The keys of all distinct trials of the space; None if it cannot be listed."""
         if not self._size:
             return None
-        return frozenset(filter(None, map(self._key, fixed.grid(self._dimensions))))
+        points = fixed.grid(self._dimensions)
+        runs = (self._run(point, run) for point in points for run in range(self._replicates))
+        return frozenset(filter(None, map(self._key, runs)))
 
     def propose(self, number: int, trials: Sequence[Seen]) -> Proposal | None:
         """Proposes trial `number`, or None when there is nothing new to propose.
@@ -78,21 +86,35 @@ class Proposer:
             trials: those trials in the order of their numbers; the ones outside the window stand
                 there without values, as in flight.
         """
+        place, run = divmod(number, self._replicates)
         if self._learner is None:
-            point = self._points.get(number)
-            return None if point is None else Proposal(point=point)
-        before = [trial.point for trial in trials]
+            found = self._points.get(place)
+            return None if found is None else Proposal(point=self._run(found, run))
+        if run:
+            first = trials[number - run]
+            return Proposal(point=self._run(first.point, run), system_attrs=first.system_attrs)
+        before = [trial.point for trial in trials[:: self._replicates]]
         keys = [self._key(point) for point in before]
         taken = frozenset(filter(None, keys))
-        if self.trials == taken:
+        if self._size and self._first_runs == taken:
             return None
-        point, notes = self._learner.ask(number, trials)
+        word, notes = self._learner.ask(number, trials)
+        point = self._run(word, 0)
         key = self._key(point)
         is_repeat = key in taken and (point in before or _repeats(keys) >= _REPEATS_IN_A_ROW)
         if key is None or is_repeat:
             near = self._nearest(point, taken, number)
             return None if near is None else Proposal(point=near, system_attrs=notes)
         return Proposal(point=point, system_attrs=notes)
+
+    @cached_property
+    def _first_runs(self) -> frozenset[str]:
+        points = (self._run(point, 0) for point in fixed.grid(self._dimensions))
+        return frozenset(filter(None, map(self._key, points)))
+
+    def _run(self, point: Point, run: int) -> dict[str, Any]:
+        """One of the runs of a point."""
+        return {**point, REPLICATE: str(run)} if self._replicates > 1 else dict(point)
 
     def _stream(self) -> Iterator[dict[str, str]]:
         axes, seed = self._dimensions, self._search.seed
@@ -106,7 +128,8 @@ class Proposer:
 
     def _key(self, point: Point) -> str | None:
         """The key of a point's trial; None if it cannot be."""
-        values = tuple(str(point[dimension.name]) for dimension in self._dimensions)
+        names = [dimension.name for dimension in self._dimensions]
+        values = tuple(str(point.get(name)) for name in (*names, REPLICATE))
         if values not in self._keys:
             try:
                 self._keys[values] = self._identify(point)
@@ -115,7 +138,7 @@ class Proposer:
         return self._keys[values]
 
     def _can_be(self, point: Point) -> bool:
-        return self._key(point) is not None
+        return self._key(self._run(point, 0)) is not None
 
     def _nearest(self, point: Point, taken: frozenset[str], number: int) -> dict[str, str] | None:
         """The point nearest to a word whose trial is new; None if there is none."""
@@ -125,7 +148,8 @@ class Proposer:
             else islice(fixed.chance(self._dimensions, (self._search.seed, number)), fixed.PATIENCE)
         )
         unwanted = taken | {None}
-        new = (other for other in others if self._key(other) not in unwanted)
+        runs = (self._run(other, 0) for other in others)
+        new = (other for other in runs if self._key(other) not in unwanted)
         return min(
             islice(new, None if self._size else _NEIGHBOURS),
             key=lambda other: distance(self._dimensions, point, other),

@@ -50,6 +50,8 @@ from ressa.spec.schema import (
 from ressa.spec.space import BUDGET, SPARSITIES, SPARSITY, Choices, Range, Scalar, scalar_text
 from ressa.spec.yaml import Path
 
+COUNTED = ("sparsity", "vision_sparsity", "language_sparsity", "whole_sparsity")
+"""Objectives that are counted, not measured."""
 _MOST_VALUES = 10_000  # of one axis, and points of a grid
 _DATA_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -217,21 +219,29 @@ def _check_evaluate(spec: SweepSpec) -> Iterator[Problem]:
 
 
 def _check_objective(spec: SweepSpec) -> Iterator[Problem]:
-    objective, tasks = spec.objective, [data.task for data in spec.evaluate]
-    names = [
+    tasks = [data.task for data in spec.evaluate]
+    scores = [
         f"{task}.{metric}" for task in tasks for metric in task_facts(_kind(spec, task)).metrics
     ]
     if len(tasks) > 1:
-        names += AGGREGATES
-    if objective.maximize in names:
-        return
-    hint = did_you_mean(objective.maximize, names)
-    if objective.task in {*_task_names(spec)} - {*tasks}:
-        hint = f" Task {objective.task!r} is not evaluated: add it to evaluate."
-    if objective.maximize in AGGREGATES:
-        hint = f" {objective.maximize} is over several tasks: evaluate more than one."
-    message = f"task.metric, one of {', '.join(names)}, got {objective.maximize!r}.{hint}"
-    yield Problem(("objective", "maximize"), message)
+        scores += AGGREGATES
+    for index, objective in enumerate(spec.objectives):
+        path: Path = ("objective", index) if isinstance(spec.objective, tuple) else ("objective",)
+        names = [*scores, *COUNTED] if index else scores
+        if objective in spec.objectives[:index]:
+            message = f"{objective.maximize!r} is maximized already. Once each."
+            yield Problem((*path, "maximize"), message)
+        if objective.maximize in names:
+            continue
+        hint = did_you_mean(objective.maximize, names)
+        if objective.task in {*_task_names(spec)} - {*tasks}:
+            hint = f" Task {objective.task!r} is not evaluated: add it to evaluate."
+        if objective.maximize in AGGREGATES:
+            hint = f" {objective.maximize} is over several tasks: evaluate more than one."
+        if objective.maximize in COUNTED:
+            hint = " The first objective is a score: tables go by it. List it after one."
+        message = f"task.metric, one of {', '.join(names)}, got {objective.maximize!r}.{hint}"
+        yield Problem((*path, "maximize"), message)
 
 
 def _kind(spec: SweepSpec, name: str) -> str:
@@ -463,6 +473,30 @@ def _check_constraints(spec: SweepSpec) -> Iterator[Problem]:
             yield Problem(("constraints", index), message)
 
 
+def _check_early_stopping(spec: SweepSpec) -> Iterator[Problem]:
+    if spec.early_stopping is None:
+        return
+    rungs, steps = spec.early_stopping.rungs, spec.repair.steps
+    path: Path = ("early_stopping",)
+    if spec.repair.method == "none":
+        yield Problem(
+            path, "trials end at steps of repair, and repair.method is none. Leave it out."
+        )
+        return
+    if len(spec.objectives) > 1:
+        message = "a rung compares one score, the sweep has several objectives. One of the two."
+        yield Problem(path, message)
+    if spec.repair.zero_stage == 3:
+        message = "a rung scores the student on each worker, which zero_stage 3 shares out. Set 2."
+        yield Problem(("repair", "zero_stage"), message)
+    if list(rungs) != sorted(set(rungs)):
+        message = f"rising steps, each once, got {', '.join(map(str, rungs))}."
+        yield Problem((*path, "rungs"), message)
+    elif rungs[-1] >= steps and "repair.steps" not in spec.space:
+        message = f"steps before the last of repair ({steps}), got {rungs[-1]}."
+        yield Problem((*path, "rungs"), message)
+
+
 def _check_baselines(spec: SweepSpec) -> Iterator[Problem]:
     if len(set(spec.baselines)) != len(spec.baselines):
         yield Problem(("baselines",), f"each baseline once, got {', '.join(spec.baselines)}.")
@@ -486,6 +520,7 @@ _CHECKS: tuple[tuple[_Check, tuple[str, ...]], ...] = (
     (_check_space, ()),
     (_check_constraints, ("constraints", "prune")),
     (_check_search, ("space", "search", BUDGET)),
+    (_check_early_stopping, ("early_stopping", "repair", "objective")),
     (_check_baselines, ("baselines", "repair")),
 )
 

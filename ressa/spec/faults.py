@@ -28,6 +28,8 @@ def path_of(error: ErrorDetails) -> Path:
     path = tuple(error["loc"])
     if path[:1] == ("space",) and len(path) > 2:
         path = path[:2] + path[3:]
+    if path[:1] == ("objective",):
+        path = path[:1] + path[2:]
     return path
 
 

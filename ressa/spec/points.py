@@ -36,7 +36,7 @@ from ressa.spec.schema import (
     Repair,
     SweepSpec,
 )
-from ressa.spec.space import BUDGET, SPARSITIES, SPARSITY, parse_scalar
+from ressa.spec.space import BUDGET, REPLICATE, SPARSITIES, SPARSITY, parse_scalar
 from ressa.spec.yaml import Path
 
 Point = Mapping[str, Any]
@@ -111,6 +111,7 @@ def apply_point(spec: SweepSpec, inventory: Inventory, point: Point) -> Effectiv
         raise SpecError(f"a value does not suit its field: {error}") from error
     for path, message in conflicts(spec.model_copy(update={"prune": prune})):
         raise InfeasibleAllocation(f"{'.'.join(map(str, path))}: {message}")
+    prune, repair = _replicate(prune, repair, int(point.get(REPLICATE, 0)))
     allocation = allocate(spec, inventory, point)
     if "all" in _groups(prune) and allocation.vision.pattern is not None:
         raise InfeasibleAllocation(no_pattern_for_all(allocation.vision))
@@ -122,6 +123,16 @@ def apply_point(spec: SweepSpec, inventory: Inventory, point: Point) -> Effectiv
             if reason is not None:
                 raise InfeasibleAllocation(f"constraint {reason}")
     return effective
+
+
+def _replicate(prune: Prune, repair: Repair, run: int) -> tuple[Prune, Repair]:
+    """Gives a point's run seeds of its own; run 0 has those of the spec."""
+    if run == 0:
+        return prune, repair
+    calibration = prune.calibration
+    calibration = calibration.model_copy(update={"seed": calibration.seed + run})
+    seeds = {"seed": repair.seed + run, "order_seed": repair.order_seed + run}
+    return prune.model_copy(update={"calibration": calibration}), repair.model_copy(update=seeds)
 
 
 def _groups(prune: Prune) -> set[Group]:

@@ -331,18 +331,19 @@ def _warnings(spec: SweepSpec) -> list[str]:
     found = []
     sparsities = (*SPARSITIES, SPARSITY)
     free = [axis for axis in spec.dimensions if axis.name in sparsities and axis.size != 1]
-    if spec.budget is None and free:
+    if spec.budget is None and free and not spec.constraints and len(spec.objectives) == 1:
         found.append(
-            f"objective: {spec.objective.maximize} alone over free sparsities has a trivial "
+            f"objective: {spec.objectives[0].maximize} alone over free sparsities has a trivial "
             "answer: the least sparse point, (0, 0) if the space holds it. "
-            "Give a budget to compare splits of equal size."
+            "Give a budget to compare splits of equal size, a constraint such as sparsity >= 0.5, "
+            "or a second objective such as {maximize: sparsity}."
         )
     if spec.repair.zero_stage == 0 and spec.repair.dtype != "float32":
         found.append(
             f"repair.zero_stage: 0 is run as 1: {spec.repair.dtype} needs the fp32 masters that "
             "DeepSpeed keeps from stage 1 on."
         )
-    if spec.objective.metric == "malformed":
+    if any(objective.metric == "malformed" for objective in spec.objectives):
         found.append("objective: malformed is a share of broken answers; it is maximized here.")
     if spec.prune.counting == "reference" and spec.budget is not None:
         found.append(

@@ -13,7 +13,15 @@ from fractions import Fraction
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, field_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Discriminator,
+    Field,
+    PlainValidator,
+    Tag,
+    field_validator,
+)
 
 from ressa.catalog import MODELS, CatalogModel
 from ressa.errors import did_you_mean
@@ -22,6 +30,7 @@ from ressa.spec.constraints import QUANTITIES, parse_constraint
 from ressa.spec.data import DataSource
 from ressa.spec.space import (
     BUDGET,
+    REPLICATE,
     Choices,
     Dimension,
     ExactNumber,
@@ -351,6 +360,14 @@ class Repair(SpecModel):
         description="Which layers of the towers are trained: last parts of their names, such as "
         "q_proj, or patterns of whole names, such as '*.mlp.*'. None given: all prunable ones.",
     )
+    seed: int = Field(
+        default=0,
+        ge=0,
+        description="Seed of what repair draws: first values of the updates, and dropout.",
+    )
+    order_seed: int = Field(
+        default=0, ge=0, description="Seed of the order in which repair sees its examples."
+    )
     dropout: Number = Field(
         default=0.0,
         ge=0,
@@ -471,7 +488,8 @@ class Objective(SpecModel):
     maximize: str = Field(
         default="easy-vqa.balanced_accuracy",
         description="task.metric of an evaluation; or a mean over all of them: mean_relative, of "
-        "score / dense score, or macro, of the scores.",
+        "score / dense score, or macro, of the scores. Of several objectives, any but the first "
+        "may also be sparsity, vision_sparsity, language_sparsity or whole_sparsity.",
     )
 
     @property
@@ -483,6 +501,38 @@ class Objective(SpecModel):
     def metric(self) -> str:
         """The metric, without its task."""
         return self.maximize.rpartition(".")[2]
+
+
+def _how_many(value: Any) -> str:
+    return "several" if isinstance(value, list | tuple) else "one"
+
+
+OneOrMore = Annotated[
+    Annotated[Objective, Tag("one")]
+    | Annotated[
+        Annotated[tuple[Objective, ...], BeforeValidator(as_tuple), Field(min_length=1)],
+        Tag("several"),
+    ],
+    Discriminator(_how_many),
+]
+
+
+class EarlyStopping(SpecModel):
+    """Successive halving over repair steps: a trial below the best of earlier ones ends early."""
+
+    rungs: Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(as_tuple)] = Field(
+        min_length=1,
+        description="Repair steps after which a trial is scored and may end, rising; 0 is before "
+        "repair, which changes the order of trials: see Spearman's rho in the results.",
+    )
+    reduction: Number = Field(
+        default=3.0,
+        gt=1,
+        description="A trial goes on if it is among the best 1 / reduction at its rung, > 1.",
+    )
+    samples: int = Field(
+        default=256, ge=1, description="Questions of each evaluation that a rung scores, ≥ 1."
+    )
 
 
 class Resources(SpecModel):
@@ -560,7 +610,21 @@ class SweepSpec(SpecModel):
         min_length=1,
         description="What the models are scored on; the search sees validation examples alone.",
     )
-    objective: Objective = Field(default=Objective(), description="What the search looks for.")
+    objective: OneOrMore = Field(
+        default=Objective(),
+        description="What the search looks for: {maximize: task.metric}, or a list of them for a "
+        "Pareto front. Tables go by the first.",
+    )
+    early_stopping: EarlyStopping | None = Field(
+        default=None, description="Which trials end before repair does; none given: none."
+    )
+    replicates: int = Field(
+        default=1,
+        ge=1,
+        le=100,
+        description="Runs of each point, ≥ 1. Run r adds r to prune.calibration.seed, repair.seed "
+        "and repair.order_seed.",
+    )
     baselines: Annotated[
         tuple[Literal["dense", "dense_repaired"], ...], BeforeValidator(as_tuple)
     ] = Field(
@@ -585,11 +649,19 @@ class SweepSpec(SpecModel):
 
     @cached_property
     def dimensions(self) -> tuple[Dimension, ...]:
-        """The axes of the search in fixed order: the budget if there is one, then the space."""
+        """The axes in fixed order: the budget if there is one, the space, the replicates if any."""
         axes = [Dimension.of(name, e, integer=is_integer(name)) for name, e in self.space.items()]
         if self.budget is not None:
             axes.insert(0, Dimension.of(BUDGET, Choices(choices=self.budget), integer=False))
+        if self.replicates > 1:
+            runs = Choices(choices=tuple(range(self.replicates)))
+            axes.append(Dimension.of(REPLICATE, runs, integer=True))
         return tuple(axes)
+
+    @property
+    def objectives(self) -> tuple[Objective, ...]:
+        """What the search looks for; tables and early stopping go by the first."""
+        return self.objective if isinstance(self.objective, tuple) else (self.objective,)
 
     @property
     def solved_tower(self) -> Tower | None:

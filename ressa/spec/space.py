@@ -31,6 +31,8 @@ SPARSITIES = ("vision_sparsity", "language_sparsity")
 SPARSITY = "sparsity"
 """One sparsity for both towers: each loses it, or with `group: all` both together."""
 BUDGET = "budget"
+REPLICATE = "replicate"
+"""Which of the runs of a point, from 0, where a sweep asks for more than one."""
 
 _INTEGER = re.compile(r"[-+]?[0-9]+")
 _DECIMAL = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]{1,3})?")

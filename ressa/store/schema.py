@@ -93,6 +93,8 @@ _RESULT = (
     Column("metric", "text", "the objective, such as easy-vqa.balanced_accuracy"),
     Column("items", "integer", "questions behind each score", "questions"),
     Column("score", "float", "the objective's value: repaired, or pruned without repair"),
+    Column("objectives", "json", "objective → value; of a stopped trial, at its last rung"),
+    Column("stopped_step", "integer", "the rung at which early stopping ended it"),
     Column("score_pruned", "float", "the objective before repair"),
     Column("score_repaired", "float", "the objective after repair"),
     Column("score_unmerged", "float", "the objective after repair by lora, before its merge"),
@@ -244,6 +246,20 @@ PROPOSALS = Table(
     ),
 )
 
+RUNGS = Table(
+    name="rungs",
+    meaning="how trials stood at the rungs of early stopping, and which ended there",
+    key=("trial", "step"),
+    of_attempts=False,
+    own_columns=(
+        Column("number", "integer", "number of the trial's proposal"),
+        Column("step", "integer", "repair steps done; 0 is before repair"),
+        Column("value", "float", "the objective then, on the rung's questions"),
+        Column("threshold", "float", "below it the trial ends; null while too few were here"),
+        Column("stopped", "boolean", "whether the trial ended here"),
+    ),
+)
+
 EVENTS = Table(
     name="events",
     meaning="what happened to the sweep, and which trials began",
@@ -263,7 +279,7 @@ EVENTS = Table(
 DATA = Table(
     name="data",
     meaning="which examples each purpose used; purposes are disjoint by image",
-    key=("purpose", "task", "split"),
+    key=("purpose", "task", "split", "seed"),
     of_attempts=False,
     own_columns=(
         Column("purpose", "text", "calibration, repair or evaluate"),
@@ -280,7 +296,7 @@ DATA = Table(
 
 TABLES: dict[str, Table] = {
     table.name: table
-    for table in (TRIALS, SCORES, CURVES, LAYERS, ANSWERS, PROPOSALS, EVENTS, DATA)
+    for table in (TRIALS, SCORES, CURVES, LAYERS, ANSWERS, PROPOSALS, RUNGS, EVENTS, DATA)
 }
 
 

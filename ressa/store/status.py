@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 Ended = Literal["finished", "interrupted", "stopped", "cancelled", "hopeless"]
 """How a driver ended, as its last event says; `hopeless`: too many trials failed."""
 
+_NOT_RUN = ("queued", "running", "reused")
 _ENDS = get_args(Ended)
 _LIFE = ("started", "resumed", "grown", *_ENDS)
 _ATTEMPT = ["trial", "attempt"]
@@ -44,8 +45,8 @@ class SweepStatus:
 
     @property
     def done(self) -> int:
-        """Trials with a finished attempt, however it ended."""
-        return sum(n for state, n in self.counts.items() if state not in ("queued", "running"))
+        """Trials that ran to an end, whichever: what is reused did not run."""
+        return sum(n for state, n in self.counts.items() if state not in _NOT_RUN)
 
 
 def sweep_status(sweep: SweepStore) -> SweepStatus:

@@ -67,8 +67,9 @@ class Board:
         first: Sequence[Again] = (),
     ) -> None:
         """Is told how many trials there are to be, which are there, and which run again first."""
-        self._planned, self._finished = trials, dict(finished)
-        already = f", {len(finished)} finished before" if finished else ""
+        ran = {trial: row for trial, row in finished.items() if row["state"] != "reused"}
+        self._planned, self._finished = trials, ran
+        already = f", {len(ran)} finished before" if ran else ""
         noun = "trial" if trials == 1 else "trials"
         self._say(f"[bold]{self._spec.name}[/bold]  {trials} {noun}{already}")
         for again in first[:_LISTED]:
@@ -154,6 +155,8 @@ def _shown(target: Target) -> str:
 
 
 def _result(row: Mapping[str, Any]) -> str:
+    if row["state"] == "stopped":
+        return f"stopped at step {row['stopped_step']}, pruned {_percent(row['score_pruned'])}"
     if row["state"] == "cancelled":
         return "[yellow]cancelled[/yellow]"
     if row["state"] != "succeeded":

@@ -6,7 +6,7 @@ placement group, joined in one torch.distributed group whose rank 0 decides.
 
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -58,7 +58,7 @@ class Worker:
     def __init__(self, store: str, resources: Resources, fresh: bool) -> None:
         self._store, self._resources, self._fresh = store, resources, fresh
         self._kept: Kept | None = None
-        self._steps: Iterator[Progress] | None = None
+        self._steps: Generator[Progress] | None = None
         self._outcome: Outcome | None = None
 
     def rendezvous(self) -> tuple[str, int]:
@@ -83,6 +83,8 @@ class Worker:
         from ressa.sweep.claims import RayClaims
         from ressa.trial import run
 
+        if self._steps is not None:
+            self._steps.close()  # of a trial that early stopping ended: its engine goes first
         workers.use_device(self._resources.gpus_per_worker)
         workers.set_threads(self._resources.cpus_per_worker)
         self._kept = self._kept or Kept()
@@ -110,7 +112,7 @@ class Worker:
         assert self._outcome is not None
         return self._outcome
 
-    def _follow(self, steps: Any) -> Iterator[Progress]:
+    def _follow(self, steps: Any) -> Generator[Progress]:
         self._outcome = yield from steps
 
 

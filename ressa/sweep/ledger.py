@@ -12,9 +12,11 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from ressa.errors import NotFoundError, SpecError, did_you_mean
-from ressa.records import TrialSpec
+from ressa.records import Progress, TrialSpec
 from ressa.search import Proposer, Seen
+from ressa.search.halving import threshold
 from ressa.store import SweepStore
+from ressa.sweep import rows
 from ressa.sweep.plan import SweepPlan
 
 BASELINES = ("dense", "dense-repaired")
@@ -94,18 +96,28 @@ class Ledger:
         self.results: dict[str, Mapping[str, Any]] = {
             row["trial"]: row for row in sweep.trials().to_dict("records")
         }
+        self._row_attempts = {trial: int(row["attempt"]) for trial, row in self.results.items()}
         self._points: list[Mapping[str, Any]] = []
         self._notes: list[str] = []
         """What the sampler noted about each point."""
+        self._firsts = {plan.baseline(name).key: name for name in plan.baselines}
+        """The first trial of each key."""
+        self._originals: dict[str, str] = {}
+        """Repeats: points that came to the same trial as an earlier one → that one."""
         self._attempts: dict[str, int] = {}
         self._tries: dict[str, int] = {}
         self._micro_batches: dict[str, int] = {}
         self._keys: dict[str, list[str]] = {}
+        self._rungs: dict[int, dict[int, float]] = {}
+        """Rung → number of the trial → how it stood there."""
+        for row in sweep.read("rungs").to_pylist():
+            self._rungs.setdefault(row["step"], {})[row["number"]] = row["value"]
         self._read_proposals()
         self._exhausted = False
         self.left_over = deque(self._unfinished(redo or Redo()))
         for again in self.left_over:
-            self.results.pop(again.trial, None)
+            for trial in (again.trial, *self._repeats_of(again.trial)):
+                self.results.pop(trial, None)
 
     def _read_proposals(self) -> None:
         for row in self._sweep.proposals().to_dict("records"):
@@ -116,8 +128,21 @@ class Ledger:
                 self._note_micro_batch(trial, _whole(row["micro_batch"]))
             self._keys.setdefault(trial, []).append(row["key"])
             if trial not in BASELINES and int(row["number"]) == len(self._points):
-                self._points.append(json.loads(row["point"]))
-                self._notes.append(row["system_attrs"])
+                self._add(json.loads(row["point"]), row["system_attrs"])
+
+    def _add(self, point: Mapping[str, Any], notes: str) -> str | None:
+        """Takes the next point in; returns the earlier trial that it comes to, if there is one."""
+        trial = trial_name(len(self._points))
+        first = self._firsts.setdefault(self._plan.key_of(point), trial)
+        self._points.append(point)
+        self._notes.append(notes)
+        if first == trial:
+            return None
+        self._originals[trial] = first
+        return first
+
+    def _repeats_of(self, trial: str) -> list[str]:
+        return [repeat for repeat, original in self._originals.items() if original == trial]
 
     def _note_micro_batch(self, trial: str, size: int | None) -> None:
         if size is not None:
@@ -130,12 +155,15 @@ class Ledger:
             if trial not in wanted:
                 hint = did_you_mean(trial, wanted)
                 raise NotFoundError(f"sweep {self._sweep.name!r} has no trial {trial!r}.{hint}")
+            if trial in self._originals:
+                raise SpecError(f"trial {trial} repeats {self._originals[trial]}: redo that one.")
             if trial in self.results and self.results[trial]["state"] not in {*FAILED, CANCELLED}:
                 raise SpecError(
                     f"trial {trial} {self.results[trial]['state']}: there is nothing to redo. "
                     "Trials that failed, were lost or were cancelled can be."
                 )
-        return [again for trial in wanted if (again := self._left(trial, redo)) is not None]
+        own = [trial for trial in wanted if trial not in self._originals]
+        return [again for trial in own if (again := self._left(trial, redo)) is not None]
 
     def _left(self, trial: str, redo: Redo) -> Again | None:
         """Says why a trial is to run before anything new, or None if it is done with."""
@@ -180,7 +208,11 @@ class Ledger:
     @property
     def failed(self) -> list[str]:
         """Trials that failed or were lost for good."""
-        return [trial for trial, row in self.results.items() if row["state"] in FAILED]
+        return [
+            trial
+            for trial, row in self.results.items()
+            if row["state"] in FAILED and trial not in self._originals
+        ]
 
     @property
     def is_hopeless(self) -> bool:
@@ -190,40 +222,88 @@ class Ledger:
 
     @property
     def planned(self) -> int:
-        """How many trials the sweep is to have, baselines included."""
-        distinct = self._proposer.trials
-        trials = self._plan.spec.search.trials
-        return len(self._plan.baselines) + (
-            trials if distinct is None else min(trials, len(distinct))
-        )
+        """How many distinct trials the sweep is to run, baselines included."""
+        return len(self._plan.baselines) + self._wanted
+
+    @property
+    def _wanted(self) -> int:
+        """How many distinct trials the search is to run: `trials`, or all there are."""
+        distinct, trials = self._proposer.trials, self._plan.spec.search.trials
+        if distinct is None:
+            return trials
+        baselines = {self._plan.baseline(name).key for name in self._plan.baselines}
+        return min(trials, len(distinct - baselines))
+
+    @property
+    def _executions(self) -> int:
+        """How many distinct trials the search has proposed."""
+        return len(self._points) - len(self._originals)
 
     @property
     def is_complete(self) -> bool:
-        """Whether nothing is left to run."""
-        return not self.left_over and len(self.results) >= self.planned
+        """Whether nothing is left to run, and nothing to write down."""
+        trials = [*self._plan.baselines, *map(trial_name, range(len(self._points)))]
+        if self.left_over or any(trial not in self.results for trial in trials):
+            return False
+        return self._executions >= self._wanted and not self._more_repeats()
+
+    def _more_repeats(self) -> bool:
+        """Whether the next point of a sampler that looks at no result comes to an earlier trial."""
+        if not self._proposer.is_fixed:
+            return False
+        proposal = self._proposer.propose(len(self._points), ())
+        return proposal is not None and self._is_known(proposal.point)
 
     def next(self) -> Attempt | Literal["wait", "finished"]:
-        """Returns the next attempt to start; 'wait' while the window is full, or 'finished'."""
+        """Returns the next attempt to start; 'wait' while the window is full, or 'finished'.
+
+        Points that come to an earlier trial are written down on the way; they start nothing.
+        """
         if self.is_hopeless:
             return "finished"
+        for trial in sorted(set(self._originals.values())):
+            self._settle(trial)
         if self.left_over:
             return self._start(self.left_over.popleft())
-        number, search = len(self._points), self._plan.spec.search
-        if self._exhausted or number >= search.trials:
-            return "finished"
-        visible = self._visible(number)
-        if visible is None:
-            return "wait"
-        seen = [self._as_seen(n, visible=n in visible) for n in range(number)]
-        proposal = self._proposer.propose(number, seen)
-        if proposal is None:
-            self._exhausted = True
-            return "finished"
-        self._points.append(proposal.point)
-        self._notes.append(proposal.system_attrs)
-        names = [trial_name(n) for n in sorted(visible)]
-        first = Again(trial=trial_name(number), tries=1, reason=None)
-        return self._start(first, seen=names, notes=proposal.system_attrs)
+        while True:
+            number, enough = len(self._points), self._executions >= self._plan.spec.search.trials
+            if self._exhausted or (enough and not self._proposer.is_fixed):
+                return "finished"
+            visible = self._visible(number)
+            if visible is None:
+                return "wait"
+            seen = [self._as_seen(n, visible=n in visible) for n in range(number)]
+            proposal = self._proposer.propose(number, seen)
+            if proposal is None or (enough and not self._is_known(proposal.point)):
+                self._exhausted = True
+                return "finished"
+            original = self._add(proposal.point, proposal.system_attrs)
+            again = Again(
+                trial=trial_name(number),
+                tries=1,
+                reason=None if original is None else f"the same trial as {original}",
+            )
+            names = [trial_name(n) for n in sorted(visible)]
+            if original is None:
+                return self._start(again, seen=names, notes=proposal.system_attrs)
+            self._propose(again, seen=names, notes=proposal.system_attrs)
+            self._settle(original)
+
+    def _is_known(self, point: Mapping[str, Any]) -> bool:
+        return self._plan.key_of(point) in self._firsts
+
+    def _settle(self, original: str) -> None:
+        """Writes down what a finished trial means for those that repeat it."""
+        if original not in self.results:
+            return
+        row = self.results[original]
+        for repeat in self._repeats_of(original):
+            if repeat in self.results:
+                continue
+            attempt = self._attempt(repeat, self._row_attempts.get(repeat, -1) + 1)
+            self.results[repeat] = rows.reused(attempt, row, self._plan, trial=original)
+            self._row_attempts[repeat] = attempt.attempt
+            self._commit("trials", [dict(self.results[repeat])], attempt)
 
     def _visible(self, number: int) -> set[int] | None:
         """The trials whose results a proposal is a function of; None while one is missing.
@@ -242,12 +322,19 @@ class Ledger:
         if not visible:
             return Seen(point=point, values=None, system_attrs=notes)
         row = self.results[trial_name(number)]
-        if row["state"] != "succeeded":
+        if row["state"] not in (*rows.SUCCESSFUL, "stopped"):
             return Seen(point=point, values=None, failed=True, system_attrs=notes)
-        return Seen(point=point, values=(float(row["score"]),), system_attrs=notes)
+        return Seen(point=point, values=rows.objectives(row, self._plan), system_attrs=notes)
 
     def _start(self, again: Again, *, seen: list[str] | None = None, notes: str = "{}") -> Attempt:
-        trial = again.trial
+        attempt = self._propose(again, seen=seen, notes=notes)
+        self._sweep.event(
+            "trial_started", epoch=self._epoch, trial=attempt.trial, attempt=attempt.attempt
+        )
+        return attempt
+
+    def _attempt(self, trial: str, attempt: int, reason: str | None = None) -> Attempt:
+        """Makes an attempt of a trial, with the micro-batch that its earlier ones came to."""
         number = None if trial in BASELINES else int(trial[1:])
         point = {} if number is None else self._points[number]
         spec = self._plan.baseline(trial) if number is None else self._plan.trial(point)
@@ -255,46 +342,77 @@ class Ledger:
         if size is not None and spec.repair is not None:
             smaller = spec.repair.model_copy(update={"micro_batch": size})
             spec = replace(spec, repair=smaller)
-        keys = self._keys.setdefault(trial, [])
-        attempt = Attempt(
+        keys = self._keys.get(trial, [])
+        return Attempt(
             trial=trial,
-            attempt=self._attempts.get(trial, -1) + 1,
+            attempt=attempt,
             spec=spec,
             number=number,
             point=point,
-            reason=again.reason,
+            reason=reason,
             earlier=tuple(key for key in dict.fromkeys(keys) if key != spec.key),
         )
-        self._attempts[trial], self._tries[trial] = attempt.attempt, again.tries
-        keys.append(spec.key)
+
+    def _propose(self, again: Again, *, seen: list[str] | None, notes: str) -> Attempt:
+        """Stores that a trial is to run, or that it repeats another one, before anything starts."""
+        attempt = self._attempt(again.trial, self._attempts.get(again.trial, -1) + 1, again.reason)
+        self._attempts[again.trial], self._tries[again.trial] = attempt.attempt, again.tries
+        self._keys.setdefault(again.trial, []).append(attempt.spec.key)
         row = {
-            "number": number,
-            "key": spec.key,
-            "point": json.dumps(dict(point)),
+            "number": attempt.number,
+            "key": attempt.spec.key,
+            "point": json.dumps(dict(attempt.point)),
             "seen": seen,
-            "sampler": None if number is None else self._plan.spec.search.sampler,
+            "sampler": None if attempt.number is None else self._plan.spec.search.sampler,
             "system_attrs": notes,
             "reason": again.reason,
             "tries": again.tries,
-            "micro_batch": size,
+            "micro_batch": self._micro_batches.get(again.trial),
         }
         self._commit("proposals", [row], attempt)
-        self._sweep.event("trial_started", epoch=self._epoch, trial=trial, attempt=attempt.attempt)
         return attempt
+
+    def reach(self, attempt: Attempt, progress: Progress) -> bool:
+        """Takes note of how a trial stands at a rung; returns whether it ends there.
+
+        What was noted first counts, should a trial that was killed come by again.
+        """
+        stopping = self._plan.spec.early_stopping
+        number, scores = attempt.number, progress.rung
+        if stopping is None or number is None or scores is None:
+            return False
+        here = self._rungs.setdefault(progress.step, {})
+        value = here.setdefault(number, scores[self._plan.spec.objectives[0].maximize])
+        search = self._plan.spec.search
+        before = here.keys() if search.asynchronous else range(number - search.window + 1)
+        others = [here[n] for n in before if n in here and n != number]
+        lowest = threshold(others, stopping.reduction)
+        ends = lowest is not None and value < lowest
+        row = {
+            "number": number,
+            "step": progress.step,
+            "value": value,
+            "threshold": lowest,
+            "stopped": ends,
+        }
+        self._commit("rungs", [row], attempt)
+        return ends
 
     def finish(self, attempt: Attempt, tables: Mapping[str, list[dict[str, Any]]]) -> None:
         """Commits an attempt's rows; its `trials` row comes last and makes them count.
 
         An attempt that did not succeed may be followed by another one, as `retry` says.
         """
-        for table, rows in tables.items():
+        for table, made in tables.items():
             if table != "trials":
-                self._commit(table, rows, attempt)
+                self._commit(table, made, attempt)
         self._commit("trials", tables["trials"], attempt)
         row = tables["trials"][0]
         again = self._retry(attempt.trial, row)
         if again is None:
             self.results[attempt.trial] = row
+            if row["state"] != CANCELLED:
+                self._settle(attempt.trial)
         else:
             self.left_over.appendleft(again)
 

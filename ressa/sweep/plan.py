@@ -1,7 +1,7 @@
 """What a sweep will do, worked out before anything runs: trials, baselines and their data."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cache, cached_property
 from itertools import combinations
@@ -19,6 +19,7 @@ from ressa.spec import (
     DataSource,
     Effective,
     ModelRef,
+    Objective,
     SweepSpec,
     apply_point,
     baseline,
@@ -44,8 +45,11 @@ class SweepPlan:
 
     @property
     def objective(self) -> tuple[str, str, str]:
-        """Task, split and metric that the search maximises."""
-        objective = self.spec.objective
+        """Task, split and metric that the search maximises: of several objectives, the first."""
+        return self.measured(self.spec.objectives[0])
+
+    def measured(self, objective: Objective) -> tuple[str, str, str]:
+        """Task, split and metric of an objective that is a score."""
         splits = [r.split for r in self.spec.evaluate if objective.task in (r.task, ALL_TASKS)]
         return objective.task, splits[0], objective.metric
 
@@ -55,7 +59,11 @@ class SweepPlan:
         Raises:
             InfeasibleAllocation: the point cannot meet its budget.
         """
-        return self._trial(apply_point(self.spec, self.inventory, point))
+        trial = self._trial(apply_point(self.spec, self.inventory, point))
+        stopping = self.spec.early_stopping
+        if stopping is None:
+            return trial
+        return replace(trial, rungs=stopping.rungs, rung_samples=stopping.samples)
 
     def key_of(self, point: Mapping[str, str]) -> str:
         """Returns the key of the trial that a point comes to; raises like `trial`."""
@@ -134,7 +142,11 @@ class SweepPlan:
             SpecError: two purposes share an image, or a split has too few examples.
         """
         spec = self.spec
-        uses: list[tuple[str, Calibration | DataRef]] = [("calibration", spec.prune.calibration)]
+        calibration = spec.prune.calibration
+        uses: list[tuple[str, Calibration | DataRef]] = [
+            ("calibration", calibration.model_copy(update={"seed": calibration.seed + run}))
+            for run in range(spec.replicates)
+        ]
         if spec.repair.method != "none":
             uses.append(("repair", spec.repair.data))
         uses += [("evaluate", ref) for ref in spec.evaluate]

@@ -1,24 +1,34 @@
 """From a trial's outcome or failure to the rows of the store's tables."""
 
 import json
+import math
 import os
 import platform
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ressa.records import Failure, Outcome
+from pandas import NA
+
+from ressa.records import Failure, Outcome, Progress
 from ressa.sparsity import TOWERS
-from ressa.sweep.ledger import Attempt
+from ressa.spec import Objective
 from ressa.sweep.plan import SweepPlan
+
+if TYPE_CHECKING:
+    from ressa.sweep.ledger import Attempt
+
+SUCCESSFUL = frozenset({"succeeded", "reused"})
+"""States of trials that came to a result."""
 
 Rows = dict[str, list[dict[str, Any]]]
 
 _PACKAGES = ("ressa", "torch", "ray", "deepspeed", "transformers", "optuna")
 
 
-def succeeded(attempt: Attempt, outcome: Outcome, plan: SweepPlan, *, started: datetime) -> Rows:
+def succeeded(attempt: "Attempt", outcome: Outcome, plan: SweepPlan, *, started: datetime) -> Rows:
     """Makes every row of an attempt that came to its end."""
     return {
         "scores": outcome.scores,
@@ -35,8 +45,24 @@ def succeeded(attempt: Attempt, outcome: Outcome, plan: SweepPlan, *, started: d
     }
 
 
+def stopped(
+    attempt: "Attempt", so_far: Outcome, plan: SweepPlan, rung: Progress, *, started: datetime
+) -> Rows:
+    """Makes the rows of an attempt that early stopping ended, with what it had by then."""
+    assert rung.rung is not None
+    name = plan.spec.objectives[0].maximize
+    found = _objective(so_far, plan) | {"score": None, "objectives": {name: rung.rung[name]}}
+    row = _requested(attempt, plan) | so_far.summary | found | _circumstances(attempt, started)
+    return {
+        "scores": so_far.scores,
+        "curves": so_far.curves,
+        "answers": so_far.answers,
+        "trials": [row | {"state": "stopped", "stopped_step": rung.step}],
+    }
+
+
 def unsuccessful(
-    attempt: Attempt, failure: Failure, plan: SweepPlan, *, started: datetime, state: str
+    attempt: "Attempt", failure: Failure, plan: SweepPlan, *, started: datetime, state: str
 ) -> Rows:
     """Makes the one row of an attempt that failed or was lost."""
     row = _requested(attempt, plan) | _circumstances(attempt, started)
@@ -51,13 +77,13 @@ def unsuccessful(
     return {"trials": [row | told | {"state": state}]}
 
 
-def cancelled(attempt: Attempt, plan: SweepPlan, *, started: datetime) -> Rows:
+def cancelled(attempt: "Attempt", plan: SweepPlan, *, started: datetime) -> Rows:
     """Makes the one row of an attempt that a user ended."""
     row = _requested(attempt, plan) | _circumstances(attempt, started)
     return {"trials": [row | {"state": "cancelled", "error": "ended by `ressa cancel`"}]}
 
 
-def _requested(attempt: Attempt, plan: SweepPlan) -> dict[str, Any]:
+def _requested(attempt: "Attempt", plan: SweepPlan) -> dict[str, Any]:
     """What the trial was asked for, known before it starts."""
     spec = attempt.spec
     row: dict[str, Any] = {
@@ -86,7 +112,7 @@ def _requested(attempt: Attempt, plan: SweepPlan) -> dict[str, Any]:
     return row
 
 
-def _budget(attempt: Attempt, plan: SweepPlan) -> float | None:
+def _budget(attempt: "Attempt", plan: SweepPlan) -> float | None:
     if attempt.spec.vision.is_shared:
         return float(attempt.spec.vision.target.sparsity)
     budget = plan.budget_of(attempt.point) if attempt.number is not None else None
@@ -110,6 +136,7 @@ def _objective(outcome: Outcome, plan: SweepPlan) -> dict[str, Any]:
         "metric": f"{task}.{metric}",
         "items": value("pruned", column="items"),
         "score": pruned if repaired is None else repaired,
+        "objectives": {o.maximize: _value(o, outcome, plan) for o in plan.spec.objectives},
         "score_pruned": pruned,
         "score_repaired": repaired,
         "score_unmerged": value("repaired_unmerged"),
@@ -122,7 +149,56 @@ def _objective(outcome: Outcome, plan: SweepPlan) -> dict[str, Any]:
     }
 
 
-def _circumstances(attempt: Attempt, started: datetime) -> dict[str, Any]:
+def _value(objective: Objective, outcome: Outcome, plan: SweepPlan) -> float | None:
+    """The value of one objective: counted, or the score of the last state of the model."""
+    if not objective.task:
+        found = outcome.summary | {
+            f"{tower}_sparsity": outcome.summary[f"{tower}_zeros"] / plan.inventory.prunable(tower)
+            for tower in TOWERS
+        }
+        return float(found[objective.maximize])
+    wanted = plan.measured(objective)
+    states = {
+        row["state"]: row["value"]
+        for row in outcome.scores
+        if (row["task"], row["split"], row["metric"]) == wanted and row["image"] == "real"
+    }
+    return states.get("repaired", states.get("pruned"))
+
+
+def reused(
+    attempt: "Attempt", original: Mapping[str, Any], plan: SweepPlan, *, trial: str
+) -> dict[str, Any]:
+    """Makes the row of a trial that came to the same as another one: its result, at no cost."""
+    now = datetime.now(UTC)
+    result = {
+        name: value
+        for name, value in original.items()
+        if not name.endswith("_seconds") and not is_null(value)
+    }
+    row = result | _requested(attempt, plan) | {"started": now, "finished": now}
+    row |= {"state": "reused", "reused_trial": trial, "total_seconds": 0.0}
+    for identity in ("sweep", "trial", "attempt", "epoch", "committed"):
+        row.pop(identity, None)
+    if original["state"] not in SUCCESSFUL:
+        row["state"] = original["state"]
+        row["error"] = f"the same trial as {trial}: {row.get('error', row['state'])}"
+    return row
+
+
+def objectives(row: Mapping[str, Any], plan: SweepPlan) -> tuple[float, ...]:
+    """Reads the objectives of a trial that came to a result off its row, just made or stored."""
+    values = row["objectives"]
+    values = json.loads(values) if isinstance(values, str) else values
+    return tuple(float(values[objective.maximize]) for objective in plan.spec.objectives)
+
+
+def is_null(value: Any) -> bool:
+    """Whether a value of a table's row is null, of which pandas has several kinds."""
+    return value is None or value is NA or (isinstance(value, float) and math.isnan(value))
+
+
+def _circumstances(attempt: "Attempt", started: datetime) -> dict[str, Any]:
     return {
         "cpu": _processor(),
         "host": platform.node(),

@@ -5,6 +5,7 @@ and what happened is what the store holds: no `Tuner.restore`, no Tune retries.
 """
 
 import functools
+import json
 import logging
 import os
 import time
@@ -28,6 +29,7 @@ from ressa.sweep import claims, rows
 from ressa.sweep.ledger import Again, Attempt, Ledger
 from ressa.sweep.local_ray import Session
 from ressa.sweep.plan import SweepPlan
+from ressa.sweep.stopping import StopAtRungs
 from ressa.sweep.trainable import AttemptFailed, TrialTrainable, kind_of_death, placement
 
 P = ParamSpec("P")
@@ -69,6 +71,7 @@ def run_trials(
         tune.with_resources(TrialTrainable, placement(resources)),
         tune_config=TuneConfig(
             search_alg=searcher,
+            scheduler=StopAtRungs(searcher.stops) if plan.spec.early_stopping else None,
             num_samples=-1,
             reuse_actors=True,
             trial_dirname_creator=lambda trial: trial.trial_id,
@@ -169,6 +172,7 @@ class StoreSearcher(Searcher):
         self._running: dict[str, Attempt] = {}
         self._begun: dict[str, datetime] = {}
         self._progress: dict[str, Progress] = {}
+        self._stopped: dict[str, Progress] = {}
         self._trials: list[Trial] = []
         self._deadlines: dict[str, float] = {}
         self._timed_out: set[str] = set()
@@ -238,6 +242,17 @@ class StoreSearcher(Searcher):
             self._watcher.moved(self._running[trial_id], progress)
 
     @_ends_the_sweep
+    def stops(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """Says whether a trial ends with this report, which is stored first."""
+        progress = result.get("progress")
+        if not isinstance(progress, Progress) or trial_id not in self._running:
+            return False
+        if not self._ledger.reach(self._running[trial_id], progress):
+            return False
+        self._stopped[trial_id] = progress
+        return True
+
+    @_ends_the_sweep
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
@@ -245,7 +260,11 @@ class StoreSearcher(Searcher):
         self._session.check()  # a trial that ended with Ray is as unfinished as before
         self._check_lease()
         attempt, started = self._running[trial_id], self._begun[trial_id]
-        if error or not (result or {}).get("done"):
+        rung = self._stopped.pop(trial_id, None)
+        if rung is not None:
+            so_far = self._so_far(attempt, rung)
+            tables = rows.stopped(attempt, so_far, self._plan, rung, started=started)
+        elif error or not (result or {}).get("done"):
             state, failure = self._what_happened(trial_id)
             if failure.stage == "store":
                 raise StoreError(failure.message)
@@ -281,6 +300,11 @@ class StoreSearcher(Searcher):
             kind=kind, stage=last.stage, message=message, micro_batch=last.micro_batch
         )
         return "lost", failure
+
+    def _so_far(self, attempt: Attempt, rung: Progress) -> Outcome:
+        files = self._store.stages.get("rung", attempt.spec.rung_key(rung.step))
+        assert files is not None, "a trial stores what it has before it reports a rung"
+        return Outcome(**json.loads(files["content"])["outcome"])
 
     def _outcome(self, attempt: Attempt) -> Outcome:
         stage = "outcome-fresh" if self._fresh else "outcome"

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from ressa.landscape import failures, heatmap, plain_table, plot, render_table, results_table
-from ressa.landscape.tables import COLUMNS, recovery
+from ressa.landscape.tables import COLUMNS, rank_correlation, recovery
 from ressa.store import SweepStore
 
 from .conftest import commit
@@ -159,3 +159,35 @@ def test_where_both_towers_were_asked_together_the_map_shows_what_came_of_it(
     assert "vision 0.150 language 0.300" in _printed(heatmap(frame))
     plot(empty_sweep, tmp_path / "map.svg")
     assert (tmp_path / "map.svg").read_text().count("budget") >= len(asked)
+
+
+def test_what_no_other_trial_beats_in_every_objective_is_the_best(empty_sweep: SweepStore) -> None:
+    values = [(0.9, 0.4), (0.8, 0.5), (0.8, 0.4), (0.7, 0.6), (0.9, 0.4)]
+    for number, (score, sparsity) in enumerate(values):
+        row = {
+            "role": "search",
+            "number": number,
+            "state": "succeeded",
+            "score": score,
+            "objectives": {"easy-vqa.exact_match": score, "sparsity": sparsity},
+        }
+        empty_sweep.commit("trials", [row], epoch=1, trial=f"t{number:03d}", attempt=0)
+    assert list(results_table(empty_sweep)["best"]) == [True, True, False, True, False]
+
+
+def test_the_rank_correlation_counts_each_trial_that_ran_once(empty_sweep: SweepStore) -> None:
+    scores = [(0.1, 0.8), (0.2, 0.9), (0.3, 0.85), (0.4, 0.95), (0.1, 0.8)]
+    for number, (pruned, repaired) in enumerate(scores):
+        row = {
+            "role": "search",
+            "number": number,
+            "state": "reused" if number == 4 else "succeeded",
+            "score": repaired,
+            "score_pruned": pruned,
+            "score_repaired": repaired,
+        }
+        if number == 2:
+            assert math.isnan(rank_correlation(results_table(empty_sweep))[0]), "of two trials"
+        empty_sweep.commit("trials", [row], epoch=1, trial=f"t{number:03d}", attempt=0)
+    correlation, count = rank_correlation(results_table(empty_sweep))
+    assert (correlation, count) == (pytest.approx(0.8), 4)
