@@ -4,6 +4,7 @@ Each check yields what it finds; `resolve.py` says where it stands in the file.
 """
 
 import math
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -80,7 +81,7 @@ def check_spec(spec: SweepSpec, incomplete: Iterable[str] = ()) -> Iterator[Prob
 
 def _check_model(spec: SweepSpec) -> Iterator[Problem]:
     ref = spec.model
-    folder = FilePath(ref.id).expanduser()
+    folder = FilePath(os.path.expanduser(ref.id))  # Path's own raises for a user it does not know
     is_hub = _HUB_ID.fullmatch(ref.id) is not None
     if ref.revision is not None and (not is_hub or folder.exists()):
         yield Problem(("model", "revision"), "only hub models have revisions. Leave it out.")

@@ -5,6 +5,7 @@ import errno
 import io
 import os
 import re
+import time
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -19,6 +20,9 @@ from ressa.errors import NotFoundError, StoreError
 
 if TYPE_CHECKING:
     from obstore.store import RetryConfig
+
+_UNFINISHED = re.compile(r"#\d+$")
+"""How obstore names a file that it has not finished."""
 
 
 class Objects:
@@ -136,16 +140,22 @@ class Objects:
         for name in self.names(prefix):
             self.delete(f"{prefix}/{name}")
         if self.folder is not None:
+            self.remove_unfinished(prefix)
             with contextlib.suppress(OSError):  # gone already, or another writer is at work in it
                 (self.folder / prefix).rmdir()
 
-    def remove_unfinished(self, prefix: str) -> None:
-        """Removes what killed writers left of files that they had begun; no listing shows them."""
+    def remove_unfinished(self, prefix: str, *, older_than_seconds: float = 0.0) -> None:
+        """Removes what killed writers left of files that they had begun, anywhere below a prefix.
+
+        No listing shows them. On a file system alone: elsewhere a broken upload leaves nothing.
+        """
         if self.folder is None:
             return
-        for path in (self.folder / prefix).glob("*#*"):
-            if re.search(r"#\d+$", path.name):
-                path.unlink(missing_ok=True)
+        limit = time.time() - older_than_seconds
+        for path in (self.folder / prefix).rglob("*#*"):
+            with contextlib.suppress(FileNotFoundError):
+                if _UNFINISHED.search(path.name) and path.stat().st_mtime <= limit:
+                    path.unlink()
 
     def names(self, prefix: str) -> list[str]:
         """Returns the names, without the prefix, of the objects directly below it, sorted."""
@@ -180,7 +190,7 @@ def _local_folder(location: str) -> Path | None:
     if not location.strip():
         raise StoreError("the store is a folder or a URL such as s3://bucket/prefix, got ''.")
     if "://" not in location:
-        return Path(location).expanduser().absolute()
+        return Path(os.path.expanduser(location)).absolute()
     parts = urlparse(location)
     return Path(unquote(parts.path)).absolute() if parts.scheme == "file" else None
 

@@ -69,30 +69,35 @@ def start() -> Any:
 
 
 class RayClaims:
-    """The claims of a trial in a Ray actor. If the coordinator is gone, everyone works alone."""
+    """The claims of a trial in a Ray actor.
+
+    If the coordinator is gone everyone works alone: the first to finish counts, as across drivers.
+    """
 
     def __init__(self) -> None:
-        self._coordinator = ray.get_actor(NAME)
+        try:
+            self._coordinator: Any = ray.get_actor(NAME)
+        except ValueError:  # there is none of that name
+            self._coordinator = None
         context = ray.get_runtime_context()
         self._id, self._actor = context.get_actor_id(), context.current_actor
 
     def take(self, name: str) -> bool:
         """Claims a stage."""
-        try:
-            return bool(ray.get(self._coordinator.take.remote(name, self._id, self._actor)))
-        except RayActorError:
-            return True  # the first to finish counts, as across drivers
+        return bool(self._ask("take", name, self._id, self._actor, otherwise=True))
 
     def wait(self, name: str) -> None:
         """Waits for a moment."""
-        try:
-            ray.get(self._coordinator.wait.remote(name, _MOMENT))
-        except RayActorError:
-            return
+        self._ask("wait", name, _MOMENT)
 
     def drop(self, name: str) -> None:
         """Gives a claim back."""
+        self._ask("drop", name, self._id)
+
+    def _ask(self, method: str, *arguments: Any, otherwise: Any = None) -> Any:
+        if self._coordinator is None:
+            return otherwise
         try:
-            ray.get(self._coordinator.drop.remote(name, self._id))
+            return ray.get(getattr(self._coordinator, method).remote(*arguments))
         except RayActorError:
-            return
+            return otherwise

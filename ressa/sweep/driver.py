@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ressa.errors import ConflictError, SpecError, TooManyFailures
 from ressa.spec import SweepSpec, load_spec, spec_from_yaml
-from ressa.store import Ended, Lease, Store, SweepStore, acquire, open_store
+from ressa.store import Ended, Lease, Store, SweepStore, acquire, holder, open_store
 from ressa.sweep.local_ray import local_ray, prepare
 from ressa.sweep.plan import SweepPlan, make_plan
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     import pandas
 
     from ressa.sweep.ledger import Ledger, Redo
+
+_LONGEST_WRITE_SECONDS = 3600.0
 
 GROWING = (
     "search.trials",
@@ -139,6 +141,7 @@ def _drive(
 
     lease = acquire(sweep)
     try:
+        _tidy(store, sweep)
         ledger = Ledger(sweep, plan, epoch=lease.epoch, redo=redo)
         watcher.planned(ledger.planned, dict(ledger.results), tuple(ledger.left_over))
         if ledger.is_complete:
@@ -171,6 +174,13 @@ def _drive(
             sweep.event(ended, epoch=lease.epoch)
     finally:
         lease.release()
+
+
+def _tidy(store: Store, sweep: SweepStore) -> None:
+    """Removes what killed writers left of stages; newly written, if nobody else can be at it."""
+    others = [holder(store.sweep(name)) for name in store.sweeps() if name != sweep.name]
+    busy = any(one is not None and one.state in ("live", "unknown") for one in others)
+    store.objects.remove_unfinished("stages", older_than_seconds=_LONGEST_WRITE_SECONDS * busy)
 
 
 def _ending(ledger: "Ledger", lease: Lease) -> Ended:

@@ -72,21 +72,42 @@ class Session:
             )
 
 
+@contextlib.contextmanager
+def _nothing_idle() -> Iterator[None]:
+    """Keeps Ray from starting what a session of one driver on one machine has no use for.
+
+    Three Python processes, about as many seconds of processor time at each start: what would add
+    machines, what would relay logs to a driver that does not want them, and the dashboard's server.
+    """
+    from ray._private.node import Node
+
+    idle = ("start_monitor", "start_log_monitor", "start_api_server")
+    methods = {name: getattr(Node, name) for name in idle}
+    for name in idle:
+        setattr(Node, name, lambda *_, **__: None)
+    try:
+        yield
+    finally:
+        for name, method in methods.items():
+            setattr(Node, name, method)
+
+
 def _start(session: str, folder: Path, cpus: int, gpus: int | None) -> None:
     """Starts Ray; again where it found the half minute too short that it gives itself."""
     import ray
 
     for tries_left in range(_STARTS - 1, -1, -1):
         try:
-            ray.init(
-                address="local",
-                num_cpus=cpus,
-                num_gpus=gpus,
-                include_dashboard=False,
-                log_to_driver=False,
-                configure_logging=False,
-                _temp_dir=str(folder),
-            )
+            with _nothing_idle():
+                ray.init(
+                    address="local",
+                    num_cpus=cpus,
+                    num_gpus=gpus,
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    configure_logging=False,
+                    _temp_dir=str(folder),
+                )
             return
         except Exception as error:
             if not tries_left or "timed out during startup" not in str(error):

@@ -88,3 +88,18 @@ def test_a_bucket_is_a_url_away(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_unknown_scheme_is_refused() -> None:
     with pytest.raises(StoreError, match="cannot open store nonsense://x"):
         open_store("nonsense://x")
+
+
+def test_what_a_killed_writer_left_goes_and_nothing_else(tmp_path: Path) -> None:
+    objects = open_store(tmp_path, create=True).objects
+    objects.put("stages/mask/key/whole", b"bytes")
+    folder = tmp_path / "stages/mask/key"
+    (folder / "whole#1").write_bytes(b"by")
+    assert objects.names("stages/mask/key") == ["whole"], "no reader sees it"
+    objects.remove_unfinished("stages", older_than_seconds=60)
+    assert (folder / "whole#1").exists(), "somebody may be at it"
+    objects.remove_unfinished("stages")
+    assert [path.name for path in folder.iterdir()] == ["whole"]
+    (folder / "whole#1").write_bytes(b"by")
+    objects.delete_folder("stages/mask/key")
+    assert not folder.exists()

@@ -24,6 +24,7 @@ repair:
   steps: 6
   batch_size: 32
   warmup_steps: 1
+  checkpoint_steps: 2
   data: {split: train, samples: 200}
 evaluate: [{task: easy-vqa, split: validation, samples: 150}]
 """

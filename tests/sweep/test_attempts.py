@@ -18,7 +18,7 @@ def test_a_killed_trial_is_tried_again_and_goes_on_from_its_checkpoint(
     undisturbed: Place, place: Place
 ) -> None:
     """One is killed while it writes a checkpoint, one is told to end while it trains."""
-    driver = place.start("run", "small.yaml", "--set", "repair.checkpoint_steps=2")
+    driver = place.start("run", "small.yaml")
     # The second checkpoint's folder: the first one is whole.
     assert strike(place, driver, Kill(target="trial", moment="checkpoint write", nth=4))
     preempted = Kill(target="trial", moment="DeepSpeed step", number=signal.SIGTERM, delay=0.3)
@@ -113,7 +113,7 @@ def test_when_ray_itself_is_killed_the_driver_says_so_and_the_sweep_goes_on(
 def test_a_killed_worker_ends_the_attempt_and_the_gang_is_made_anew(tmp_path: Path) -> None:
     text = SMALL.replace("parallel: 2", "parallel: 1").replace("trials: 3", "trials: 1")
     place = make_place(tmp_path, text + "resources: {workers: 2}\nbaselines: []\n")
-    driver = place.start("run", "small.yaml", "--set", "repair.checkpoint_steps=2")
+    driver = place.start("run", "small.yaml")
     assert strike(place, driver, Kill(target="worker", moment="checkpoint write", nth=4))
     _, stderr = driver.communicate(timeout=900)
     assert driver.returncode == 0, stderr

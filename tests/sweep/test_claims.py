@@ -117,3 +117,17 @@ def test_other_stages_are_not_waited_for(workers: list[Any], tmp_path: Path) -> 
     wait_for(tmp_path / "making-one-first")
     (tmp_path / "go-other").touch()
     assert ray.get(workers[1].make.remote("other", b"second")) == (b"second", [])
+
+
+def test_when_the_coordinator_is_gone_trials_work_alone(
+    workers: list[Any], coordinator: Any, tmp_path: Path
+) -> None:
+    """The last test: there is none from here on."""
+    ray.get([worker.counts.remote() for worker in workers])  # they know the one that goes
+    ray.kill(coordinator)
+    (tmp_path / "go-k").touch()
+    assert ray.get(workers[0].make.remote("k", b"first")) == (b"first", [])
+    late = ray.remote(Worker).options(num_cpus=0).remote(str(tmp_path))
+    (tmp_path / "go-late").touch()
+    assert ray.get(late.make.remote("late", b"late")) == (b"late", [])
+    ray.kill(late)

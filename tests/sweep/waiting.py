@@ -7,7 +7,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def wait_for(condition: Callable[[], T], seconds: float = 240) -> T:
+def wait_for(condition: Callable[[], T], seconds: float = 1200) -> T:
     """Returns what the condition does, once it is true."""
     deadline = time.monotonic() + seconds
     while not (found := condition()):
