@@ -121,7 +121,7 @@ def sweep(tmp_path: Path) -> SweepStore:
         ("ls --store foo://bar", 5, "cannot open store foo://bar"),
         ("landscape quickstart --out map.gif", 2, "ends in none of .png, .svg, .pdf"),
         ("landscape quickstart --out file/map.png", 5, "cannot write"),
-        ("models nope", 2, "Known: pocket-blip2, pocket-llava"),
+        ("models nope", 2, "instructblip-vicuna-7b, pocket-blip2, pocket-llava."),
         ("models ./nope", 2, "there is no such folder"),
         ("query SELEC", 2, "syntax error"),
         ("query DROP\tTABLE\ttrials", 2, "got DROP. The store is read only."),

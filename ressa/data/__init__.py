@@ -4,11 +4,10 @@ from functools import lru_cache
 from typing import Any
 
 from ressa.catalog import TASKS
-from ressa.data.files import BadItem, DataError, FileTask
 from ressa.records import TaskData
 from ressa.spec import Calibration, DataRef, DataSource
 
-__all__ = ["BadItem", "DataError", "FileTask", "examples_of", "open_data", "open_task"]
+__all__ = ["examples_of", "open_data", "open_task"]
 
 
 def open_task(name: str, data: TaskData | None = None) -> Any:

@@ -13,7 +13,6 @@ import pandas
 from ressa.catalog import MODELS, TASKS
 from ressa.errors import InfeasibleAllocation, MissingExtraError, NotFoundError, SpecError
 from ressa.records import TrialSpec
-from ressa.search.fixed import chance
 from ressa.sparsity import TOWERS, Inventory
 from ressa.spec import ModelRef, SweepSpec, grid_points
 from ressa.spec.space import SPARSITIES, SPARSITY
@@ -79,6 +78,8 @@ def _with_data(plan: SweepPlan) -> tuple[SweepPlan, list[str]]:
 
 def _continuous(plan: SweepPlan) -> list[str]:
     """How much of a space that cannot be listed is excluded, by points drawn from it evenly."""
+    from ressa.search.fixed import chance  # with optuna, which a base install lacks
+
     words = ["the space is continuous: the sampler draws from it"]
     reasons = []
     for point in islice(chance(plan.spec.dimensions, 0), _DRAWN):

@@ -6,8 +6,8 @@ import sys
 import pytest
 
 from ressa.cli import main
-from ressa.data import DataError
 from ressa.data.check import check
+from ressa.data.files import DataError
 from ressa.errors import SpecError
 from tests.data import published
 

@@ -5,9 +5,9 @@ import json
 import pytest
 
 from ressa.catalog import task_facts
-from ressa.data import DataError, open_data
+from ressa.data import open_data
 from ressa.data.captioning import cut
-from ressa.data.files import DamagedData, clean_caption, clean_question
+from ressa.data.files import DamagedData, DataError, clean_caption, clean_question
 from ressa.spec import DataSource, spec_from_mapping
 from tests.data import published
 
