@@ -38,7 +38,8 @@ class Registry(Generic[T]):
         return found
 
     def __contains__(self, name: object) -> bool:
-        return name in set(self)
+        # Plug-ins last: looking through all installed packages takes time.
+        return name in self._targets or name in self._registered or name in self._plugins
 
     def __iter__(self) -> Iterator[str]:
         return iter(sorted({*self._targets, *self._registered, *self._plugins}))
