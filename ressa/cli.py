@@ -501,7 +501,8 @@ def _steer(sweep: "SweepStore", wish: "Wish", *, wait: bool) -> None:
 
     answer = steer(sweep, wish, wait=wait, asked=asked)
     state = sweep.status()
-    done = f"{state.done} of {state.planned} trials are finished"
+    finished = state.done - state.counts.get("cancelled", 0)
+    done = f"{finished} of {state.planned} trials are finished"
     again = f"go on: {_command('resume', sweep)}"
     if answer.kind == "idle":
         say(f"no driver works on {sweep.name}: it is {state.state}, {done}. Nothing to {wish}.")

@@ -101,21 +101,21 @@ def deck(rng: random.Random, kills: int) -> list[tuple[str, Kill]]:
     while len(drawn) < kills:
         drawn += rng.sample(every, len(every))
     return [
-        (kind, replace(kill, nth=rng.randint(1, 3), delay=rng.choice([0, rng.uniform(0, 0.3)])))
+        (kind, replace(kill, nth=rng.choice([1, 1, 2]), delay=rng.choice([0, rng.uniform(0, 0.3)])))
         for kind, kill in drawn[:kills]
     ]
 
 
 def hand(kills: list[tuple[str, Kill]]) -> tuple[str, list[Kill]]:
-    """Takes the kills of one sweep off the deck; one in calibration first, as it is done once."""
+    """Takes the kills of one sweep off the deck, in the order in which their moments come."""
     kind = kills[0][0]
     mine = [kill for its, kill in kills if its == kind]
-    early = [kill for kill in mine if kill.moment == "calibration"][:1]
+    early = [kill for kill in mine if kill.moment == "calibration"][:1]  # it is done once
     late = [kill for kill in mine if kill.moment != "calibration"]
     taken = (early + late)[:KILLS_A_SWEEP]
     for kill in taken:
         kills.remove((kind, kill))
-    return kind, taken
+    return kind, sorted(taken, key=lambda kill: list(MOMENTS).index(kill.moment))
 
 
 class Chaos:

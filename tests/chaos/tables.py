@@ -58,7 +58,8 @@ def _proposals(sweep: SweepStore) -> "pandas.DataFrame":
 
 def _found(frame: "pandas.DataFrame") -> "pandas.DataFrame":
     how = [name for name in frame.columns if name in _HOW or name.endswith("_seconds")]
-    return frame.drop(columns=how).astype(str)
+    found = frame.drop(columns=how).astype(object)
+    return found.where(found.notna(), "null").astype(str)
 
 
 def _differences(table: str, one: "pandas.DataFrame", other: "pandas.DataFrame") -> list[str]:
