@@ -163,7 +163,7 @@ def resume(
     store: StoreOption = "results",
     output: OutputOption = Output.table,
 ) -> None:
-    """Goes on with a stored sweep; no trial that succeeded runs again."""
+    """Goes on with a stored sweep. No trial that succeeded runs again."""
     from ressa.sweep.driver import current_spec, foretell
     from ressa.sweep.driver import resume as continue_sweep
     from ressa.sweep.ledger import Redo
@@ -186,7 +186,7 @@ def stop(
     ] = False,
     store: StoreOption = "results",
 ) -> None:
-    """Lets a sweep's running trials finish and starts no new one, wherever it runs."""
+    """Ends a sweep once its running trials are done, wherever it runs."""
     _steer(_open(store).sweep(name), "stop", wait=wait)
 
 
@@ -224,7 +224,7 @@ def replay(
     store: StoreOption = "results",
     output: OutputOption = Output.table,
 ) -> None:
-    """Says what another sampler would have cost, from recorded trials. Nothing runs."""
+    """Says what another sampler would have cost. Recorded trials tell; nothing runs."""
     from ressa.sweep.driver import current_spec
     from ressa.sweep.plan import make_plan
     from ressa.sweep.replay import replay as search_again
@@ -363,7 +363,7 @@ def _duration(text: str) -> timedelta:
 
 @app.command()
 def doctor(output: OutputOption = Output.table) -> None:
-    """Says whether this machine can run trials, several workers too, and what to do where not."""
+    """Says whether this machine can run trials. If not, it says what to do."""
     from ressa.doctor import examine
 
     rows = [

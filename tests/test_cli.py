@@ -366,11 +366,12 @@ def test_a_full_disk_under_stdout_is_one_message(
 def test_a_reader_that_has_enough_ends_nothing_badly(
     ressa: Ressa, sweep: SweepStore, monkeypatch: pytest.MonkeyPatch, output: str
 ) -> None:
+    words = ressa("results", "quickstart", "-o", output).err
     read, write = os.pipe()
     os.close(read)
     with os.fdopen(write, "w") as pipe:
         monkeypatch.setattr(sys, "stdout", pipe)
-        assert ressa("results", "quickstart", "-o", output) == Said(0, "", "")
+        assert ressa("results", "quickstart", "-o", output) == Said(0, "", words)
 
 
 def test_ctrl_c_ends_a_long_query(ressa: Ressa, sweep: SweepStore) -> None:
