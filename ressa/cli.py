@@ -186,7 +186,7 @@ def stop(
     ] = False,
     store: StoreOption = "results",
 ) -> None:
-    """Ends a sweep once its running trials are done, wherever it runs."""
+    """Ends a sweep when its running trials are done."""
     _steer(_open(store).sweep(name), "stop", wait=wait)
 
 

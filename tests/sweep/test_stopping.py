@@ -1,4 +1,4 @@
-"""Early stopping on a real Ray: who is stopped is the store's word, whoever was killed meanwhile."""
+"""Early stopping on a real Ray: who is stopped is the store's word, whoever was killed."""
 
 from pathlib import Path
 
