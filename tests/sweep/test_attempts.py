@@ -38,10 +38,15 @@ def test_a_killed_trial_is_tried_again_and_goes_on_from_its_checkpoint(
     assert not list((place.folder / "results/stages").glob("repair-checkpoint/*"))
 
 
+def works(pid: int) -> bool:
+    return b".train" in Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
 def test_a_stuck_trial_is_ended_and_a_hopeless_sweep_says_its_last_words(place: Place) -> None:
     limits = "limits={failed_trials: 1, trial_hours: 0.02}"  # 72 seconds
     driver = place.start("run", "small.yaml", "--set", limits, "--set", "search.parallel=1")
-    (stuck,) = wait_for(lambda: targets(driver, "trial"))
+    # Not while it starts: Tune has no actor to end yet.
+    (stuck,) = wait_for(lambda: [pid for pid in targets(driver, "trial") if works(pid)])
     os.kill(stuck, signal.SIGSTOP)
     _, stderr = driver.communicate(timeout=900)
     assert driver.returncode == 1, stderr
