@@ -173,7 +173,8 @@ class Tensors:
         given = {n: t for n, t in picture.items() if n in takes or "kwargs" in takes}
         answer: Any = asked(**given)
         found = getattr(answer, "pooler_output", None)
-        found = getattr(answer, "last_hidden_state", answer) if found is None else found
+        found = getattr(answer, "last_hidden_state", None) if found is None else found
+        found = answer if found is None else found
         if hasattr(found, "deepstack_features"):
             found = found.deepstack_features[0][1]
         if hasattr(found, "image_embeds"):
