@@ -13,7 +13,7 @@ from PIL import Image
 
 from ressa import trial
 from ressa.catalog import TASKS
-from ressa.records import Example, Outcome, Progress, TrialSpec
+from ressa.records import Example, Outcome, TrialSpec
 from ressa.repair import REPAIR_METHODS
 from ressa.spec import apply_point, spec_from_mapping
 
@@ -168,9 +168,11 @@ def test_a_trial_that_is_killed_in_repair_goes_on_from_its_last_checkpoint(tmp_p
     process = context.Process(target=run_until_killed, args=(store, told))
     (tmp_path / "killed").mkdir()
     process.start()
-    last = Progress(stage="repair", step=random.choice([5, 10, 15]), steps=20)
-    while told.get() != last:
-        pass
+    last = ("repair", random.choice([5, 10, 15]))
+    while True:
+        progress = told.get()
+        if (progress.stage, progress.step) == last:
+            break
     os.kill(process.pid, signal.SIGKILL)
     process.join()
     assert process.exitcode == -signal.SIGKILL
