@@ -359,7 +359,7 @@ def test_every_stage_takes_the_same_steps_on_a_model_in_half_precision() -> None
         curve, weights = repaired(plan, dtype=torch.bfloat16)
         assert all(weight.dtype == torch.bfloat16 for weight in weights.values())
         curves.append([point["loss"] for point in curve])
-    # Within one step of bfloat16: sums are made in other orders, and processors differ (2.2e-3 seen).
+    # Within one step of bfloat16: processors differ in the order of sums (2.2e-3 seen).
     assert curves[0] == pytest.approx(curves[1], rel=2**-8)
     assert curves[0] == pytest.approx(curves[2], rel=2**-8)
 
