@@ -15,7 +15,7 @@ quickstart: $(VENV)/.run ## Set up, then map a real allocation landscape (minute
 	$(BIN)/ressa run sweeps/quickstart.yaml
 
 test: $(VENV)/.dev ## Set up, then run the tests of the CI tier
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" tests
 
 check: $(VENV)/.dev ## Format, lint, types, import layers
 	$(BIN)/ruff format --check .
@@ -41,6 +41,7 @@ bench: $(VENV)/.dev ## Time ours beside the peers (minutes): make bench WANDA=di
 KILLS ?= 50
 SEED ?= 0
 chaos: $(VENV)/.dev ## Kill sweeps at random and prove that nothing is lost (half an hour): KILLS=50 SEED=0
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos --kills $(KILLS) --seed $(SEED)
 
 models: $(VENV)/.dev ## Try every model type of transformers, small and random: docs/models.md

@@ -99,6 +99,7 @@ def test_a_sweep_is_stopped_and_cancelled_from_another_shell_and_goes_on(
     assert results(place.sweep) == results(undisturbed.sweep)
 
 
+@pytest.mark.slow
 def test_when_ray_itself_is_killed_the_driver_says_so_and_the_sweep_goes_on(
     undisturbed: Place, place: Place
 ) -> None:
@@ -115,6 +116,7 @@ def test_when_ray_itself_is_killed_the_driver_says_so_and_the_sweep_goes_on(
     assert results(place.sweep) == results(undisturbed.sweep)
 
 
+@pytest.mark.slow
 def test_a_killed_worker_ends_the_attempt_and_the_gang_is_made_anew(tmp_path: Path) -> None:
     text = SMALL.replace("parallel: 2", "parallel: 1").replace("trials: 3", "trials: 1")
     place = make_place(tmp_path, text + "resources: {workers: 2}\nbaselines: []\n")
@@ -128,6 +130,7 @@ def test_a_killed_worker_ends_the_attempt_and_the_gang_is_made_anew(tmp_path: Pa
     assert sorted(place.sweep.curves()["step"]) == [1, 2, 3, 4, 5, 6]
 
 
+@pytest.mark.slow
 def test_a_driver_that_stood_still_and_was_taken_over_harms_nothing(
     undisturbed: Place, place: Place
 ) -> None:

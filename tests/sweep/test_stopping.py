@@ -7,7 +7,7 @@ import pytest
 from tests.sweep.place import SMALL, Place, make_place, running_sessions
 from tests.sweep.waiting import wait_for
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
 HALVED = (
     SMALL.replace('choices: [0.5, 0.7, "2:4"]', "choices: [0.4, 0.5, 0.6, 0.7, 0.8]")
