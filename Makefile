@@ -40,7 +40,7 @@ bench: $(VENV)/.dev ## Time ours beside the peers (minutes): make bench WANDA=di
 
 KILLS ?= 50
 SEED ?= 0
-chaos: $(VENV)/.dev ## Kill sweeps at random and prove that nothing is lost (half an hour): KILLS=50 SEED=0
+chaos: $(VENV)/.dev ## Kill sweeps at random and compare what is left with an undisturbed one (half an hour or more): KILLS=50 SEED=0
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos --kills $(KILLS) --seed $(SEED)
 
