@@ -142,20 +142,44 @@ CORRECTIONS: dict[str, dict[str, Any]] = {
         "vq_config.base_channels": 32,
         "vq_config.channel_multiplier": [1, 1],
     },
-    "cohere_compass": {"text_config.layer_types": ["full_attention", "full_attention"]},
+    "cohere_compass": {
+        "text_config.layer_types": ["full_attention", "full_attention"],
+        "text_config.rope_parameters": {"full_attention": _MROPE},
+    },
+    "deepseek_ocr2": {
+        "text_config.mlp_layer_types": ["dense", "sparse"],
+        "vision_config.sam_config.downsample_channels": [32, 32],
+    },
+    "diffusion_gemma": {
+        "text_config.num_experts": 4,
+        "text_config.top_k_experts": 2,
+        "text_config.moe_intermediate_size": 32,
+        "vision_config.pooling_kernel_size": 2,
+    },
+    "dots3_note": {
+        "vision_config.mlp_layer_types": ["dense", "sparse"],
+        "vision_config.adapter_in_dim": 32,
+        "vision_config.adapter_out_dim": 32,
+        "audio_config.adapter_input_size": 32,
+        "audio_config.adapter_out_dim": 32,
+    },
     **{
         kind: {"text_config.rope_parameters": _MROPE}
         for kind in ("glm46v", "glm4v", "glm_ocr", "glmga")
     },
     "glm4v_moe": {"text_config.rope_parameters": {**_MROPE, "mrope_section": [1, 1, 2]}},
     "glm5_next": {"text_config.qk_rope_head_dim": 0},
-    "hunyuan_vl": {"text_config.rope_parameters": {**_MROPE, "mrope_section": [2, 2, 2, 2]}},
+    "hunyuan_vl": {
+        "text_config.head_dim": 16,
+        "text_config.rope_parameters": {**_MROPE, "mrope_section": [2, 2, 2, 2]},
+        "vision_config.max_image_size": 64,
+    },
     "qwen2_5_omni_thinker": {"vision_start_token_id": 9, "text_config.rope_parameters": _MROPE},
     "ernie4_5_vl_moe": {
         "text_config.rope_parameters": {**_MROPE, "mrope_section": [3, 3, 2]},
     },
     "kosmos-2.5": {"vision_config.patch_embed_hidden_size": 192},
-    "kimi_k25": {"vision_config.projection_hidden_size": 32},
+    "kimi_k25": {"projection_hidden_size": 32},
     "paddleocr_vl": {"text_config.rope_parameters": _MROPE},
     "molmo2": {"adapter_config.vision_feature_layer": [1, 0]},
     "mistral_large4": {"text_config.kv_source_layers": [0, 1]},
@@ -172,7 +196,17 @@ CORRECTIONS: dict[str, dict[str, Any]] = {
         "downsample_rate": "1/2",
         "vision_config.hidden_size": 64,
     },
-    "gemma4": {"vision_config": {"model_type": "gemma4_vision"}},
+    "gemma4": {"vision_config.pooling_kernel_size": 2},
+    "muse_glimmer": {"out_hidden_size": 128},
+    "muse_spark": {
+        "out_hidden_size": 128,
+        "text_config.moe_hidden_size": 32,
+        "audio_config.patch_sizes": [16, 6],
+        "audio_config.hidden_sizes": [32, 32],
+        "audio_config.depths": [1, 1],
+    },
+    "step3p7": {"text_config.sliding_window": 64},
+    "unlimited_ocr": {"vision_config.sam_config.downsample_channels": [32, 32]},
 }
 """By type: values of fields, by their path; `...` leaves a field out."""
 
