@@ -84,6 +84,9 @@ _LLAMA |= {"intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads
 _LLAMA |= {"num_key_value_heads": 2, "bos_token_id": 2, "eos_token_id": 1}
 _SIGLIP = {"model_type": "siglip_vision_model", "hidden_size": 32, "intermediate_size": 64}
 _SIGLIP |= {"num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32, "patch_size": 8}
+_GEMMA4_VISION = {"model_type": "gemma4_vision", "hidden_size": 32, "intermediate_size": 64}
+_GEMMA4_VISION |= {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2}
+_GEMMA4_VISION |= {"head_dim": 16, "patch_size": 8, "pooling_kernel_size": 2}
 _MROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}
 _QFORMER = {"image_token_index": 4, "image_token_id": ..., "qformer_config.encoder_hidden_size": 32}
 
@@ -148,6 +151,7 @@ CORRECTIONS: dict[str, dict[str, Any]] = {
     },
     "deepseek_ocr2": {
         "text_config.mlp_layer_types": ["dense", "sparse"],
+        "text_config.num_experts_per_tok": 2,
         "vision_config.sam_config.downsample_channels": [32, 32],
     },
     "diffusion_gemma": {
@@ -173,6 +177,7 @@ CORRECTIONS: dict[str, dict[str, Any]] = {
         "text_config.head_dim": 16,
         "text_config.rope_parameters": {**_MROPE, "mrope_section": [2, 2, 2, 2]},
         "vision_config.max_image_size": 64,
+        "vision_config.temporal_patch_size": 1,
     },
     "qwen2_5_omni_thinker": {"vision_start_token_id": 9, "text_config.rope_parameters": _MROPE},
     "ernie4_5_vl_moe": {
@@ -181,7 +186,13 @@ CORRECTIONS: dict[str, dict[str, Any]] = {
     "kosmos-2.5": {"vision_config.patch_embed_hidden_size": 192},
     "kimi_k25": {"projection_hidden_size": 32},
     "paddleocr_vl": {"text_config.rope_parameters": _MROPE},
-    "molmo2": {"adapter_config.vision_feature_layer": [1, 0]},
+    "molmo2": {
+        "adapter_config.vision_feature_layer": [1, 0],
+        "image_patch_id": 4,
+        "vision_config.image_size": [IMAGE, IMAGE],
+        "vision_config.num_position_embeddings": 16,
+    },
+    "nemotron_h_omni": {"image_token_id": 4},
     "mistral_large4": {"text_config.kv_source_layers": [0, 1]},
     "llama4": {
         "vision_config.intermediate_size": 128,
@@ -196,7 +207,7 @@ CORRECTIONS: dict[str, dict[str, Any]] = {
         "downsample_rate": "1/2",
         "vision_config.hidden_size": 64,
     },
-    "gemma4": {"vision_config.pooling_kernel_size": 2},
+    "gemma4": {"vision_config": _GEMMA4_VISION},
     "muse_glimmer": {"out_hidden_size": 128},
     "muse_spark": {
         "out_hidden_size": 128,
