@@ -193,6 +193,10 @@ CORRECTIONS: dict[str, dict[str, Any]] = {
         "vision_config.num_position_embeddings": 16,
     },
     "nemotron_h_omni": {"image_token_id": 4},
+    **{
+        kind: {"insert_layer_id": 0, "image_token_id": 4}
+        for kind in ("minicpm_ocr", "minicpmv4_6", "minicpmv4_7")
+    },
     "mistral_large4": {"text_config.kv_source_layers": [0, 1]},
     "llama4": {
         "vision_config.intermediate_size": 128,

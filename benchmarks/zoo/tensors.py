@@ -62,8 +62,9 @@ class Tensors:
         ids = torch.tensor([[2, *[self._image_token()] * self._tokens, *words]])
         mask = (ids == self._image_token()).long()
         texts = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        if "mm_token_type_ids" in self._asks:
-            texts["mm_token_type_ids"] = mask
+        for name in ("mm_token_type_ids", "moe_mm_token_type_ids"):
+            if name in self._asks:
+                texts[name] = mask
         if "token_type_ids" in self._asks and self.kind in ("gemma3", "shieldgemma2", "paligemma"):
             texts["token_type_ids"] = mask
         if "qformer_input_ids" in self._asks:

@@ -211,11 +211,12 @@ class _Observer:
         self.blocks = [vlm.model.get_submodule(name) for name in vlm.towers.blocks[tower]]
         self._encoder = _language_encoder(vlm)
         self._leaders: dict[str, str] = {}  # of each layer, the first one that reads its input
+        self._mixed: set[str] = set()  # layers that read several inputs, which nobody follows
         self._shared: dict[str, LayerStatistics] = {}  # of leaders that later blocks may follow
         self._scout: _ChunkPass | None = None
         self._pass: _ChunkPass | None = None  # whose block is being observed
         self._workers = rank_and_world_size()[1]
-        self._calls: Counter[str] = Counter()  # how often a pass runs each leader of the block
+        self._calls: Counter[str] = Counter()  # how often a pass runs each layer of the block
         self._total: dict[str, _Sums] = {}
         self._parts: dict[str, list[_Sums]] = {}  # this worker's, to be sent to the others
 
@@ -247,7 +248,7 @@ class _Observer:
         device = next(self.blocks[block].parameters()).device
         self._total = {}
         for layer in self._layers.get(block, ()):
-            if layer.name in self._calls:
+            if layer.name in self._calls and self._leaders[layer.name] == layer.name:
                 size = layer.columns
                 moments = torch.zeros(2 * size + 1, dtype=torch.float64, device=device)
                 gram = torch.zeros(size, size, dtype=torch.float32, device=device)
@@ -305,13 +306,15 @@ class _Observer:
                 )
             mirror_upper(gram)
             sums, square_sums, tokens = moments.cpu().split([layer.columns, layer.columns, 1])
-            found[layer.name] = self._shared[leader] = LayerStatistics(
+            found[layer.name] = LayerStatistics(
                 samples=samples,
                 tokens=int(tokens),
                 sums=sums.clone(),
                 square_sums=square_sums.clone(),
                 gram=gram,
             )
+            if leader not in self._mixed:
+                self._shared[leader] = found[layer.name]
         return Statistics(found)
 
     def _is_expert(self, layer: LayerShape) -> bool:
@@ -325,6 +328,12 @@ class _Observer:
             return
         reader = each.reader(inputs)
         leader = self._leaders.setdefault(layer.name, reader or layer.name)
+        if leader != layer.name and reader != leader and each is self._scout:
+            # It runs once more on another input: T5Gemma 2's keys and values read the encoder's
+            # output too. It shares no sums then.
+            leader = self._leaders[layer.name] = layer.name
+            self._mixed.add(layer.name)
+        self._calls[layer.name] += each is self._scout
         if leader != layer.name:
             if reader != leader:
                 raise CalibrationError(
@@ -332,10 +341,9 @@ class _Observer:
                     "Statistics of this architecture are not supported."
                 )
             return
-        each.remember(layer.name, inputs)
-        if each is self._scout:
-            self._calls[layer.name] += 1
-        else:
+        if layer.name not in self._mixed:
+            each.remember(layer.name, inputs)
+        if each is not self._scout:
             self._add(layer, inputs, self._weights(layer, in_encoder, module, inputs, each))
 
     def _add(self, layer: LayerShape, inputs: Tensor, weights: Tensor) -> None:
@@ -387,6 +395,9 @@ class _Observer:
         else:
             assert batch.labels is not None  # encoded with answers
             weights = (batch.labels != NO_LABEL).long()
+        kinds = batch.inputs.get("moe_mm_token_type_ids")
+        if weights.numel() != rows and kinds is not None:  # a mixture of one kind of token alone
+            weights = weights[kinds.bool() == ("vision" in layer.name)]
         if weights.numel() != rows and rows % len(batch) == 0:
             return torch.ones(rows)  # cross-attention's keys and values read a picture's tokens
         return weights.reshape(-1)
