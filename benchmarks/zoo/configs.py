@@ -79,6 +79,9 @@ _OPT |= {"max_position_embeddings": 256, "pad_token_id": 0, "bos_token_id": 2, "
 _T5 = {"model_type": "t5", "vocab_size": VOCABULARY, "d_model": 32, "d_kv": 16, "d_ff": 64}
 _T5 |= {"num_layers": 2, "num_decoder_layers": 2, "num_heads": 2, "pad_token_id": 0}
 _T5 |= {"decoder_start_token_id": 0, "eos_token_id": 1, "feed_forward_proj": "gated-gelu"}
+# Its matrices are `Conv1D`, with their weights transposed.
+_GPT2 = {"model_type": "gpt2", "vocab_size": VOCABULARY, "n_embd": 32, "n_layer": 2, "n_head": 2}
+_GPT2 |= {"n_inner": 64, "n_positions": 256, "bos_token_id": 2, "eos_token_id": 1}
 _LLAMA = {"model_type": "llama", "vocab_size": VOCABULARY, "hidden_size": 32, "pad_token_id": 0}
 _LLAMA |= {"intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
 _LLAMA |= {"num_key_value_heads": 2, "bos_token_id": 2, "eos_token_id": 1}
@@ -101,6 +104,7 @@ _LISTS: dict[str, list[Any]] = {
 CORRECTIONS: dict[str, dict[str, Any]] = {
     "blip-2": {"text_config": _OPT, **_QFORMER},
     "blip-2:t5": {"text_config": _T5},
+    "blip-2:gpt2": {"text_config": _GPT2},
     "instructblip": {"text_config": _LLAMA, **_QFORMER},
     "instructblip:t5": {"text_config": _T5},
     "instructblipvideo": {"text_config": _LLAMA, **_QFORMER, "video_token_index": 4},
@@ -211,6 +215,10 @@ CORRECTIONS: dict[str, dict[str, Any]] = {
         "downsample_rate": "1/2",
         "vision_config.hidden_size": 64,
     },
+    "gemma3n": {
+        "text_config.intermediate_size": [64, 64],
+        "text_config.activation_sparsity_pattern": [0.0, 0.0],
+    },
     "gemma4": {"vision_config": _GEMMA4_VISION},
     "muse_glimmer": {"out_hidden_size": 128},
     "muse_spark": {
@@ -226,7 +234,7 @@ CORRECTIONS: dict[str, dict[str, Any]] = {
 """By type: values of fields, by their path; `...` leaves a field out."""
 
 
-VARIANTS = ("blip-2:t5", "instructblip:t5")
+VARIANTS = ("blip-2:t5", "blip-2:gpt2", "instructblip:t5")
 """Types with another language model, which runs in another way."""
 
 

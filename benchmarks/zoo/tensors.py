@@ -93,7 +93,9 @@ class Tensors:
         vision = getattr(self.model.config, "vision_config", self.model.config)
         side = getattr(vision, "image_size", IMAGE)
         side = side if isinstance(side, int) else IMAGE
-        array = np.asarray(image.convert("RGB").resize((side, side)), dtype=np.float32)
+        # Idefics 2 takes any size, and a batch's smaller pictures are filled up.
+        size = image.size if self.kind == "idefics2" else (side, side)
+        array = np.asarray(image.convert("RGB").resize(size), dtype=np.float32)
         pixels = torch.from_numpy(array).permute(2, 0, 1)[None] / 127.5 - 1  # [1 channel h w]
         if "aspect_ratio_ids" in self._asks:
             tiles = torch.zeros(1, 1, self._tiles(), 3, side, side)
@@ -128,7 +130,7 @@ class Tensors:
                 "image_num_crops": torch.tensor([1]),
             }
         if self.kind in _MASKED:
-            ones = torch.ones(1, 1, side, side, dtype=torch.bool)
+            ones = torch.ones(1, 1, *pixels.shape[2:], dtype=torch.bool)
             return {"pixel_values": pixels[None], "pixel_attention_mask": ones}
         if self.kind in ("idefics", "instructblipvideo"):
             return {"pixel_values": pixels[None]}

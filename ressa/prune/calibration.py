@@ -10,6 +10,7 @@ workers share the chunks.
 
 * Vision tower: every token of an image, once for each question that looks at the image. The tower
   encodes a distinct image of a chunk once, so its rows are weighted by the number of questions.
+  Rows that fill a smaller image up, by the mask that the tower is given, do not count.
 * Language model, decoder only: the positions that the attention mask admits (image tokens, prompt
   and answer).
 * Language model, encoder: likewise (query tokens and prompt). Decoder: the positions that predict
@@ -185,6 +186,8 @@ class _ChunkPass(Pass):
         self.batch = batch
         self.encoded: Tensor | None = None
         """The language encoder's output."""
+        self.shown: Tensor | None = None
+        """Which of the vision tower's places show something, where some do not."""
         self.inputs: dict[str, tuple[weakref.ref[Tensor], int]] = {}
         """What each leader read last."""
 
@@ -228,6 +231,10 @@ class _Observer:
         with ExitStack() as hooks:
             if encoder is not None:
                 hooks.callback(encoder.register_forward_hook(_remember_encoded).remove)
+            for root in self._vlm.vision_roots if self._tower == "vision" else ():
+                module = self._vlm.model.get_submodule(root)
+                hook = module.register_forward_pre_hook(_remember_shown, with_kwargs=True)
+                hooks.callback(hook.remove)
             for layer in (layer for layers in self._layers.values() for layer in layers):
                 module = self._vlm.model.get_submodule(layer.name)
                 listen = partial(self._listen, layer, module in inside)
@@ -389,7 +396,11 @@ class _Observer:
     ) -> Tensor:
         batch = each.batch
         if layer.tower == "vision":
-            return _image_weights(batch, rows, len(self._vlm.vision_roots))
+            weights = _image_weights(batch, rows, len(self._vlm.vision_roots))
+            if each.shown is None or rows % each.shown.numel():
+                return weights
+            shown = each.shown.reshape(-1).repeat_interleave(rows // each.shown.numel())
+            return weights * shown.to(weights.device)
         if self._encoder is None or in_encoder or inputs is each.encoded:
             weights = batch.inputs["attention_mask"]
         else:
@@ -415,6 +426,23 @@ def _remember_encoded(module: nn.Module, args: Any, output: Any) -> None:
     current = getcurrent()
     if isinstance(current, _ChunkPass):
         current.encoded = output if isinstance(output, Tensor) else output[0]
+
+
+def _remember_shown(module: nn.Module, args: Any, named: dict[str, Any]) -> None:
+    """Reads off a vision tower's inputs which of its places show something."""
+    current = getcurrent()
+    if not isinstance(current, _ChunkPass):
+        return
+    current.shown = None
+    for name, value in named.items():
+        if not isinstance(value, Tensor):
+            continue
+        if "mask" in name and not value.is_floating_point():
+            current.shown = value != 0
+        elif name == "pixel_position_ids":  # Gemma 4: -1 where there is nothing
+            current.shown = (value >= 0).all(dim=-1)
+        elif name == "flattened_patches":  # Kosmos 2.5: all zeros where there is nothing
+            current.shown = value.any(dim=-1)
 
 
 def _image_weights(batch: Batch, rows: int, towers: int) -> Num[Tensor, " token"]:
