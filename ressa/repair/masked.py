@@ -15,7 +15,7 @@ from typing import Any, ClassVar, cast
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from ressa.repair.adapted import AdaptedLinear
 from ressa.repair.bits import unpack
