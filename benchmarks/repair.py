@@ -31,7 +31,7 @@ from benchmarks.report import Row, interleaved
 from ressa.data.easy_vqa import EasyVQA
 from ressa.models import VLM, load_vlm
 from ressa.repair import Adapters, Teacher, attach, bits, teacher_logits, train
-from ressa.repair.batches import global_batches, select
+from ressa.repair.batches import global_batches
 from ressa.repair.distillation import loss_parts
 from ressa.repair.sparselora import sparselora_linear
 from ressa.spec import Repair, spec_from_mapping
@@ -201,7 +201,7 @@ def _plain_steps(
     encoded = vlm.encode(examples, task.image, answers=True)
     for groups in batches:
         rows = [row for group in groups for row in group]
-        batch = select(encoded, rows)
+        batch = encoded.select(rows)
         assert batch.labels is not None
         optimizer.zero_grad()
         dense = teacher.of([examples[row] for row in rows])
