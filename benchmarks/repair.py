@@ -5,7 +5,7 @@ weights pruned at random, fp32. Beside ours stand, on the same weights:
 
 - PEFT's LoRA, which cannot keep a zero, dropout 0;
 - masked full fine-tuning: autograd, and a hook that masks the weight's gradient;
-- the paper's form, as its code has it (github.com/Shwai-He/RESSA, lavis/peft/src/peft/tuners/lora.py,
+- the paper's form, as its code has it (Shwai-He/RESSA, lavis/peft/src/peft/tuners/lora.py at
   17d7897): autograd through (W + B·A·s)·M, M a bool tensor.
 
 Times are process CPU seconds, in turns. Memory is the highest number of bytes that torch's CPU
