@@ -56,8 +56,8 @@ class Tensors:
     def __call__(self, images: list[Image], text: list[str], **_: Any) -> dict[str, Tensor]:
         """Returns all that the model reads of a question and its picture."""
         picture = self._picture(images[0])
-        if "input_ids" not in self._asks:
-            return picture
+        if "input_ids" not in self._asks or self.kind == "pp_formulanet":
+            return picture  # what it reads is a picture alone
         if self._tokens is None:
             self._tokens = self._count_tokens(picture)
         words = self.tokenizer(text[0])["input_ids"]
