@@ -7,6 +7,7 @@ Dimensions: image = distinct pictures of a batch; batch = its questions; time = 
 question's text; token = answer tokens of all questions, end to end.
 """
 
+import hashlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -35,6 +36,9 @@ NO_LABEL = -100
 """Marks a place where no answer token stands; transformers' losses skip it too."""
 
 GREEDY = Decoding()
+
+_SEEN_TOWERS = 2  # a trial before repair and after it
+_SEEN_BYTES = 8  # times the pixels': what hidden states of all blocks are more than is not kept
 
 _shown: ContextVar["Batch | None"] = ContextVar("shown", default=None)
 """The batch that runs through the model; passes that run side by side each have their own."""
@@ -70,6 +74,9 @@ class Batch:
     rows: Mapping[str, tuple[int, ...]] | None = None
     """How many rows each picture has in the inputs that are of pictures; None: one of
     pixel_values."""
+    seen: dict[bytes, Any] | None = None
+    """What vision towers made of the pictures, by a digest of their weights, for a batch that is
+    asked again and again; None keeps nothing."""
 
     def __len__(self) -> int:
         return len(self.image_index)
@@ -256,7 +263,7 @@ class VLM:
         """
         model: Any = self.model
         beams = {} if decoding.beams == 1 else {"length_penalty": decoding.length_penalty}
-        with self._shared_pictures(batch, decoding.beams) as inputs:
+        with self._shared_pictures(batch, decoding.beams) as inputs, self._sees_once(batch):
             tokens = model.generate(
                 **inputs,
                 max_new_tokens=max_new_tokens,
@@ -442,6 +449,46 @@ class VLM:
             _shown.reset(token)
             for hook in hooks:
                 hook.remove()
+
+    @contextmanager
+    def _sees_once(self, batch: Batch) -> Iterator[None]:
+        """Spares the vision tower what it, or one of equal weights, has made of a batch before."""
+        seen = batch.seen
+        if seen is None or not batch.is_shareable or len(self.vision_roots) > 1:
+            yield
+            return
+        tower = self.vision_tower
+        weights, ask = _digest(tower), tower.forward
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            output = seen.pop(weights) if weights in seen else ask(*args, **kwargs)
+            if _bytes_of(output) <= _SEEN_BYTES * batch.inputs["pixel_values"].nbytes:
+                seen[weights] = output
+                while len(seen) > _SEEN_TOWERS:
+                    del seen[next(iter(seen))]
+            return output
+
+        tower.forward = forward
+        try:
+            yield
+        finally:
+            del tower.forward
+
+
+def _digest(module: nn.Module) -> bytes:
+    """Tells a module's weights, adapters' among them, from any others."""
+    digest = hashlib.blake2b()
+    for tensor in (*module.parameters(), *module.buffers()):
+        data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+        digest.update(data.numpy().tobytes())
+    return digest.digest()
+
+
+def _bytes_of(output: Any) -> int:
+    if isinstance(output, Tensor):
+        return output.nbytes
+    parts = output.values() if isinstance(output, Mapping) else output
+    return sum(map(_bytes_of, parts)) if isinstance(output, Mapping | tuple | list) else 0
 
 
 def _is_text(name: str, tensor: Tensor, shape: torch.Size) -> bool:
