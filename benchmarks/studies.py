@@ -1,7 +1,7 @@
 """`python -m benchmarks.studies STORE`: the figures and tables of docs/studies.md, from sweeps.
 
-STORE holds the sweeps of sweeps/studies, three seeds of each: NAME-0, NAME-1 and NAME-2. A value is a
-mean over the seeds with their standard deviation.
+STORE holds the sweeps of sweeps/studies, three seeds of each: NAME-0, NAME-1 and NAME-2. A value is
+a mean over the seeds with their standard deviation.
 """
 
 import argparse
@@ -82,8 +82,7 @@ def _draw(found: dict[tuple[str, str], pandas.DataFrame]) -> None:
         axes.set_ylabel("balanced accuracy (%)")
     panels[0, 0].legend(fontsize=8, loc="lower center")
     figure.supxlabel(
-        "Mean and standard deviation over three seeds of calibration and repair; a ring is the equal "
-        "split.",
+        "Mean and standard deviation over three seeds of calibration and repair; rings: equal splits.",
         x=0.01, ha="left", fontsize=8,
     )  # fmt: skip
     figure.savefig(FIGURE, dpi=120, metadata={"Software": None})
