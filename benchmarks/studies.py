@@ -82,7 +82,7 @@ def _draw(found: dict[tuple[str, str], pandas.DataFrame]) -> None:
         axes.set_ylabel("balanced accuracy (%)")
     panels[0, 0].legend(fontsize=8, loc="lower center")
     figure.supxlabel(
-        "Mean and standard deviation over three seeds of calibration and repair; rings: equal splits.",
+        "Mean ± standard deviation over three seeds of calibration and repair; ring: equal split.",
         x=0.01, ha="left", fontsize=8,
     )  # fmt: skip
     figure.savefig(FIGURE, dpi=120, metadata={"Software": None})
