@@ -1,7 +1,7 @@
 """`python -m benchmarks.studies STORE`: the figures and tables of docs/studies.md, from sweeps.
 
-STORE holds the sweeps of sweeps/studies. A value is a mean over three seeds of calibration and repair
-with their standard deviation.
+STORE holds the sweeps of sweeps/studies. A value is a mean over three seeds of calibration and
+repair, with their standard deviation.
 """
 
 import argparse
