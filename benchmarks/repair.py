@@ -5,7 +5,8 @@ weights pruned at random, fp32. Beside ours stand, on the same weights:
 
 - PEFT's LoRA, which cannot keep a zero, dropout 0;
 - masked full fine-tuning: autograd, and a hook that masks the weight's gradient;
-- the paper's form: autograd through the masked product, the mask a bool tensor.
+- the paper's form, as its code has it (Shwai-He/RESSA, lavis/peft/src/peft/tuners/lora.py at
+  17d7897): autograd through (W + B·A·s)·M, M a bool tensor.
 
 Times are process CPU seconds, in turns. Memory is the highest number of bytes that torch's CPU
 allocator had handed out within one step and not got back, weights and gradients of the step before
@@ -30,12 +31,13 @@ from benchmarks.report import Row, interleaved
 from ressa.data.easy_vqa import EasyVQA
 from ressa.models import VLM, load_vlm
 from ressa.repair import Adapters, Teacher, attach, bits, teacher_logits, train
-from ressa.repair.batches import global_batches, select
+from ressa.repair.batches import global_batches
 from ressa.repair.distillation import loss_parts
 from ressa.repair.sparselora import sparselora_linear
 from ressa.spec import Repair, spec_from_mapping
 
 RANK = 16
+SCALE = 1.0
 SHAPES = [(1024, 1024), (2048, 5632), (4096, 4096)]
 TOKENS = [512, 2048, 4096]
 MODELS = ["pocket-blip2", "pocket-llava"]
@@ -104,14 +106,18 @@ def _layer_steps(
     packed = bits.pack(keep)
     trained = [x, lora_a, lora_b, full]
     forward: dict[str, Callable[[], Tensor]] = {
-        "ours": lambda: sparselora_linear(x, weight, packed, lora_a, lora_b, bias, 1.0),
+        "ours": lambda: sparselora_linear(x, weight, packed, lora_a, lora_b, bias, SCALE),
         "masked fine-tuning": lambda: functional.linear(x, full, bias),
-        "the paper's form": lambda: functional.linear(x, keep * (weight + lora_b @ lora_a), bias),
+        "the paper's form": lambda: functional.linear(
+            x, (weight + lora_b @ lora_a * SCALE) * keep, bias
+        ),
     }
     if peft is not None:
         linear = nn.Linear(columns, out)
         linear.load_state_dict({"weight": weight, "bias": bias})
-        config = peft.LoraConfig(r=RANK, lora_alpha=RANK, lora_dropout=0.0, target_modules=["0"])
+        config = peft.LoraConfig(
+            r=RANK, lora_alpha=SCALE * RANK, lora_dropout=0.0, target_modules=["0"]
+        )
         adapted = peft.get_peft_model(nn.Sequential(linear), config)
         trained += adapted.parameters()
         forward["PEFT LoRA"] = lambda: adapted(x)
@@ -195,7 +201,7 @@ def _plain_steps(
     encoded = vlm.encode(examples, task.image, answers=True)
     for groups in batches:
         rows = [row for group in groups for row in group]
-        batch = select(encoded, rows)
+        batch = encoded.select(rows)
         assert batch.labels is not None
         optimizer.zero_grad()
         dense = teacher.of([examples[row] for row in rows])

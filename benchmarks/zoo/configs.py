@@ -79,11 +79,17 @@ _OPT |= {"max_position_embeddings": 256, "pad_token_id": 0, "bos_token_id": 2, "
 _T5 = {"model_type": "t5", "vocab_size": VOCABULARY, "d_model": 32, "d_kv": 16, "d_ff": 64}
 _T5 |= {"num_layers": 2, "num_decoder_layers": 2, "num_heads": 2, "pad_token_id": 0}
 _T5 |= {"decoder_start_token_id": 0, "eos_token_id": 1, "feed_forward_proj": "gated-gelu"}
+# Its matrices are `Conv1D`, with their weights transposed.
+_GPT2 = {"model_type": "gpt2", "vocab_size": VOCABULARY, "n_embd": 32, "n_layer": 2, "n_head": 2}
+_GPT2 |= {"n_inner": 64, "n_positions": 256, "bos_token_id": 2, "eos_token_id": 1}
 _LLAMA = {"model_type": "llama", "vocab_size": VOCABULARY, "hidden_size": 32, "pad_token_id": 0}
 _LLAMA |= {"intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
 _LLAMA |= {"num_key_value_heads": 2, "bos_token_id": 2, "eos_token_id": 1}
 _SIGLIP = {"model_type": "siglip_vision_model", "hidden_size": 32, "intermediate_size": 64}
 _SIGLIP |= {"num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32, "patch_size": 8}
+_GEMMA4_VISION = {"model_type": "gemma4_vision", "hidden_size": 32, "intermediate_size": 64}
+_GEMMA4_VISION |= {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2}
+_GEMMA4_VISION |= {"head_dim": 16, "patch_size": 8, "pooling_kernel_size": 2}
 _MROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}
 _QFORMER = {"image_token_index": 4, "image_token_id": ..., "qformer_config.encoder_hidden_size": 32}
 
@@ -98,6 +104,7 @@ _LISTS: dict[str, list[Any]] = {
 CORRECTIONS: dict[str, dict[str, Any]] = {
     "blip-2": {"text_config": _OPT, **_QFORMER},
     "blip-2:t5": {"text_config": _T5},
+    "blip-2:gpt2": {"text_config": _GPT2},
     "instructblip": {"text_config": _LLAMA, **_QFORMER},
     "instructblip:t5": {"text_config": _T5},
     "instructblipvideo": {"text_config": _LLAMA, **_QFORMER, "video_token_index": 4},
@@ -142,22 +149,58 @@ CORRECTIONS: dict[str, dict[str, Any]] = {
         "vq_config.base_channels": 32,
         "vq_config.channel_multiplier": [1, 1],
     },
-    "cohere_compass": {"text_config.layer_types": ["full_attention", "full_attention"]},
+    "cohere_compass": {
+        "text_config.layer_types": ["full_attention", "full_attention"],
+        "text_config.rope_parameters": {"full_attention": _MROPE},
+    },
+    "deepseek_ocr2": {
+        "text_config.mlp_layer_types": ["dense", "sparse"],
+        "text_config.num_experts_per_tok": 2,
+        "vision_config.sam_config.downsample_channels": [32, 32],
+    },
+    "diffusion_gemma": {
+        "text_config.num_experts": 4,
+        "text_config.top_k_experts": 2,
+        "text_config.moe_intermediate_size": 32,
+        "vision_config.pooling_kernel_size": 2,
+    },
+    "dots3_note": {
+        "vision_config.mlp_layer_types": ["dense", "sparse"],
+        "vision_config.adapter_in_dim": 32,
+        "vision_config.adapter_out_dim": 32,
+        "audio_config.adapter_input_size": 32,
+        "audio_config.adapter_out_dim": 32,
+    },
     **{
         kind: {"text_config.rope_parameters": _MROPE}
         for kind in ("glm46v", "glm4v", "glm_ocr", "glmga")
     },
     "glm4v_moe": {"text_config.rope_parameters": {**_MROPE, "mrope_section": [1, 1, 2]}},
     "glm5_next": {"text_config.qk_rope_head_dim": 0},
-    "hunyuan_vl": {"text_config.rope_parameters": {**_MROPE, "mrope_section": [2, 2, 2, 2]}},
+    "hunyuan_vl": {
+        "text_config.head_dim": 16,
+        "text_config.rope_parameters": {**_MROPE, "mrope_section": [2, 2, 2, 2]},
+        "vision_config.max_image_size": 64,
+        "vision_config.temporal_patch_size": 1,
+    },
     "qwen2_5_omni_thinker": {"vision_start_token_id": 9, "text_config.rope_parameters": _MROPE},
     "ernie4_5_vl_moe": {
         "text_config.rope_parameters": {**_MROPE, "mrope_section": [3, 3, 2]},
     },
     "kosmos-2.5": {"vision_config.patch_embed_hidden_size": 192},
-    "kimi_k25": {"vision_config.projection_hidden_size": 32},
+    "kimi_k25": {"projection_hidden_size": 32},
     "paddleocr_vl": {"text_config.rope_parameters": _MROPE},
-    "molmo2": {"adapter_config.vision_feature_layer": [1, 0]},
+    "molmo2": {
+        "adapter_config.vision_feature_layer": [1, 0],
+        "image_patch_id": 4,
+        "vision_config.image_size": [IMAGE, IMAGE],
+        "vision_config.num_position_embeddings": 16,
+    },
+    "nemotron_h_omni": {"image_token_id": 4},
+    **{
+        kind: {"insert_layer_id": 0, "image_token_id": 4}
+        for kind in ("minicpm_ocr", "minicpmv4_6", "minicpmv4_7")
+    },
     "mistral_large4": {"text_config.kv_source_layers": [0, 1]},
     "llama4": {
         "vision_config.intermediate_size": 128,
@@ -172,12 +215,26 @@ CORRECTIONS: dict[str, dict[str, Any]] = {
         "downsample_rate": "1/2",
         "vision_config.hidden_size": 64,
     },
-    "gemma4": {"vision_config": {"model_type": "gemma4_vision"}},
+    "gemma3n": {
+        "text_config.intermediate_size": [64, 64],
+        "text_config.activation_sparsity_pattern": [0.0, 0.0],
+    },
+    "gemma4": {"vision_config": _GEMMA4_VISION},
+    "muse_glimmer": {"out_hidden_size": 128},
+    "muse_spark": {
+        "out_hidden_size": 128,
+        "text_config.moe_hidden_size": 32,
+        "audio_config.patch_sizes": [16, 6],
+        "audio_config.hidden_sizes": [32, 32],
+        "audio_config.depths": [1, 1],
+    },
+    "step3p7": {"text_config.sliding_window": 64},
+    "unlimited_ocr": {"vision_config.sam_config.downsample_channels": [32, 32]},
 }
 """By type: values of fields, by their path; `...` leaves a field out."""
 
 
-VARIANTS = ("blip-2:t5", "instructblip:t5")
+VARIANTS = ("blip-2:t5", "blip-2:gpt2", "instructblip:t5")
 """Types with another language model, which runs in another way."""
 
 

@@ -59,7 +59,7 @@ def run(kind: str, folder: Path) -> Iterator[tuple[str, str]]:
     """Yields stage after stage with "yes" or the reason why not; the first reason is the last."""
     state: dict[str, Any] = {}
     stages: dict[str, Callable[[], None]] = {
-        "towers": lambda: _towers(kind, folder, state),
+        "towers": lambda: state.update(vlm=build(kind)),
         "calibrated": lambda: _calibrate(state),
         "pruned": lambda: _prune(state),
         "repaired": lambda: _repair(state),
@@ -77,14 +77,15 @@ def run(kind: str, folder: Path) -> Iterator[tuple[str, str]]:
         yield stage, "yes"
 
 
-def _towers(kind: str, folder: Path, state: dict[str, Any]) -> None:
+def build(kind: str) -> VLM:
+    """Makes a small random model of a type, and finds its towers."""
     config = small_config(kind)
     torch.manual_seed(0)
     model = AutoModelForImageTextToText.from_config(config).float().eval()
     for parameter in model.parameters():
         if parameter.dim() > 1 and not parameter.any():
             torch.nn.init.normal_(parameter, std=0.1)
-    state["vlm"] = VLM(name=kind, model=model, processor=Tensors(model), towers=find_towers(model))
+    return VLM(name=kind, model=model, processor=Tensors(model), towers=find_towers(model))
 
 
 def _calibrate(state: dict[str, Any]) -> None:
@@ -125,8 +126,15 @@ def _merge(state: dict[str, Any]) -> None:
 def _load(folder: Path, state: dict[str, Any]) -> None:
     """Loads by plain transformers, and compares the logits of the same inputs."""
     vlm = state["vlm"]
-    plain = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
-    loaded = VLM(name=vlm.name, model=plain, processor=vlm.processor, towers=vlm.towers)
+    plain, report = AutoModelForImageTextToText.from_pretrained(
+        folder, dtype=torch.float32, output_loading_info=True
+    )
+    missing = sorted(report["missing_keys"])
+    assert not missing, (
+        f"transformers' from_pretrained misses {len(missing)} of the weights that its "
+        f"save_pretrained wrote under other names, such as {missing[0]}"
+    )
+    loaded = VLM(name=vlm.name, model=plain.eval(), processor=vlm.processor, towers=vlm.towers)
     gap = (_logits(loaded) - _logits(vlm)).abs().max().item()
     assert gap < 1e-5, f"a logit of the loaded model is off by {gap}"
 

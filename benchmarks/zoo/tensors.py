@@ -56,14 +56,17 @@ class Tensors:
     def __call__(self, images: list[Image], text: list[str], **_: Any) -> dict[str, Tensor]:
         """Returns all that the model reads of a question and its picture."""
         picture = self._picture(images[0])
+        if "input_ids" not in self._asks or self.kind == "pp_formulanet":
+            return picture  # what it reads is a picture alone
         if self._tokens is None:
             self._tokens = self._count_tokens(picture)
         words = self.tokenizer(text[0])["input_ids"]
         ids = torch.tensor([[2, *[self._image_token()] * self._tokens, *words]])
         mask = (ids == self._image_token()).long()
         texts = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        if "mm_token_type_ids" in self._asks:
-            texts["mm_token_type_ids"] = mask
+        for name in ("mm_token_type_ids", "moe_mm_token_type_ids"):
+            if name in self._asks:
+                texts[name] = mask
         if "token_type_ids" in self._asks and self.kind in ("gemma3", "shieldgemma2", "paligemma"):
             texts["token_type_ids"] = mask
         if "qformer_input_ids" in self._asks:
@@ -92,7 +95,9 @@ class Tensors:
         vision = getattr(self.model.config, "vision_config", self.model.config)
         side = getattr(vision, "image_size", IMAGE)
         side = side if isinstance(side, int) else IMAGE
-        array = np.asarray(image.convert("RGB").resize((side, side)), dtype=np.float32)
+        # Idefics 2 takes any size, and a batch's smaller pictures are filled up.
+        size = image.size if self.kind == "idefics2" else (side, side)
+        array = np.asarray(image.convert("RGB").resize(size), dtype=np.float32)
         pixels = torch.from_numpy(array).permute(2, 0, 1)[None] / 127.5 - 1  # [1 channel h w]
         if "aspect_ratio_ids" in self._asks:
             tiles = torch.zeros(1, 1, self._tiles(), 3, side, side)
@@ -103,10 +108,31 @@ class Tensors:
                 "aspect_ratio_ids": torch.tensor([[1]]),
                 "aspect_ratio_mask": first,
             }
+        if self.kind == "inkling2":
+            squares = self._squares(pixels, 2 * PATCH)
+            return {"pixel_values": squares, "image_grid_thw": torch.tensor([[1, 2, 2]])}
+        if self.kind == "inkling_mm_model":
+            return {"pixel_values": self._squares(pixels, PATCH)[:, None].repeat(1, 2, 1, 1, 1)}
         if "image_grid_thw" in self._asks:
             return self._patches(pixels)
+        if "image_grid_hw" in self._asks:
+            flat = self._squares(pixels, PATCH).flatten(1)
+            return {"pixel_values": flat, "image_grid_hw": torch.tensor([[4, 4]])}
+        if "image_position_ids" in self._asks:
+            flat = self._squares(pixels, PATCH).flatten(1)[None]
+            return {"pixel_values": flat, "image_position_ids": _places()[None]}
+        if "target_sizes" in self._asks:
+            rows = self._squares(pixels, PATCH).permute(3, 1, 0, 2).flatten(2)[None]
+            return {"pixel_values": rows, "target_sizes": torch.tensor([[4, 4]])}
+        if "image_token_pooling" in self._asks:
+            return {
+                "pixel_values": self._squares(pixels, PATCH).flatten(1)[None],
+                "image_token_pooling": torch.arange(16).view(4, 4),
+                "image_grids": torch.tensor([[2, 2, 0, 0]]),
+                "image_num_crops": torch.tensor([1]),
+            }
         if self.kind in _MASKED:
-            ones = torch.ones(1, 1, side, side, dtype=torch.bool)
+            ones = torch.ones(1, 1, *pixels.shape[2:], dtype=torch.bool)
             return {"pixel_values": pixels[None], "pixel_attention_mask": ones}
         if self.kind in ("idefics", "instructblipvideo"):
             return {"pixel_values": pixels[None]}
@@ -114,9 +140,8 @@ class Tensors:
             mask = torch.ones(1, 1, dtype=torch.bool)
             return {"pixel_values": pixels[None], "pixel_attention_mask": mask}
         if self.kind == "kosmos-2.5":
-            places = torch.stack(torch.meshgrid(*[torch.arange(4.0)] * 2, indexing="ij"), -1)
             patches = self._packed(pixels)["pixel_values"]
-            return {"flattened_patches": torch.cat([places.reshape(1, 16, 2), patches], dim=-1)}
+            return {"flattened_patches": torch.cat([_places()[None].float(), patches], dim=-1)}
         if self.kind in _TILED:
             size = torch.tensor([[side, side]])
             return {"pixel_values": pixels.repeat(2, 1, 1, 1)[None], "image_sizes": size}
@@ -144,6 +169,11 @@ class Tensors:
         if "image_merge_sizes" in self._asks:
             found["image_merge_sizes"] = torch.tensor([2])
         return found
+
+    def _squares(self, pixels: Tensor, side: int) -> Tensor:
+        """Cuts a picture into squares, [square side side channel]."""
+        parts = pixels[0].unfold(1, side, side).unfold(2, side, side)  # [c g g side side]
+        return parts.permute(1, 2, 3, 4, 0).reshape(-1, side, side, 3)
 
     def _packed(self, pixels: Tensor) -> dict[str, Tensor]:
         grid = IMAGE // PATCH
@@ -182,3 +212,9 @@ class Tensors:
         if isinstance(found, tuple | list):
             found = torch.cat([one.flatten(0, -2) for one in found])
         return int(found.numel() // found.shape[-1])
+
+
+def _places() -> Tensor:
+    """Says where each of a picture's patches lies, [patch 2]."""
+    side = torch.arange(IMAGE // PATCH)
+    return torch.cartesian_prod(side, side)

@@ -272,13 +272,10 @@ def _linear_layers(model: PreTrainedModel, blocks: Sequence[str], tower: Tower) 
             if id(layer.weight) in seen:
                 continue
             seen.add(id(layer.weight))
+            rows, columns = layer.weight.shape
             layers.append(
                 LayerShape(
-                    name=f"{block}.{name}",
-                    tower=tower,
-                    block=number,
-                    rows=layer.out_features,
-                    columns=layer.in_features,
+                    name=f"{block}.{name}", tower=tower, block=number, rows=rows, columns=columns
                 )
             )
     if not layers:

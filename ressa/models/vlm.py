@@ -96,7 +96,18 @@ class Batch:
         return self.rows is None or set(self._some_rows) == {1}
 
     def with_pictures(self, index: Int[Tensor, " picture"]) -> dict[str, Tensor]:
-        """Returns the inputs with these pictures, in this order."""
+        """Returns the inputs with these pictures, in this order, as the model reads them."""
+        inputs = self._picked(index)
+        if self.rows is None:
+            return inputs
+        rows = {name: [counts[n] for n in index.tolist()] for name, counts in self.rows.items()}
+        if "image_token_pooling" in rows:
+            _shift_places(inputs, rows)
+        elif "target_sizes" in rows and set(rows["pixel_values"]) == {1}:
+            _lay_end_to_end(inputs, rows)
+        return inputs
+
+    def _picked(self, index: Int[Tensor, " picture"]) -> dict[str, Tensor]:
         if self.rows is None:
             return {**self.inputs, "pixel_values": self.inputs["pixel_values"][index]}
         inputs = dict(self.inputs)
@@ -109,7 +120,7 @@ class Batch:
         """Picks questions, and once each the pictures that they look at."""
         index = torch.tensor(rows, device=self.image_index.device)
         images, image_index = torch.unique(self.image_index[index], return_inverse=True)
-        inputs = self.with_pictures(images)
+        inputs = self._picked(images)
         kept = images.tolist()
         return Batch(
             inputs={n: v if n in self.of_pictures else v[index] for n, v in inputs.items()},
@@ -256,7 +267,7 @@ class VLM:
         """
         model: Any = self.model
         beams = {} if decoding.beams == 1 else {"length_penalty": decoding.length_penalty}
-        with self._shared_pictures(batch, decoding.beams) as inputs:
+        with self._shared_pictures(batch) as inputs:
             tokens = model.generate(
                 **inputs,
                 max_new_tokens=max_new_tokens,
@@ -343,6 +354,11 @@ class VLM:
     def _processed(self, example: Example, picture: Image) -> dict[str, Tensor]:
         text = self.prompt(example.question, verbatim=example.verbatim)
         encoded = self.processor(images=[picture], text=[text], return_tensors="pt")
+        if "input_ids" not in encoded:
+            raise SpecError(
+                f"model {self.name}: its processor makes no input_ids of a question. A model that "
+                "reads pictures alone cannot be asked one; choose a model that reads text too."
+            )
         return {name: t for name, t in encoded.items() if isinstance(t, Tensor)}
 
     def _answer_ids(self, answer: str) -> Int[Tensor, " time"]:
@@ -383,42 +399,41 @@ class VLM:
         }
 
     @contextmanager
-    def _shared_pictures(self, batch: Batch, beams: int = 1) -> Iterator[dict[str, Tensor]]:
-        """Hands each question its picture's rows where the vision tower, or connector, ends.
+    def _shared_pictures(self, batch: Batch) -> Iterator[dict[str, Tensor]]:
+        """Hands each question its picture's rows, of which the vision tower sees each once.
 
-        So it runs once a picture, and everything after sees one picture a question, as if the
-        pixels had been repeated. That is what is done where a picture is more than one row of
-        pixel values: the tower then runs once a question. What transformers itself repeated for
-        each beam of a search is cut back before the tower, and repeated behind it.
+        They are cut down to one a picture where the tower begins, and repeated where it, or the
+        connector, ends: nothing else of the model can tell. Where a picture is more than one row of
+        pixel values, the tower runs once a question instead.
         """
         pictures = batch.pictures
         towers = self.vision_roots
-        if len(batch) == pictures and batch.image_index.equal(
+        inputs = batch.with_pictures(batch.image_index)
+        is_each_once = len(batch) == pictures and batch.image_index.equal(
             torch.arange(pictures, device=batch.image_index.device)
-        ):
-            yield batch.inputs
+        )
+        if is_each_once or not batch.is_shareable or len(towers) > 1:
+            yield inputs
             return
-        if not batch.is_shareable or len(towers) > 1:
-            yield batch.with_pictures(batch.image_index)
-            return
-        repeated = False
+        which = batch.image_index.tolist()
+        first = torch.tensor([which.index(n) for n in range(pictures)], device=self.model.device)
+        beams = 0  # rows that transformers made of each question's, once the tower has been reached
 
-        def cut(module: nn.Module, args: Any, inputs: dict[str, Any]) -> Any:
-            nonlocal repeated
-            pixels = inputs.get("pixel_values", args[0] if args else None)
-            if _shown.get() is not batch or pixels is None:
-                return None
-            repeated = len(pixels) == pictures * beams
-            if not repeated:
-                return None
-            if "pixel_values" in inputs:
-                return args, inputs | {"pixel_values": pixels[::beams]}
-            return (pixels[::beams], *args[1:]), inputs
+        def cut(module: nn.Module, args: Any, named: dict[str, Any]) -> Any:
+            nonlocal beams
+            pixels = named.get("pixel_values", args[0] if args else None)
+            if _shown.get() is not batch or pixels is None or len(pixels) % len(batch):
+                return None  # another pass of the model, in a context of its own
+            beams = len(pixels) // len(batch)
+            pixels = pixels[first * beams]
+            if "pixel_values" in named:
+                return args, named | {"pixel_values": pixels}
+            return (pixels, *args[1:]), named
 
         behind = self.model.config.model_type in _SHARED_BEHIND_CONNECTOR
 
         def repeat(module: nn.Module, args: object, output: Any) -> Any:
-            if _shown.get() is not batch:  # another pass of the model, in a context of its own
+            if _shown.get() is not batch or not beams:
                 return None
             if behind and (output.dim() != 3 or len(output) != pictures):  # [image token hidden]
                 raise SpecError(
@@ -426,22 +441,40 @@ class VLM:
                     "pictures, not a fixed number of tokens for each, as BLIP-2 and LLaVA do. "
                     "Choose a model of such a type."
                 )
-            index = batch.image_index
-            index = index.repeat_interleave(beams) if repeated else index
-            return _repeated(output, index, pictures)
+            return _repeated(output, batch.image_index.repeat_interleave(beams), pictures)
 
-        where = self.towers.projector if behind else towers[0]
-        hooks = [self.model.get_submodule(where).register_forward_hook(repeat)]
-        if beams > 1:
-            tower = self.model.get_submodule(towers[0])
-            hooks.append(tower.register_forward_pre_hook(cut, with_kwargs=True))
+        tower = self.model.get_submodule(towers[0])
+        end = self.model.get_submodule(self.towers.projector) if behind else tower
+        hooks = [
+            tower.register_forward_pre_hook(cut, with_kwargs=True),
+            end.register_forward_hook(repeat),
+        ]
         token = _shown.set(batch)
         try:
-            yield batch.inputs
+            yield inputs
         finally:
             _shown.reset(token)
             for hook in hooks:
                 hook.remove()
+
+
+def _shift_places(inputs: dict[str, Tensor], rows: Mapping[str, Sequence[int]]) -> None:
+    """Counts the places that Molmo pools over through all pictures, not anew in each."""
+    crops = torch.tensor(rows["pixel_values"]).cumsum(0) - torch.tensor(rows["pixel_values"])
+    patches = inputs["pixel_values"].shape[1]
+    before = crops.repeat_interleave(torch.tensor(rows["image_token_pooling"])) * patches
+    places = inputs["image_token_pooling"]
+    moved = places + before[:, None].to(places.device)
+    inputs["image_token_pooling"] = moved.where(places >= 0, places)  # -1 is no place
+
+
+def _lay_end_to_end(inputs: dict[str, Tensor], rows: Mapping[str, Sequence[int]]) -> None:
+    """Makes one picture of all, as MiniCPM reads them: [1 channel side width], patch by patch."""
+    pixels = inputs["pixel_values"]
+    sizes = inputs["target_sizes"].prod(dim=1).split(list(rows["target_sizes"]))
+    widths = [int(size.sum()) * pixels.shape[2] for size in sizes]
+    parts = [one[:, :, :width] for one, width in zip(pixels, widths, strict=True)]
+    inputs["pixel_values"] = torch.cat(parts, dim=-1)[None]
 
 
 def _is_text(name: str, tensor: Tensor, shape: torch.Size) -> bool:

@@ -10,6 +10,7 @@ workers share the chunks.
 
 * Vision tower: every token of an image, once for each question that looks at the image. The tower
   encodes a distinct image of a chunk once, so its rows are weighted by the number of questions.
+  Rows that fill a smaller image up, by the mask that the tower is given, do not count.
 * Language model, decoder only: the positions that the attention mask admits (image tokens, prompt
   and answer).
 * Language model, encoder: likewise (query tokens and prompt). Decoder: the positions that predict
@@ -185,6 +186,8 @@ class _ChunkPass(Pass):
         self.batch = batch
         self.encoded: Tensor | None = None
         """The language encoder's output."""
+        self.shown: Tensor | None = None
+        """Which of the vision tower's places show something, where some do not."""
         self.inputs: dict[str, tuple[weakref.ref[Tensor], int]] = {}
         """What each leader read last."""
 
@@ -211,11 +214,12 @@ class _Observer:
         self.blocks = [vlm.model.get_submodule(name) for name in vlm.towers.blocks[tower]]
         self._encoder = _language_encoder(vlm)
         self._leaders: dict[str, str] = {}  # of each layer, the first one that reads its input
+        self._mixed: set[str] = set()  # layers that read several inputs, which nobody follows
         self._shared: dict[str, LayerStatistics] = {}  # of leaders that later blocks may follow
         self._scout: _ChunkPass | None = None
         self._pass: _ChunkPass | None = None  # whose block is being observed
         self._workers = rank_and_world_size()[1]
-        self._calls: Counter[str] = Counter()  # how often a pass runs each leader of the block
+        self._calls: Counter[str] = Counter()  # how often a pass runs each layer of the block
         self._total: dict[str, _Sums] = {}
         self._parts: dict[str, list[_Sums]] = {}  # this worker's, to be sent to the others
 
@@ -227,6 +231,10 @@ class _Observer:
         with ExitStack() as hooks:
             if encoder is not None:
                 hooks.callback(encoder.register_forward_hook(_remember_encoded).remove)
+            for root in self._vlm.vision_roots if self._tower == "vision" else ():
+                module = self._vlm.model.get_submodule(root)
+                hook = module.register_forward_pre_hook(_remember_shown, with_kwargs=True)
+                hooks.callback(hook.remove)
             for layer in (layer for layers in self._layers.values() for layer in layers):
                 module = self._vlm.model.get_submodule(layer.name)
                 listen = partial(self._listen, layer, module in inside)
@@ -247,7 +255,7 @@ class _Observer:
         device = next(self.blocks[block].parameters()).device
         self._total = {}
         for layer in self._layers.get(block, ()):
-            if layer.name in self._calls:
+            if layer.name in self._calls and self._leaders[layer.name] == layer.name:
                 size = layer.columns
                 moments = torch.zeros(2 * size + 1, dtype=torch.float64, device=device)
                 gram = torch.zeros(size, size, dtype=torch.float32, device=device)
@@ -305,13 +313,15 @@ class _Observer:
                 )
             mirror_upper(gram)
             sums, square_sums, tokens = moments.cpu().split([layer.columns, layer.columns, 1])
-            found[layer.name] = self._shared[leader] = LayerStatistics(
+            found[layer.name] = LayerStatistics(
                 samples=samples,
                 tokens=int(tokens),
                 sums=sums.clone(),
                 square_sums=square_sums.clone(),
                 gram=gram,
             )
+            if leader not in self._mixed:
+                self._shared[leader] = found[layer.name]
         return Statistics(found)
 
     def _is_expert(self, layer: LayerShape) -> bool:
@@ -325,6 +335,12 @@ class _Observer:
             return
         reader = each.reader(inputs)
         leader = self._leaders.setdefault(layer.name, reader or layer.name)
+        if leader != layer.name and reader != leader and each is self._scout:
+            # It runs once more on another input: T5Gemma 2's keys and values read the encoder's
+            # output too. It shares no sums then.
+            leader = self._leaders[layer.name] = layer.name
+            self._mixed.add(layer.name)
+        self._calls[layer.name] += each is self._scout
         if leader != layer.name:
             if reader != leader:
                 raise CalibrationError(
@@ -332,10 +348,9 @@ class _Observer:
                     "Statistics of this architecture are not supported."
                 )
             return
-        each.remember(layer.name, inputs)
-        if each is self._scout:
-            self._calls[layer.name] += 1
-        else:
+        if layer.name not in self._mixed:
+            each.remember(layer.name, inputs)
+        if each is not self._scout:
             self._add(layer, inputs, self._weights(layer, in_encoder, module, inputs, each))
 
     def _add(self, layer: LayerShape, inputs: Tensor, weights: Tensor) -> None:
@@ -381,12 +396,19 @@ class _Observer:
     ) -> Tensor:
         batch = each.batch
         if layer.tower == "vision":
-            return _image_weights(batch, rows, len(self._vlm.vision_roots))
+            weights = _image_weights(batch, rows, len(self._vlm.vision_roots))
+            if each.shown is None or rows % each.shown.numel():
+                return weights
+            shown = each.shown.reshape(-1).repeat_interleave(rows // each.shown.numel())
+            return weights * shown.to(weights.device)
         if self._encoder is None or in_encoder or inputs is each.encoded:
             weights = batch.inputs["attention_mask"]
         else:
             assert batch.labels is not None  # encoded with answers
             weights = (batch.labels != NO_LABEL).long()
+        kinds = batch.inputs.get("moe_mm_token_type_ids")
+        if weights.numel() != rows and kinds is not None:  # a mixture of one kind of token alone
+            weights = weights[kinds.bool() == ("vision" in layer.name)]
         if weights.numel() != rows and rows % len(batch) == 0:
             return torch.ones(rows)  # cross-attention's keys and values read a picture's tokens
         return weights.reshape(-1)
@@ -404,6 +426,23 @@ def _remember_encoded(module: nn.Module, args: Any, output: Any) -> None:
     current = getcurrent()
     if isinstance(current, _ChunkPass):
         current.encoded = output if isinstance(output, Tensor) else output[0]
+
+
+def _remember_shown(module: nn.Module, args: Any, named: dict[str, Any]) -> None:
+    """Reads off a vision tower's inputs which of its places show something."""
+    current = getcurrent()
+    if not isinstance(current, _ChunkPass):
+        return
+    current.shown = None
+    for name, value in named.items():
+        if not isinstance(value, Tensor):
+            continue
+        if "mask" in name and not value.is_floating_point():
+            current.shown = value != 0
+        elif name == "pixel_position_ids":  # Gemma 4: -1 where there is nothing
+            current.shown = (value >= 0).all(dim=-1)
+        elif name == "flattened_patches":  # Kosmos 2.5: all zeros where there is nothing
+            current.shown = value.any(dim=-1)
 
 
 def _image_weights(batch: Batch, rows: int, towers: int) -> Num[Tensor, " token"]:

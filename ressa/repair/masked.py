@@ -15,7 +15,7 @@ from typing import Any, ClassVar, cast
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from ressa.repair.adapted import AdaptedLinear
 from ressa.repair.bits import unpack
@@ -29,7 +29,15 @@ class _MaskedGradientLinear(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor, keep_bits: Tensor | None, bias: Tensor | None
     ) -> Tensor:
         ctx.save_for_backward(x, weight, keep_bits)
-        return nn.functional.linear(x, weight.to(x.dtype), bias)
+        # Not a view, which a model could not change in place, as Llama 4 does.
+        output = x.new_empty(*x.shape[:-1], len(weight))
+        tokens, rows = x.reshape(-1, weight.shape[1]), output.view(-1, len(weight))
+        weight = weight.to(x.dtype).t()
+        if bias is None:
+            torch.mm(tokens, weight, out=rows)
+        else:
+            torch.addmm(bias, tokens, weight, out=rows)
+        return output
 
     @staticmethod
     @torch.autograd.function.once_differentiable

@@ -51,7 +51,9 @@ class _MaskedUpdateLinear(torch.autograd.Function):
         ctx.save_for_backward(x, weight, keep_bits, lora_a, lora_b)
         ctx.scale, ctx.straight_through = scale, straight_through
         tokens = x.reshape(-1, weight.shape[1])  # [token in]
-        output = x.new_empty(len(tokens), len(weight))
+        # Not a view, which a model could not change in place, as Llama 4 does.
+        result = x.new_empty(*x.shape[:-1], len(weight))
+        output = result.view(-1, len(weight))  # [token out]
         lora_a, lora_b = lora_a.to(weight.dtype), lora_b.to(weight.dtype)
         space = None
         for rows in row_chunks(weight, len(tokens)):
@@ -61,7 +63,7 @@ class _MaskedUpdateLinear(torch.autograd.Function):
                 torch.mm(tokens, masked.t(), out=output[:, rows])
             else:
                 torch.addmm(bias[rows], tokens, masked.t(), out=output[:, rows])
-        return output.view(*x.shape[:-1], len(weight))
+        return result
 
     @staticmethod
     @torch.autograd.function.once_differentiable

@@ -47,7 +47,9 @@ class _ScaledLinear(torch.autograd.Function):
         ctx.save_for_backward(x, weight, spp_alpha, spp_beta)
         ctx.scale = scale
         tokens = x.reshape(-1, weight.shape[1])  # [token in]
-        output = x.new_empty(len(tokens), len(weight))
+        # Not a view, which a model could not change in place, as Llama 4 does.
+        result = x.new_empty(*x.shape[:-1], len(weight))
+        output = result.view(-1, len(weight))  # [token out]
         space = None
         for rows in row_chunks(weight, len(tokens)):
             space = space_for(space, weight[rows])
@@ -55,7 +57,7 @@ class _ScaledLinear(torch.autograd.Function):
             torch.mm(tokens, scaled.t(), out=output[:, rows])
         if bias is not None:
             output += bias
-        return output.view(*x.shape[:-1], len(weight))
+        return result
 
     @staticmethod
     @torch.autograd.function.once_differentiable

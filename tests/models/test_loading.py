@@ -1,9 +1,13 @@
+import json
 import logging
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModelForImageTextToText, LlavaConfig
 
 from ressa.catalog import MODELS
 from ressa.errors import SpecError
@@ -12,16 +16,93 @@ from ressa.models.identity import fingerprint, is_on_hub, pinned
 from ressa.spec import ModelRef
 
 
-def test_weights_are_mapped_from_their_file_and_so_shared_by_workers_of_a_node() -> None:
-    vlm = load_vlm("pocket-blip2")
+@pytest.mark.parametrize("shard", ["1GB", "500KB"])
+def test_weights_are_mapped_from_their_files_and_so_shared_by_workers_of_a_node(
+    shard: str, tmp_path: Path
+) -> None:
+    pocket = load_vlm("pocket-blip2")
+    pocket.model.save_pretrained(tmp_path, max_shard_size=shard)
+    pocket.processor.save_pretrained(tmp_path)
+    files = len(list(tmp_path.glob("*.safetensors")))
+    assert (files == 1) == (shard == "1GB")
+    vlm = load_vlm(str(tmp_path))
     maps = [line.split() for line in Path("/proc/self/maps").read_text().splitlines()]
     mapped = [
         tuple(int(end, 16) for end in fields[0].split("-"))
         for fields in maps
-        if fields[-1].endswith("pocket-blip2/model.safetensors")
+        if fields[-1].startswith(f"{tmp_path}/model") and fields[-1].endswith(".safetensors")
     ]
+    assert len(mapped) >= files
     for name, parameter in vlm.model.named_parameters():
         assert any(low <= parameter.data_ptr() < high for low, high in mapped), name
+
+
+# Loads a model, reads every weight, and tells on demand how many bytes its weights' files take of
+# the memory (those of a page that two processes map count half), and how many it holds by itself.
+_WORKER = """
+import json, sys
+from ressa.models import load_vlm
+from ressa.spec import ModelRef
+
+load_vlm("pocket-llava")  # whatever loading takes by itself is there before
+def memory():
+    mapped = anonymous = 0
+    of_weights = False
+    for line in open("/proc/self/smaps"):
+        if "-" in line.split()[0]:
+            of_weights = line.rstrip().endswith(".safetensors")
+        elif line.startswith("Pss:") and of_weights:
+            mapped += int(line.split()[1]) * 1024
+        elif line.startswith("Anonymous:"):
+            anonymous += int(line.split()[1]) * 1024
+    return mapped, anonymous
+
+before = memory()[1]
+vlm = load_vlm(ModelRef(id=sys.argv[1], dtype="bfloat16"))
+for parameter in vlm.model.parameters():
+    parameter.abs().max()
+print("read", flush=True)
+for _ in sys.stdin:
+    mapped, anonymous = memory()
+    print(json.dumps([mapped, anonymous - before]), flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_two_workers_of_a_node_hold_one_copy_of_a_large_models_weights(tmp_path: Path) -> None:
+    vision = {"model_type": "clip_vision_model", "hidden_size": 512, "intermediate_size": 2048}
+    vision |= {"num_hidden_layers": 8, "num_attention_heads": 8, "image_size": 32, "patch_size": 8}
+    text = {"model_type": "llama", "hidden_size": 1024, "intermediate_size": 4096}
+    text |= {"num_hidden_layers": 14, "num_attention_heads": 8, "vocab_size": 200}
+    config = LlavaConfig(vision_config=vision, text_config=text)
+    model = AutoModelForImageTextToText.from_config(config).to(torch.bfloat16)
+    model.save_pretrained(tmp_path, max_shard_size="100MB")
+    load_vlm("pocket-llava").processor.save_pretrained(tmp_path)
+    size = sum(file.stat().st_size for file in tmp_path.glob("*.safetensors"))
+    assert size > 400e6
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-c", _WORKER, str(tmp_path)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    try:
+        told = []
+        for worker in workers:
+            assert worker.stdout is not None and worker.stdout.readline() == "read\n"
+        for worker in workers:
+            assert worker.stdin is not None and worker.stdout is not None
+            worker.stdin.write("now\n")
+            worker.stdin.flush()
+            told.append(json.loads(worker.stdout.readline()))
+    finally:
+        for worker in workers:
+            worker.communicate()
+    assert abs(sum(mapped for mapped, _ in told) - size) < 0.05 * size
+    assert all(own < 0.1 * size for _, own in told)
 
 
 def test_pickled_weights_are_refused_by_name(tmp_path: Path) -> None:

@@ -10,7 +10,9 @@ from transformers import (
     Blip2Config,
     Blip2ForConditionalGeneration,
     FuyuConfig,
+    InstructBlipConfig,
     Qwen3VLMoeConfig,
+    T5Config,
 )
 from transformers.modeling_utils import PreTrainedModel
 
@@ -104,21 +106,43 @@ def test_the_pocket_models_have_the_layers_that_they_should() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "language_billions", "language_blocks"),
+    ("name", "language_billions", "language_blocks", "language_layers"),
     [
-        ("Salesforce/instructblip-flan-t5-xl", 2.718, 48),
-        ("Salesforce/blip2-flan-t5-xl", 2.718, 48),
-        ("Salesforce/instructblip-vicuna-7b", 6.476, 32),
+        # 24 blocks of 7 layers in T5's encoder, 24 of 11 in its decoder; 32 of 7 in Vicuna.
+        ("Salesforce/instructblip-flan-t5-xl", 2.718, 48, 24 * 7 + 24 * 11),
+        ("Salesforce/blip2-flan-t5-xl", 2.718, 48, 24 * 7 + 24 * 11),
+        ("Salesforce/instructblip-vicuna-7b", 6.476, 32, 32 * 7),
     ],
 )
 def test_the_papers_models_have_as_many_prunable_weights_as_counted_from_the_papers_code(
-    name: str, language_billions: float, language_blocks: int
+    name: str, language_billions: float, language_blocks: int, language_layers: int
 ) -> None:
     inventory = MODELS[name].inventory()
     assert round(inventory.prunable("vision") / 1e9, 3) == 0.984  # EVA-CLIP-g's 39 blocks
     assert round(inventory.prunable("language") / 1e9, 3) == language_billions
     assert len({layer.block for layer in inventory.tower("vision")}) == 39
     assert len({layer.block for layer in inventory.tower("language")}) == language_blocks
+    assert len(inventory.tower("language")) == language_layers
+
+
+def test_towers_of_the_papers_dimensions_are_found_as_the_package_lists_them() -> None:
+    # InstructBlipConfig's own vision tower and Q-Former are the paper's; FLAN-T5-XL as published.
+    t5 = T5Config(
+        vocab_size=32128,
+        d_model=2048,
+        d_ff=5120,
+        num_layers=24,
+        num_heads=32,
+        feed_forward_proj="gated-gelu",
+        tie_word_embeddings=False,
+    )
+    config = InstructBlipConfig(text_config=t5.to_dict())
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(config)
+    found, listed = find_towers(model), MODELS["Salesforce/instructblip-flan-t5-xl"].inventory()
+    assert found.inventory.layers == listed.layers
+    stacks = {name.rsplit(".", 2)[0] for name in found.blocks["language"]}
+    assert stacks == {"language_model.encoder", "language_model.decoder"}
 
 
 def test_a_decoder_only_blip2_is_taken_apart_too() -> None:

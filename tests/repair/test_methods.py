@@ -97,6 +97,13 @@ def test_straight_through_takes_the_gradient_that_no_mask_would_give(half: Tenso
 
 
 @pytest.mark.parametrize("method", METHODS)
+def test_a_model_may_change_an_output_in_place(method: str, half: Tensor) -> None:
+    layer = adapted(method, half)
+    layer(inputs().requires_grad_()).add_(1).sum().backward()  # as Llama 4's mixtures do
+    assert all(parameter.grad is not None for parameter in layer.trained.values())
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_before_training_every_method_is_the_pruned_layer(method: str, half: Tensor) -> None:
     layer = adapted(method, half, trained=False)
     weight = layer.weight.detach().clone()
