@@ -261,22 +261,24 @@ def _covers(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
 
 def _options(points: "pandas.Series") -> list[str]:
     """Returns what each point says beside the sparsities, as words."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
+    import pandas as pd
 
-    texts = pa.array(points, from_pandas=True).cast(pa.string()).fill_null("{}")
+    texts = points.astype("str").fillna("{}")
     # Sparsities differ from trial to trial; without them few texts are left to be parsed.
-    nothing_else = pc.match_substring_regex(texts, rf"^\{{({_SPARSITY}(, )?)*\}}$")
-    texts = pc.if_else(nothing_else, "{}", texts)
-    rest = pc.replace_substring_regex(texts, f"(, )?{_SPARSITY}", "")
-    is_flat = pc.equal(pc.count_substring(texts, "{"), 1)
-    found = pc.if_else(is_flat, pc.replace_substring(rest, "{, ", "{"), texts)
-    words = [_words(text) for text in found.unique().to_pylist()]
-    return [words[at] for at in pc.index_in(found, value_set=found.unique()).to_pylist()]
+    texts = texts.mask(texts.str.fullmatch(rf"\{{({_SPARSITY}(, )?)*\}}"), "{}")
+    rest = texts.str.replace(f"(, )?{_SPARSITY}", "", regex=True)
+    rest = rest.str.replace("{, ", "{", regex=False)
+    is_flat = texts.str.count(r"\{") == 1
+    numbers, distinct = pd.factorize(rest.where(is_flat, texts))
+    words = [_words(text) for text in distinct]
+    return [words[number] for number in numbers]
 
 
 def _words(point: str) -> str:
-    chosen = json.loads(point)
+    try:
+        chosen = dict(json.loads(point))
+    except (ValueError, TypeError, RecursionError):  # another program wrote it
+        return point
     return " ".join(f"{field}={value}" for field, value in chosen.items() if field not in _CHOSEN)
 
 
