@@ -83,14 +83,14 @@ def _append(folder: Path, trials: int) -> float:
     sweep, count = open_store(folder).sweep("bench"), 2 * FAN_IN  # each table is merged twice
     commit(sweep, trials)
     new = range(trials + 1, trials + 1 + count)
-    return _cpu(lambda: [commit(sweep, number) for number in new]) / count
+    return _seconds(lambda: [commit(sweep, number) for number in new]) / count
 
 
 def _questions(folder: Path) -> Iterator[Row]:
     shape = f"{TRIALS:,} trials, {TRIALS * CURVE:,} curve rows, {TRIALS * ANSWERS:,} answers"
 
     def asked(name: str, limit: float, ask: Callable[[], object]) -> Row:
-        taken = [_cpu(ask) for _ in range(3)]
+        taken = [_seconds(ask) for _ in range(3)]
         return Row(
             name=name,
             shape=shape,
@@ -137,10 +137,11 @@ def _questions(folder: Path) -> Iterator[Row]:
     )
 
 
-def _cpu(work: Callable[[], object]) -> float:
-    began = time.process_time()
+def _seconds(work: Callable[[], object]) -> float:
+    """Returns how long it takes, as whoever waits for it sees it."""
+    began = time.perf_counter()
     work()
-    return time.process_time() - began
+    return time.perf_counter() - began
 
 
 def _name(number: int) -> str:

@@ -60,6 +60,8 @@ _READ = [
 
 _SUCCESSFUL = ("succeeded", "reused")
 _CHOSEN = ("vision_sparsity", "language_sparsity", "sparsity", "budget")  # these have columns
+_SPARSITY = rf'"({"|".join(_CHOSEN)})": ("[^"\\]*"|[^",\\{{}}\[\]]+)'
+"""One of them in a point's JSON, as a regular expression."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,7 +118,7 @@ def results_table(sweep: SweepStore) -> "pandas.DataFrame":
             "language_sparsity": _realised(trials, "language"),
             "score": trials["score"],
             "best": _is_best(trials),
-            "options": [_options(point) for point in trials["point"]],
+            "options": _options(trials["point"]),
         }
     )
     frame.attrs["about"] = about
@@ -199,26 +201,17 @@ def recovery(repaired: float, pruned: float, dense: float, standard_error: float
     return (repaired - pruned) / lost
 
 
-def _recovery(
-    trials: "pandas.DataFrame", dense: float | None, dense_standard_error: float
-) -> list[float]:
+def _recovery(trials: "pandas.DataFrame", dense: float | None, dense_standard_error: float) -> Any:
+    """`recovery` of each trial of the search."""
+    import numpy as np
+
     if dense is None:
-        return [math.nan] * len(trials)
-    columns = ("role", "score_repaired", "score_pruned", "score_pruned_se")
-    return [
-        math.nan
-        if role == "baseline"
-        else recovery(
-            repaired,
-            pruned,
-            dense,
-            # As if the two were independent: they answer the same questions, so this is cautious.
-            math.hypot(dense_standard_error, _number(standard_error) or 0.0),
-        )
-        for role, repaired, pruned, standard_error in zip(
-            *(trials[column] for column in columns), strict=True
-        )
-    ]
+        return math.nan
+    lost = dense - trials["score_pruned"]
+    # As if the two were independent: they answer the same questions, so this is cautious.
+    standard_error = np.hypot(dense_standard_error, trials["score_pruned_se"].fillna(0.0))
+    told = (trials["role"] != "baseline") & (lost > 2 * standard_error)
+    return (trials["score_repaired"] - trials["score_pruned"]).where(told) / lost.where(told)
 
 
 def _realised(trials: "pandas.DataFrame", tower: str) -> "pandas.Series":
@@ -266,8 +259,26 @@ def _covers(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
     return all(a >= b for a, b in zip(one, other, strict=True))
 
 
-def _options(point: Any) -> str:
-    chosen = json.loads(point) if isinstance(point, str) else {}
+def _options(points: "pandas.Series") -> list[str]:
+    """Returns what each point says beside the sparsities, as words."""
+    import pandas as pd
+
+    texts = points.astype("str").fillna("{}")
+    # Sparsities differ from trial to trial; without them few texts are left to be parsed.
+    texts = texts.mask(texts.str.fullmatch(rf"\{{({_SPARSITY}(, )?)*\}}"), "{}")
+    rest = texts.str.replace(f"(, )?{_SPARSITY}", "", regex=True)
+    rest = rest.str.replace("{, ", "{", regex=False)
+    is_flat = texts.str.count(r"\{") == 1
+    numbers, distinct = pd.factorize(rest.where(is_flat, texts))
+    words = [_words(text) for text in distinct]
+    return [words[number] for number in numbers]
+
+
+def _words(point: str) -> str:
+    try:
+        chosen = dict(json.loads(point))
+    except (ValueError, TypeError, RecursionError):  # another program wrote it
+        return point
     return " ".join(f"{field}={value}" for field, value in chosen.items() if field not in _CHOSEN)
 
 
@@ -287,7 +298,7 @@ def _about(sweep: SweepStore, trials: "pandas.DataFrame") -> About:
     if len(dense):
         value, standard_error = dense["score"].iloc[0], dense["score_pruned_se"].iloc[0]
     else:
-        value, standard_error = _dense_from_scores(sweep, first("metric"))
+        value, standard_error = _dense_from_scores(sweep, trials, first("metric"))
     repaired = score_of("dense-repaired")
     return About(
         sweep=sweep.name,
@@ -306,15 +317,21 @@ def _about(sweep: SweepStore, trials: "pandas.DataFrame") -> About:
     )
 
 
-def _dense_from_scores(sweep: SweepStore, metric: str | None) -> tuple[Any, Any]:
+def _dense_from_scores(
+    sweep: SweepStore, trials: "pandas.DataFrame", metric: str | None
+) -> tuple[Any, Any]:
     """The dense model's score without the baseline trial: every trial scores it as a yardstick."""
     if metric is None:
         return None, None
     task, _, name = metric.rpartition(".")
     which = {"task": task, "metric": name, "state": "dense", "image": "real"}
-    found = sweep.read("scores", columns=["value", "standard_error"], where=which).slice(0, 1)
-    row = found.to_pylist()
-    return (row[0]["value"], row[0]["standard_error"]) if row else (None, None)
+    # Of one trial that has a score this is quickly found; any other has the same.
+    scored = trials.loc[trials["score_pruned"].notna(), "trial"]
+    for narrower in (*({"trial": trial} for trial in scored[:1]), {}):
+        found = sweep.read("scores", columns=["value", "standard_error"], where=which | narrower)
+        for row in found.slice(0, 1).to_pylist():
+            return row["value"], row["standard_error"]
+    return None, None
 
 
 def _methods(trials: "pandas.DataFrame") -> str | None:
@@ -322,13 +339,11 @@ def _methods(trials: "pandas.DataFrame") -> str | None:
     searched = trials[trials["role"] == "search"]
     pairs = {
         tower: sorted(
-            {
-                _method_words(method, group)
-                for method, group in zip(
-                    searched[f"{tower}_method"], searched[f"{tower}_group"], strict=True
-                )
-                if isinstance(method, str)
-            }
+            _method_words(method, group)
+            for method, group in searched[[f"{tower}_method", f"{tower}_group"]]
+            .drop_duplicates()
+            .itertuples(index=False)
+            if isinstance(method, str)
         )
         for tower in ("vision", "language")
     }

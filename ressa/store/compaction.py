@@ -16,7 +16,15 @@ from typing import TYPE_CHECKING
 from ressa.errors import StoreError
 from ressa.store import rows as row_files
 from ressa.store.objects import Objects
-from ressa.store.parts import Part, TableFiles, attempt_of, finished, merged_name, once
+from ressa.store.parts import (
+    Part,
+    TableFiles,
+    attempt_of,
+    end_to_end,
+    finished,
+    merged_name,
+    once,
+)
 from ressa.store.scan import full_schema, joined
 from ressa.store.schema import TABLES
 
@@ -70,7 +78,7 @@ class Compaction:
             self._remove_originals(table)
             self._tidy.add(table)
         levels: dict[int, list[Part]] = defaultdict(list)
-        for part in sorted(self._files[table].parts(), key=lambda part: part.commits[0]):
+        for part in sorted(self._files[table].parts(), key=lambda part: part.first):
             # Full files and those of other programs stay as they are.
             if (
                 part.is_ours
@@ -93,19 +101,22 @@ class Compaction:
         if part.level or not TABLES[table].of_attempts:
             return True
         if self._ended is None:
-            self._ended = finished(self._files["trials"].parts(), all_attempts=True)
+            ended = finished(self._files["trials"].parts(), all_attempts=True)
+            self._ended = set(ended.to_pylist())
         return attempt_of(part.name) in self._ended
 
     def _remove_originals(self, table: str) -> None:
         """Ends merges that were cut short: removes what sound merged files hold."""
+        import pyarrow.compute as pc
+
         files = self._files[table]
         parts = files.parts()
         chosen, _ = once(parts)
         kept = {part.name for part in chosen}
         originals = [part for part in parts if part.is_ours and part.name not in kept]
-        held = {commit for part in originals for commit in part.commits}
+        held = end_to_end(part.commits for part in originals)
         for part in chosen:
-            if part.level and not held.isdisjoint(part.commits):
+            if part.level and pc.any(pc.is_in(held, value_set=part.commits)).as_py():
                 files.read(part)  # raises if it is not whole
                 self._objects.make_durable(files.path(part.name))
         for part in originals:
@@ -121,7 +132,7 @@ class Compaction:
                 break
             tables.append(found)
         taken = parts[: len(tables)]
-        held = [commit for part in taken for commit in part.commits]
+        held = [commit for part in taken for commit in part.commits.to_pylist()]
         commits = sorted(set(held))
         merged = joined(full_schema(table, [one.schema for one in tables]), tables)
         whose = ("trial", "attempt", "epoch")

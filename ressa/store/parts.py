@@ -11,7 +11,7 @@ import contextlib
 import logging
 import re
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -30,8 +30,11 @@ HELD_BYTES = 64 * 1024**2
 """Of a table's small files kept in memory between reads; the others are scanned each time."""
 
 _TRIES = 20
-_COMMIT = re.compile(r"(?P<attempt>.+-a\d+-e\d+)-[0-9a-f]{12}\.parquet")
-_MERGED = re.compile(r"merged-(?P<level>\d+)-(?P<rows>\d+)-[0-9a-f]{12}\.parquet")
+_CONTENT = "-0123456789ab.parquet"
+"""How the name of a commit ends: with a digest of its content."""
+_ATTEMPT = r".*-a[0-9]{1,18}-e[0-9]{1,18}"
+_COMMIT = rf"{_ATTEMPT}-[0-9a-f]{{12}}\.parquet"
+_MERGED = re.compile(r"merged-(?P<level>[0-9]{1,9})-(?P<rows>[0-9]{1,18})-[0-9a-f]{12}\.parquet")
 
 
 def merged_name(level: int, rows: int, digest: str) -> str:
@@ -52,25 +55,25 @@ def parquet() -> "pyarrow.dataset.ParquetFileFormat":
     return ds.ParquetFileFormat(default_fragment_scan_options=options)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Part:
     """One readable file of a table."""
 
     name: str
-    commits: tuple[str, ...]
+    commits: "pyarrow.StringArray"
+    """Names of the commits whose rows it holds."""
+    attempts: "pyarrow.StringArray"
+    """Of each of them, whose record of which attempt it is part of: an `attempt_name`."""
     schema: "pyarrow.Schema"
     rows: "pyarrow.Table | None"
     """Those of a small file, if they are held."""
+    is_ours: bool
+    """Whether ressa wrote it: no row is in it twice."""
 
     @property
-    def is_commit(self) -> bool:
-        """Whether it is as a driver wrote it: one commit, in a file of its name."""
-        return self.commits == (self.name,)
-
-    @property
-    def is_ours(self) -> bool:
-        """Whether ressa wrote it: no row is in it twice."""
-        return self.is_commit or _MERGED.fullmatch(self.name) is not None
+    def first(self) -> str:
+        """The commit that it begins with; '' if it has no row."""
+        return self.commits[0].as_py() if len(self.commits) else ""
 
     @property
     def level(self) -> int:
@@ -100,6 +103,7 @@ class TableFiles:
         self.prefix, self._objects, self._table = prefix, objects, table
         self._known: dict[str, Part] = {}
         self._held = 0
+        self._finished: dict[bool, tuple[list[Part], pyarrow.StringArray]] = {}
         self._lock = threading.Lock()
 
     def parts(self) -> list[Part]:
@@ -114,6 +118,15 @@ class TableFiles:
                     return [self._known[name] for name in listed if name in self._known]
                 # A file was merged into another since it was listed.
         raise StoreError(f"{self._objects.location}/{self.prefix}: its files change all the time.")
+
+    def finished(self, *, all_attempts: bool) -> tuple[list[Part], "pyarrow.StringArray"]:
+        """Returns the parts of the table `trials`, and `finished` of them, worked out once."""
+        parts = self.parts()
+        known, names = self._finished.get(all_attempts, ([], None))
+        if names is None or known != parts:
+            names = finished(parts, all_attempts=all_attempts)
+            self._finished[all_attempts] = parts, names
+        return parts, names
 
     def changed(self, parts: Iterable[Part]) -> bool:
         """Returns whether parts that could not be scanned are gone or damaged: list them again."""
@@ -189,24 +202,33 @@ class TableFiles:
         return True
 
     def _small(self, name: str) -> Part:
+        import pyarrow as pa
+
         content = self._objects.get(self.path(name))
         if content is None:
             raise FileNotFoundError(name)
         table = row_files.decode(self._table, content)
-        attempts = row_files.attempt_names(table).unique().to_pylist()
-        named = _COMMIT.fullmatch(name)
+        attempts = row_files.attempt_names(table).unique()
+        ours = re.fullmatch(_COMMIT, name) is not None and attempts.to_pylist() == [
+            attempt_of(name)
+        ]
         # A file that another program put there is known by what its rows say that they are.
-        ours = named is not None and attempts == [named["attempt"]]
-        commits = (name,) if ours else tuple(sorted(f"{one}\n{name}" for one in attempts))
+        commits = [name] if ours else [f"{one}\n{name}" for one in attempts.to_pylist()]
         held = table if self._held + table.nbytes <= HELD_BYTES else None
-        return Part(name, commits, table.schema.remove_metadata(), held)
+        schema = table.schema.remove_metadata()
+        return Part(name, pa.array(commits, pa.string()), attempts, schema, held, ours)
 
     def _merged(self, name: str) -> Part:
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
         with contextlib.closing(self._objects.open(self.path(name))) as file:
             commits, schema = row_files.peek(self._table, file)
-        if not all(_COMMIT.fullmatch(commit) for commit in commits):
+        if not pc.all(pc.match_substring_regex(commits, rf"\A{_COMMIT}\z"), min_count=0).as_py():
             raise row_files.NotOurs("it does not say which commits it holds")
-        return Part(name, tuple(commits), schema, None)
+        # All ASCII at the end, so that bytes can be counted.
+        attempts = pc.binary_slice(commits.cast(pa.binary()), 0, -len(_CONTENT)).cast(pa.string())
+        return Part(name, commits, attempts, schema, None, True)
 
     def _skip(self, name: str, reason: str) -> None:
         self.skipped[self.path(name)] = reason
@@ -219,42 +241,97 @@ class TableFiles:
 
 
 def attempt_of(commit: str) -> str:
-    """Returns which driver's record of which attempt a commit is part of: an `attempt_name`."""
-    attempt, foreign, _ = commit.partition("\n")
-    return attempt if foreign else commit[: -len("-0123456789ab.parquet")]
+    """Returns whose record of which attempt a commit is part of: an `attempt_name`."""
+    return commit[: -len(_CONTENT)]
 
 
 def once(parts: Iterable[Part]) -> tuple[list[Part], set[str]]:
-    """Returns parts that together hold every commit, and the commits that two of them hold.
+    """Returns parts that together hold every commit, and the names of those that share one.
 
     Larger parts first: what a merged file holds is not read from its originals as well.
     """
-    taken: set[str] = set()
-    doubled: set[str] = set()
+    import numpy as np
+
+    largest_first = sorted(parts, key=lambda part: (-len(part.commits), part.name))
+    numbers, count = numbered(end_to_end(part.commits for part in largest_first))
+    taken, doubled = np.zeros(count, bool), np.zeros(count, bool)
     chosen = []
-    for part in sorted(parts, key=lambda part: (-len(part.commits), part.name)):
-        seen = taken.intersection(part.commits)
-        if len(seen) < len(part.commits):
-            chosen.append(part)
-            taken.update(part.commits)
-            doubled |= seen
-    return sorted(chosen, key=lambda part: part.commits[0]), doubled
+    for part, own in of_each(largest_first, numbers):
+        seen = taken[own]
+        if not seen.all():
+            chosen.append((part, own))
+            taken[own] = True
+            doubled[own[seen]] = True
+    sharing = {part.name for part, own in chosen if doubled[own].any()}
+    return sorted((part for part, _ in chosen), key=lambda part: part.first), sharing
 
 
-def finished(parts: Iterable[Part], *, all_attempts: bool) -> set[str]:
+def end_to_end(names: Iterable["pyarrow.StringArray"]) -> "pyarrow.StringArray":
+    """Returns the names of several arrays in one."""
+    import pyarrow as pa
+
+    return pa.concat_arrays([pa.array([], pa.string()), *names])
+
+
+def of_each(parts: Sequence[Part], values: Any) -> Iterator[tuple[Part, Any]]:
+    """Yields each part with its own of an array that has a value for each of their commits."""
+    end = 0
+    for part in parts:
+        begin, end = end, end + len(part.commits)
+        yield part, values[begin:end]
+
+
+def numbered(names: "pyarrow.StringArray") -> tuple[Any, int]:
+    """Returns a number for each name, equal where the names are, and how many there are."""
+    encoded = names.dictionary_encode()
+    return encoded.indices.to_numpy(), len(encoded.dictionary)
+
+
+def known_by(attempts: "pyarrow.StringArray", key: Sequence[str]) -> "pyarrow.StringArray":
+    """Returns as much of attempts' names as a key of their rows holds: t000-a0, or t000, or ''."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    held = [at for at, column in enumerate(("trial", "attempt", "epoch")) if column in key]
+    if len(held) == 3:
+        return attempts
+    words = pc.split_pattern(attempts, "-", max_splits=2, reverse=True)
+    empty = pa.repeat("", len(attempts))
+    return pc.binary_join_element_wise(empty, *(pc.list_element(words, at) for at in held), "-")
+
+
+def finished(parts: Iterable[Part], *, all_attempts: bool) -> "pyarrow.StringArray":
     """Returns the attempts that count, from the parts of the table `trials`.
 
     Of one attempt that two drivers recorded, the later driver's; of one trial's attempts, the
     newest, or all.
     """
-    newest: dict[str, tuple[int, int, str]] = {}
-    for part in parts:
-        for commit in part.commits:
-            name = attempt_of(commit)
-            trial, attempt, epoch = name.rsplit("-", 2)
-            if not (attempt[1:].isdecimal() and epoch[1:].isdecimal()):
-                continue
-            rank = (int(attempt[1:]), int(epoch[1:]), name)
-            key = f"{trial}-{attempt}" if all_attempts else trial
-            newest[key] = max(rank, newest.get(key, rank))
-    return {name for _, _, name in newest.values()}
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    names = end_to_end(part.attempts if part.is_ours else _named(part.attempts) for part in parts)
+    words = pc.split_pattern(names, "-", max_splits=2, reverse=True)
+    trials = pc.list_element(words, 0).dictionary_encode().indices.to_numpy()
+    attempts, epochs = (_number(pc.list_element(words, at)) for at in (1, 2))
+    order = np.lexsort([epochs, attempts, trials])
+    keys = [trials[order], attempts[order]] if all_attempts else [trials[order]]
+    newest = np.ones(len(order), bool)  # of its key
+    newest[:-1] = np.any([key[1:] != key[:-1] for key in keys], axis=0)
+    return names.take(pa.array(order[newest]))
+
+
+def _named(attempts: "pyarrow.StringArray") -> "pyarrow.StringArray":
+    """Returns those that are an `attempt_name`: rows of other programs may lack what it is of."""
+    import pyarrow.compute as pc
+
+    return attempts.filter(pc.match_substring_regex(attempts, rf"(?s)\A{_ATTEMPT}\z"))
+
+
+def _number(words: "pyarrow.StringArray") -> Any:
+    """Returns the numbers that words such as 'a12' end in."""
+    import numpy as np
+
+    encoded = words.dictionary_encode()
+    distinct = [int(word[1:]) for word in encoded.dictionary.to_pylist()]
+    return np.array(distinct, np.int64)[encoded.indices.to_numpy()]

@@ -19,6 +19,8 @@ MAX_ROWS, MAX_BYTES = 16_000_000, 4 * 1024**3
 
 _NEWEST_LAST = [("attempt", "ascending"), ("epoch", "ascending"), ("committed", "ascending")]
 _COMMITS = "ressa.commits"
+_LARGE = 1024**2
+"""Bytes of a file that several threads decode."""
 
 
 class NotOurs(Exception):
@@ -116,28 +118,41 @@ def decode(name: str, content: bytes) -> "pyarrow.Table":
 
     file = _opened(name, pa.BufferReader(content))
     try:
-        table = file.read()
+        # Small, and many are read: threads would cost more than they bring.
+        table = file.read(use_threads=len(content) > _LARGE)
     except (pa.ArrowException, OSError) as error:
         raise _damaged(error) from error
-    schema = plain_schema(name)
-    if table.schema.equals(schema):
-        return pa.table(table.columns, schema=schema)
     try:
-        known = [
-            table[field.name].cast(field.type)
-            if field.name in table.column_names
-            else pa.nulls(table.num_rows, field.type)
-            for field in schema
-        ]
+        rows = conformed(table, plain_schema(name))
     except pa.ArrowException as error:
         raise NotOurs(f"a column has another type: {error}") from error
-    later = [column for column in table.column_names if column not in schema.names]
-    return pa.table(
-        dict(zip(schema.names, known, strict=True)) | {column: table[column] for column in later}
-    )
+    known = set(rows.column_names)
+    for column in (name for name in table.column_names if name not in known):
+        rows = rows.append_column(column, table[column])
+    return rows
 
 
-def peek(name: str, file: "BinaryIO") -> tuple[list[str], "pyarrow.Schema"]:
+def conformed(table: "pyarrow.Table", schema: "pyarrow.Schema") -> "pyarrow.Table":
+    """Returns a table in the columns of a schema; one that it lacks is null.
+
+    Raises:
+        pyarrow.ArrowException: a column has another type, and values that do not fit.
+    """
+    import pyarrow as pa
+
+    if table.schema.equals(schema):
+        return table.replace_schema_metadata()
+    own = dict(zip(table.column_names, table.columns, strict=True))
+    columns = []
+    for field in schema:
+        column = own.get(field.name)
+        if column is None:
+            column = pa.nulls(table.num_rows, field.type)
+        columns.append(column if column.type == field.type else column.cast(field.type))
+    return pa.table(columns, schema=schema)
+
+
+def peek(name: str, file: "BinaryIO") -> "tuple[pyarrow.StringArray, pyarrow.Schema]":
     """Returns which commits a merged file holds, and its columns, without reading its rows.
 
     Raises:
@@ -147,15 +162,18 @@ def peek(name: str, file: "BinaryIO") -> tuple[list[str], "pyarrow.Schema"]:
 
     found = _opened(name, pa.PythonFile(file, mode="r"))
     try:
-        commits = json.loads(found.metadata.metadata[_COMMITS.encode()])
-    except (KeyError, ValueError) as error:
+        said = json.loads(found.metadata.metadata[_COMMITS.encode()])
+        commits = pa.array(said, pa.string())
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise NotOurs("it does not say which commits it holds") from error
-    if not isinstance(commits, list) or not all(isinstance(one, str) for one in commits):
+    if not isinstance(said, list) or commits.null_count:
         raise NotOurs("it does not say which commits it holds")
-    schema = found.schema_arrow.remove_metadata()
-    for field in plain_schema(name):
-        if field.name in schema.names and schema.field(field.name).type != field.type:
-            raise NotOurs(f"a column has another type: {field.name}")
+    schema, types = found.schema_arrow.remove_metadata(), plain_schema(name)
+    if not schema.equals(types):
+        own = dict(zip(schema.names, schema.types, strict=True))
+        for field in types:
+            if own.get(field.name, field.type) != field.type:
+                raise NotOurs(f"a column has another type: {field.name}")
     return commits, schema
 
 
@@ -166,7 +184,8 @@ def _opened(name: str, source: Any) -> "pyarrow.parquet.ParquetFile":
 
     try:
         file = pq.ParquetFile(source, page_checksum_verification=True)
-        metadata = file.schema_arrow.metadata or {}
+        schema = file.schema_arrow
+        metadata = schema.metadata or {}
         version = int(metadata.get(b"ressa.version", b"1"))
     except FileNotFoundError:
         raise
@@ -179,8 +198,7 @@ def _opened(name: str, source: Any) -> "pyarrow.parquet.ParquetFile":
             f"table {name}: rows of schema version {version}; this ressa reads up to "
             f"{SCHEMA_VERSION}. Upgrade ressa."
         )
-    names = file.schema_arrow.names
-    if len(set(names)) < len(names):
+    if len(set(schema.names)) < len(schema.names):
         raise NotOurs("two of its columns have one name")
     groups = (file.metadata.row_group(at) for at in range(file.metadata.num_row_groups))
     if file.metadata.num_rows > MAX_ROWS or sum(g.total_byte_size for g in groups) > MAX_BYTES:
@@ -206,13 +224,11 @@ def newest(table: "pyarrow.Table", key: Sequence[str]) -> "pyarrow.Table":
     return table.take(pa.array(np.sort(order.take(last).to_numpy())))
 
 
-def of_attempts(table: "pyarrow.Table", attempts: Sequence[str]) -> "pyarrow.Table":
+def of_attempts(table: "pyarrow.Table", attempts: "pyarrow.StringArray") -> "pyarrow.Table":
     """Returns the rows of some attempts, named as `attempt_names` does."""
-    import pyarrow as pa
     import pyarrow.compute as pc
 
-    wanted = pa.array(attempts, pa.string())
-    return table.filter(pc.is_in(attempt_names(table), value_set=wanted))
+    return table.filter(pc.is_in(attempt_names(table), value_set=attempts))
 
 
 def attempt_names(table: "pyarrow.Table") -> Any:

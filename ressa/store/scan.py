@@ -1,16 +1,23 @@
 """The rows of a table that count, as an Arrow dataset that is read when it is asked something."""
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
-from itertools import pairwise
 from operator import and_
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ressa.errors import RessaError, StoreError
 from ressa.store import rows as row_files
-from ressa.store.parts import Part, TableFiles, attempt_of, finished, once, parquet
+from ressa.store.parts import (
+    Part,
+    TableFiles,
+    end_to_end,
+    known_by,
+    numbered,
+    of_each,
+    once,
+    parquet,
+)
 from ressa.store.schema import TABLES, plain_schema
 
 if TYPE_CHECKING:
@@ -100,31 +107,50 @@ def scan(table: str, files: TableFiles, trials: TableFiles, *, all_attempts: boo
         FileNotFoundError: a file was merged away or turned out damaged meanwhile: try again.
     """
     layout = TABLES[table]
-    if not layout.of_attempts:
-        # Few rows; what tells two of them apart is in them alone.
-        chosen, _ = once(files.parts())
-        schema = full_schema(table, [part.schema for part in chosen])
-        found = joined(schema, [files.read(part) for part in chosen])
-        return _put_together(files, schema, [], row_files.newest(found, layout.key), chosen)
-
-    # First: of an attempt that is finished now, all other rows are there when they are listed.
-    trial_parts = trials.parts()
-    counted = finished(trial_parts, all_attempts=all_attempts)
-    chosen, doubled = once(trial_parts if table == "trials" else files.parts())
-    attempts = {part.name: [attempt_of(commit) for commit in part.commits] for part in chosen}
-    times = Counter(name for part in chosen for name in attempts[part.name] if name in counted)
-    clean, mixed = [], []
-    for part in chosen:
-        known = [times[name] for name in attempts[part.name]]
-        if part.is_ours and doubled.isdisjoint(part.commits) and all(n == 1 for n in known):
-            clean.append(part)
-        elif any(known):
-            mixed.append(part)
+    if layout.of_attempts:
+        # First: of an attempt that is finished now, all other rows are there when they are listed.
+        trial_parts, counted = trials.finished(all_attempts=all_attempts)
+        parts = trial_parts if table == "trials" else files.parts()
+        key = tuple(dict.fromkeys((*layout.key, "trial", "attempt")))
+    else:
+        counted, parts, key = None, files.parts(), layout.key
+    clean, mixed = _apart(parts, counted, key)
     schema = full_schema(table, [part.schema for part in (*clean, *mixed)])
     found = joined(schema, [files.read(part) for part in mixed])
-    once_per_attempt = tuple(dict.fromkeys((*layout.key, "trial", "attempt")))
-    patched = row_files.newest(row_files.of_attempts(found, sorted(counted)), once_per_attempt)
-    return _put_together(files, schema, clean, patched, mixed)
+    if counted is not None and mixed:
+        found = row_files.of_attempts(found, counted)
+    return _put_together(files, schema, clean, row_files.newest(found, key), mixed)
+
+
+def _apart(
+    parts: Sequence[Part], counted: "pyarrow.StringArray | None", key: Sequence[str]
+) -> tuple[list[Part], list[Part]]:
+    """Returns the parts of which all rows count, and those of which some may.
+
+    Args:
+        parts: of one table.
+        counted: attempts whose rows count; None: any row may.
+        key: tells two rows that count apart.
+    """
+    import numpy as np
+    import pyarrow.compute as pc
+
+    chosen, sharing = once(parts)
+    names = end_to_end(part.attempts for part in chosen)
+    if counted is None:
+        # Two rows that are one by their key lie in commits of one name, as far as the key knows it.
+        names, counts = known_by(names, key), np.ones(len(names), bool)
+    else:
+        counts = pc.is_in(names, value_set=counted).to_numpy(zero_copy_only=False)
+    numbers, count = numbered(names)
+    times = np.bincount(numbers[counts], minlength=count)[numbers] * counts
+    clean, mixed = [], []
+    for part, known in of_each(chosen, times):
+        if part.is_ours and part.name not in sharing and (known == 1).all():
+            clean.append(part)
+        elif known.any():
+            mixed.append(part)
+    return clean, mixed
 
 
 def _put_together(
@@ -135,16 +161,19 @@ def _put_together(
     mixed: Sequence[Part],
 ) -> Scan:
     """Unites the parts that count as they are, and the rows taken out of the others."""
+    import pyarrow.compute as pc
+
     unread = [part for part in clean if part.rows is None]
     held = [part for part in clean if part.rows is not None]
     in_memory = joined(schema, [*(part.rows for part in held if part.rows is not None), patched])
-    sequence = [attempt_of(commit) for part in (*unread, *held, *mixed) for commit in part.commits]
+    names = end_to_end(part.attempts for part in (*unread, *held, *mixed))
+    rising = pc.all(pc.less_equal(names[:-1], names[1:]), min_count=0)
     return Scan(
         schema=schema,
         files=files,
         unread=tuple(unread),
         in_memory=in_memory,
-        in_order=all(one <= other for one, other in pairwise(sequence)),
+        in_order=rising.as_py(),
     )
 
 
@@ -153,29 +182,19 @@ def full_schema(table: str, schemas: Iterable["pyarrow.Schema"]) -> "pyarrow.Sch
     import pyarrow as pa
 
     known = plain_schema(table)
+    names = set(known.names)
     later: dict[str, set[Any]] = {}
     for schema in schemas:
-        for field in schema:
-            if field.name not in known.names:
-                later.setdefault(field.name, set()).add(field.type)
+        for name in set(schema.names) - names:
+            later.setdefault(name, set()).add(schema.field(name).type)
     # Of two types neither is right.
     agreed = [(name, *types) for name, types in sorted(later.items()) if len(types) == 1]
     return pa.schema([*known, *agreed])
 
 
-def joined(schema: "pyarrow.Schema", tables: Sequence["pyarrow.Table"]) -> "pyarrow.Table":
+def joined(schema: "pyarrow.Schema", tables: Iterable["pyarrow.Table"]) -> "pyarrow.Table":
     """Returns the tables one after the other; a column that only some have is null elsewhere."""
     import pyarrow as pa
 
-    def conform(rows: "pyarrow.Table") -> "pyarrow.Table":
-        if rows.schema.equals(schema):
-            return rows
-        columns = [
-            rows[field.name].cast(field.type)
-            if field.name in rows.column_names
-            else pa.nulls(rows.num_rows, field.type)
-            for field in schema
-        ]
-        return pa.table(columns, schema=schema)
-
-    return pa.concat_tables([schema.empty_table(), *map(conform, tables)]).combine_chunks()
+    conformed = (row_files.conformed(rows, schema) for rows in tables)
+    return pa.concat_tables([schema.empty_table(), *conformed]).combine_chunks()

@@ -19,7 +19,7 @@ _NOT_RUN = ("queued", "running", "reused")
 _ENDS = get_args(Ended)
 _LIFE = ("started", "resumed", "grown", *_ENDS)
 _ATTEMPT = ["trial", "attempt"]
-_READ = ["trial", "role", "state", "metric", "score", "committed"]
+_READ = [*_ATTEMPT, "role", "state", "metric", "score", "committed"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,26 +51,29 @@ class SweepStatus:
 
 def sweep_status(sweep: SweepStore) -> SweepStatus:
     """Returns how far a sweep is. A trial runs if the living driver's events say it began."""
+    import pyarrow as pa
     import pyarrow.compute as pc
 
-    events = sweep.read("events").sort_by("committed")
-    trials = sweep.read("trials", columns=_READ)
-    finished = trials.drop_columns(["committed"]).to_pylist()
+    events = sweep.read("events", columns=[*_ATTEMPT, "epoch", "kind", "detail", "committed"])
+    attempts = sweep.read("trials", columns=_READ, all_attempts=True)
+    trials = attempts
+    if pc.count_distinct(attempts["trial"]).as_py() < len(attempts):
+        trials = sweep.read("trials", columns=_READ)
+    proposed = sweep.read("proposals", columns=_ATTEMPT)
     current = holder(sweep)
     driven = current is not None and current.state in ("live", "unknown")
 
-    over = _attempts(sweep.read("trials", columns=_ATTEMPT, all_attempts=True))
-    proposed = _attempts(sweep.read("proposals", columns=_ATTEMPT))
     begun = pc.field("kind") == "trial_started"
     begun &= pc.field("epoch") == (current.epoch if current else -1)
-    running = {trial for trial, _ in _attempts(events.filter(begun)) - over} if driven else set()
-    queued = {trial for trial, _ in proposed - over} - running
-    unfinished = running | queued
+    running = _without(events.filter(begun), attempts) if driven else set()
+    queued = _without(proposed, attempts) - running
 
-    counts = Counter(row["state"] for row in finished if row["trial"] not in unfinished)
+    unfinished = pa.array([*running, *queued], pa.string())
+    over = trials.filter(~pc.field("trial").isin(unfinished))
+    counts = Counter({row["values"]: row["counts"] for row in _counted(over["state"])})
     counts |= {"queued": len(queued), "running": len(running)}
-    life = events.filter(pc.field("kind").isin(_LIFE)).to_pylist()
-    best = _best(finished)
+    life = events.filter(pc.field("kind").isin(_LIFE)).sort_by("committed").to_pylist()
+    best = _best(trials)
     times = [pc.max(table["committed"]).as_py() for table in (events, trials)]
     return SweepStatus(
         name=sweep.name,
@@ -88,8 +91,17 @@ def sweep_status(sweep: SweepStore) -> SweepStatus:
     )
 
 
-def _attempts(table: "pyarrow.Table") -> set[tuple[str, int]]:
-    return set(zip(*(table[column].to_pylist() for column in _ATTEMPT), strict=True))
+def _without(table: "pyarrow.Table", attempts: "pyarrow.Table") -> set[str]:
+    """Returns the trials of attempts that are not among the others."""
+    wanted, others = table.select(_ATTEMPT), attempts.select(_ATTEMPT)
+    left = wanted.join(others, keys=_ATTEMPT, join_type="left anti")
+    return set(left["trial"].to_pylist())
+
+
+def _counted(values: "pyarrow.ChunkedArray") -> list[dict[str, Any]]:
+    import pyarrow.compute as pc
+
+    return list(pc.value_counts(values).to_pylist())
 
 
 def _state(
@@ -113,12 +125,10 @@ def _planned(life: list[dict[str, Any]]) -> int | None:
     return None
 
 
-def _best(finished: list[dict[str, Any]]) -> dict[str, Any] | None:
-    racing = [
-        row
-        for row in finished
-        if row["role"] == "search"
-        and row["score"] is not None
-        and row["state"] in ("succeeded", "reused")
-    ]
-    return max(racing, key=lambda row: row["score"], default=None)
+def _best(trials: "pyarrow.Table") -> dict[str, Any] | None:
+    import pyarrow.compute as pc
+
+    racing = (pc.field("role") == "search") & pc.field("state").isin(["succeeded", "reused"])
+    scored = trials.filter(racing & pc.field("score").is_valid())
+    at = pc.index(scored["score"], pc.max(scored["score"])).as_py() if len(scored) else -1
+    return None if at < 0 else dict(scored.slice(at, 1).to_pylist()[0])

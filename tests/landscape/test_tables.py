@@ -191,3 +191,25 @@ def test_the_rank_correlation_counts_each_trial_that_ran_once(empty_sweep: Sweep
         empty_sweep.commit("trials", [row], epoch=1, trial=f"t{number:03d}", attempt=0)
     correlation, count = rank_correlation(results_table(empty_sweep))
     assert (correlation, count) == (pytest.approx(0.8), 4)
+
+
+@pytest.mark.parametrize(
+    ("point", "options"),
+    [
+        ('{"vision_sparsity": "1/3", "language_sparsity": 0.5}', ""),
+        ('{"budget": 0.5, "prune.method": "wanda"}', "prune.method=wanda"),
+        ('{"prune.method": "wanda", "sparsity": "2:4", "n": 3}', "prune.method=wanda n=3"),
+        ('{"a": {"budget": 1, "b": 2}, "sparsity": 0.5}', "a={'budget': 1, 'b': 2}"),
+        ('{"a": "\\", \\"budget\\": 1", "budget": 2}', 'a=", "budget": 1'),
+        ('{"budget": [1, 2], "b": "{"}', "b={"),
+        ("{}", ""),
+        (None, ""),
+        ("no JSON", "no JSON"),
+    ],
+)
+def test_options_are_what_a_point_says_beside_the_sparsities(
+    empty_sweep: SweepStore, point: str | None, options: str
+) -> None:
+    row = {"role": "search", "number": 0, "state": "succeeded", "point": point}
+    empty_sweep.commit("trials", [row], trial="t000", epoch=1)
+    assert list(results_table(empty_sweep)["options"]) == [options]
