@@ -5,6 +5,7 @@ repair, with their standard deviation.
 """
 
 import argparse
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ def _line(store: Store, model: str, name: str, budget: str | None) -> pandas.Dat
     trials = store.sweep(f"{name}-{model}").trials()
     trials = trials[(trials["role"] == "search") & trials["state"].isin(["succeeded", "reused"])]
     if budget is not None:
-        trials = trials[trials["budget"] == budget]
+        trials = trials[[json.loads(point)["budget"] == budget for point in trials["point"]]]
     rounded = trials.assign(vision=trials["vision_sparsity"].round(3))
     each = rounded.groupby("vision")
     assert (each.size() == SEEDS).all(), f"{name}-{model}: a seed is missing"
