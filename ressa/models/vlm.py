@@ -38,6 +38,7 @@ NO_LABEL = -100
 GREEDY = Decoding()
 
 _SEEN_BYTES = 8  # times the pixels': hidden states of very many blocks are not kept
+_SEEN_WEIGHTS = 2**26  # bytes; to tell more of them apart takes as long as to look again
 
 _shown: ContextVar["Batch | None"] = ContextVar("shown", default=None)
 """The batch that runs through the model; passes that run side by side each have their own."""
@@ -407,6 +408,8 @@ class VLM:
     def _sees_once(self, batch: Batch) -> AbstractContextManager[None]:
         """Spares the vision tower what it, or one of equal weights, has made of a batch before."""
         if batch.seen is None or not batch.is_shareable or len(self.vision_roots) > 1:
+            return nullcontext()
+        if sum(p.nbytes for p in self.vision_tower.parameters()) > _SEEN_WEIGHTS:
             return nullcontext()
         most = _SEEN_BYTES * batch.inputs["pixel_values"].nbytes
         return asked_once(self.vision_tower, batch.seen, most)
