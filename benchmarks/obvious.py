@@ -1,8 +1,8 @@
 """`python -m benchmarks.obvious FILE VISION LANGUAGE`: one pair of sparsities the obvious way.
 
-One process loads the model, calibrates, prunes both towers, scores, repairs if the file says so and
-scores again, with the same functions and settings as a trial, and shares nothing with anyone.
-Prints what it found as JSON.
+One process does all that a trial's row says: it loads the model, scores it dense, calibrates,
+prunes both towers, scores, repairs if the file says so and scores again, with the same functions
+and settings as a trial, and shares nothing with anyone. Prints what it found as JSON.
 """
 
 import json
@@ -30,6 +30,7 @@ def main(file: str, vision: str, language: str) -> None:
     torch.set_num_threads(trial.cpus_per_worker)
     vlm = load_vlm(trial.model)
     teacher = None
+    found: dict[str, Any] = {"floor_dense_blank": _scores(trial, vlm)[1]}
     if trial.repair is not None:
         from ressa.repair import teacher_logits
 
@@ -38,7 +39,7 @@ def main(file: str, vision: str, language: str) -> None:
         examples = task.examples(data.split, data.samples, data.seed)
         teacher = teacher_logits(vlm, examples, task)
     masks = _prune(trial, vlm)
-    found: dict[str, Any] = {"mask_hash": mask_hash(masks), "score_pruned": _score(trial, vlm)}
+    found |= {"mask_hash": mask_hash(masks), "score_pruned": _scores(trial, vlm)[0]}
     if trial.repair is not None:
         from ressa.repair import attach, merge, train
 
@@ -47,7 +48,7 @@ def main(file: str, vision: str, language: str) -> None:
         for _ in train(vlm, adapters, examples, task, teacher, trial.repair, seed=seed):
             pass
         merge(adapters)
-        found["score_repaired"] = _score(trial, vlm)
+        found["score_repaired"] = _scores(trial, vlm)[0]
     print(json.dumps(found))
 
 
@@ -81,13 +82,16 @@ def _prune(trial: TrialSpec, vlm: VLM) -> PackedMasks:
     return masks
 
 
-def _score(trial: TrialSpec, vlm: VLM) -> float:
+def _scores(trial: TrialSpec, vlm: VLM) -> tuple[float, float]:
     """Scores the first evaluation, on its pictures and on blank ones, as a trial does."""
     (ref,) = trial.evaluate
     task = TASKS[ref.task]()
     examples = task.examples(ref.split, ref.samples, ref.seed)
-    predictions(vlm, task, examples, blank=True)
-    return score(examples, predictions(vlm, task, examples), task.answers)["balanced_accuracy"]
+    real, blank = (
+        score(examples, predictions(vlm, task, examples, blank=shown), task.answers)
+        for shown in (False, True)
+    )
+    return real["balanced_accuracy"], blank["balanced_accuracy"]
 
 
 if __name__ == "__main__":

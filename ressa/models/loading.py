@@ -13,6 +13,7 @@ from transformers.utils import logging as transformers_logging
 from ressa.catalog import MODELS
 from ressa.errors import SpecError, UnknownNameError
 from ressa.models.identity import pinned, refuse_pickled
+from ressa.models.sizes import resize
 from ressa.models.towers import Towers, find_towers
 from ressa.models.vlm import VLM
 from ressa.sparsity import Inventory
@@ -40,7 +41,10 @@ def load_vlm(ref: ModelRef | str) -> VLM:
             source, dtype=getattr(torch, ref.dtype), use_safetensors=True, **options
         )
     towers = find_towers(model, ref.towers.model_dump())
-    return VLM(name=ref.id, model=model.eval(), processor=processor, towers=towers)
+    vlm = VLM(name=ref.id, model=model.eval(), processor=processor, towers=towers)
+    if ref.image_size is not None:
+        resize(vlm, ref.image_size)
+    return vlm
 
 
 def load_inventory(ref: ModelRef | str) -> Inventory:
@@ -61,7 +65,13 @@ def plan_towers(ref: ModelRef | str) -> Towers:
             model = AutoModelForImageTextToText.from_config(
                 config, trust_remote_code=ref.trust_remote_code
             )
-    return find_towers(model, ref.towers.model_dump())
+        towers = find_towers(model, ref.towers.model_dump())
+        if ref.image_size is not None:  # a fault of the spec, before any weight is read
+            processor = AutoProcessor.from_pretrained(source, **options)
+            resize(
+                VLM(name=ref.id, model=model, processor=processor, towers=towers), ref.image_size
+            )
+    return towers
 
 
 @contextmanager

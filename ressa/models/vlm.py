@@ -9,7 +9,7 @@ question's text; token = answer tokens of all questions, end to end.
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +27,7 @@ from transformers.utils.generic import ModelOutput
 
 from ressa.errors import SpecError
 from ressa.models.opened import closed
+from ressa.models.seen import asked_once
 from ressa.models.towers import Towers, has_encoder
 from ressa.records import Example
 from ressa.spec import Decoding
@@ -35,6 +36,8 @@ NO_LABEL = -100
 """Marks a place where no answer token stands; transformers' losses skip it too."""
 
 GREEDY = Decoding()
+
+_SEEN_BYTES = 8  # times the pixels': hidden states of very many blocks are not kept
 
 _shown: ContextVar["Batch | None"] = ContextVar("shown", default=None)
 """The batch that runs through the model; passes that run side by side each have their own."""
@@ -70,6 +73,9 @@ class Batch:
     rows: Mapping[str, tuple[int, ...]] | None = None
     """How many rows each picture has in the inputs that are of pictures; None: one of
     pixel_values."""
+    seen: dict[bytes, Any] | None = None
+    """What vision towers made of the pictures, by a digest of their weights, for a batch that is
+    asked again and again; None keeps nothing."""
 
     def __len__(self) -> int:
         return len(self.image_index)
@@ -267,7 +273,7 @@ class VLM:
         """
         model: Any = self.model
         beams = {} if decoding.beams == 1 else {"length_penalty": decoding.length_penalty}
-        with self._shared_pictures(batch) as inputs:
+        with self._shared_pictures(batch) as inputs, self._sees_once(batch):
             tokens = model.generate(
                 **inputs,
                 max_new_tokens=max_new_tokens,
@@ -397,6 +403,13 @@ class VLM:
             )
             for name in texts[0]
         }
+
+    def _sees_once(self, batch: Batch) -> AbstractContextManager[None]:
+        """Spares the vision tower what it, or one of equal weights, has made of a batch before."""
+        if batch.seen is None or not batch.is_shareable or len(self.vision_roots) > 1:
+            return nullcontext()
+        most = _SEEN_BYTES * batch.inputs["pixel_values"].nbytes
+        return asked_once(self.vision_tower, batch.seen, most)
 
     @contextmanager
     def _shared_pictures(self, batch: Batch) -> Iterator[dict[str, Tensor]]:

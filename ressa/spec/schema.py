@@ -161,6 +161,12 @@ class ModelRef(SpecModel):
         default="float32",
         description="Type in which the weights are loaded and computed with.",
     )
+    image_size: int | None = Field(
+        default=None,
+        ge=1,
+        description="Side of the squares that pictures are brought to, in pixels; null: the size "
+        "that the model was trained at. At others its position embeddings are interpolated.",
+    )
     towers: TowerNames = Field(
         default=TowerNames(), description="Which modules are which part, where that is not found."
     )

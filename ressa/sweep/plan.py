@@ -226,6 +226,10 @@ def make_plan(spec: SweepSpec, *, reads_data: bool = True) -> SweepPlan:
     if is_on_hub(spec.model):  # the commit of today, for all trials and whenever it goes on
         spec = spec.model_copy(update={"model": pinned(spec.model)[0]})
     inventory = inventory_of(spec.model)
+    if spec.model.image_size is not None and spec.model.catalog is not None:
+        from ressa.models import load_inventory
+
+        load_inventory(spec.model)  # whether it can look at such pictures the catalog does not say
     problems = list(check_inventory(spec, inventory))
     if problems:
         lines = [f"{'.'.join(map(str, problem.path))}: {problem.message}" for problem in problems]

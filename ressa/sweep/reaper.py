@@ -50,7 +50,9 @@ def end_processes(session: str) -> None:
                 os.kill(pid, kill)
         if not left:
             return
-        time.sleep(_GRACE_SECONDS)
+        deadline = time.monotonic() + _GRACE_SECONDS
+        while processes_of(session) and time.monotonic() < deadline:
+            time.sleep(0.05)
 
 
 def main(pid: int, session: str, folder: str) -> None:

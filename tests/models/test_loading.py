@@ -10,7 +10,9 @@ import torch
 from transformers import AutoModelForImageTextToText, LlavaConfig
 
 from ressa.catalog import MODELS
+from ressa.data.easy_vqa import EasyVQA
 from ressa.errors import SpecError
+from ressa.evaluate import predictions
 from ressa.models import load_inventory, load_vlm
 from ressa.models.identity import fingerprint, is_on_hub, pinned
 from ressa.spec import ModelRef
@@ -136,3 +138,25 @@ def test_a_model_known_by_name_whose_weights_are_on_the_hub_is_told_by_its_revis
     assert is_on_hub(ref)
     assert fingerprint(ref) == "hub:Salesforce/instructblip-flan-t5-xl@abc"
     assert pinned(ref) == (ref, False)  # no copy here says which commit it is
+
+
+@pytest.mark.parametrize("name", ["pocket-blip2", "pocket-llava"])
+def test_pictures_of_another_size_are_read_as_well(name: str) -> None:
+    task = EasyVQA()
+    examples = task.examples("validation", 40, seed=0)
+    vlm = load_vlm(ModelRef(id=name, image_size=96))
+    batch = vlm.encode(examples, task.image, answers=False)
+    assert batch.inputs["pixel_values"].shape[-2:] == (96, 96)
+    answers = predictions(vlm, task, examples)
+    right = sum(given == e.answer for given, e in zip(answers, examples, strict=True))
+    assert right > 0.9 * len(examples)
+
+
+@pytest.mark.parametrize(
+    ("size", "why"), [(60, "a multiple of the patch size 8"), (4, "a multiple of the patch size 8")]
+)
+def test_a_size_that_patches_do_not_fill_is_refused_before_a_weight_is_read(
+    size: int, why: str
+) -> None:
+    with pytest.raises(SpecError, match=f"model.image_size: {why}"):
+        load_inventory(ModelRef(id="pocket-llava", image_size=size))

@@ -191,3 +191,23 @@ def test_a_connector_that_hands_on_something_else_is_refused(task: EasyVQA) -> N
 def test_looking_up_a_fingerprint_needs_no_torch() -> None:
     code = "import sys, ressa.models.identity; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("name", ["pocket-blip2", "pocket-llava"])
+def test_a_batch_that_is_kept_is_seen_once_by_towers_of_equal_weights(name: str) -> None:
+    task = EasyVQA()
+    examples = task.examples("validation", 20, seed=0)
+    vlm = load_vlm(name)
+    plain = vlm.encode(examples, task.image, answers=False)
+    batch = replace(plain, seen={})
+    looks = []
+    block = vlm.model.get_submodule(vlm.towers.inventory.tower("vision")[0].name)
+    block.register_forward_hook(lambda *_: looks.append(1))
+    answers = vlm.generate(plain, 3)
+    once = len(looks)
+    assert [vlm.generate(batch, 3) for _ in range(3)] == [answers] * 3
+    assert len(looks) == 2 * once
+    with torch.no_grad():
+        block.weight.zero_()
+    assert vlm.generate(batch, 3) == vlm.generate(plain, 3)
+    assert len(looks) == 4 * once, "with other weights it looks again"
