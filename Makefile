@@ -40,7 +40,9 @@ bench: $(VENV)/.dev ## Time ours beside the peers (minutes): make bench WANDA=di
 
 KILLS ?= 50
 SEED ?= 0
-chaos: $(VENV)/.dev ## Kill sweeps at random and compare what is left with an undisturbed one (half an hour or more): KILLS=50 SEED=0
+chaos: $(VENV)/.dev ## Fuzz files and stores, kill sweeps at random, compare with undisturbed ones (an hour or more): KILLS=50 SEED=0
+	OMP_NUM_THREADS=1 RESSA_TEST_SCALE=10 $(BIN)/python -m pytest tests/spec/test_fuzz.py tests/store/test_fuzz.py \
+		tests/store/test_decision.py tests/store/test_compaction.py
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos --kills $(KILLS) --seed $(SEED)
 

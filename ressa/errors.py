@@ -17,7 +17,8 @@ RessaError
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import ClassVar, Literal
 
 FailureClass = Literal["oom", "numeric", "data", "node", "preempted", "timeout", "code"]
@@ -93,6 +94,20 @@ class StoreError(RessaError):
 
 class DamagedStage(StoreError):
     """A stage's bytes are no longer those that were written; it will be made again."""
+
+
+@contextmanager
+def as_stored(what: str) -> Iterator[None]:
+    """Makes one error of whatever a decoder of stored bytes stumbles over: a stranger's, say."""
+    try:
+        yield
+    except (RessaError, MemoryError):
+        raise
+    except Exception as error:
+        raise DamagedStage(
+            f"what the store holds as {what} is not what ressa writes there ({error}). "
+            "Remove that folder of its stages/, or name another store."
+        ) from error
 
 
 class TooManyFailures(RessaError):

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Self
 
-from ressa.errors import FailureClass
+from ressa.errors import FailureClass, as_stored
 
 if TYPE_CHECKING:
     from ressa.sparsity import Tower
@@ -155,7 +155,8 @@ class Outcome:
     @classmethod
     def from_json(cls, content: bytes) -> Self:
         """Reads what `to_json` wrote."""
-        return cls(**json.loads(content))
+        with as_stored("an outcome"):
+            return cls(**json.loads(content))
 
 
 def content_key(*parts: Any) -> str:

@@ -60,7 +60,7 @@ class Stages:
         found = None
         if _leads():
             files = self.store.get(stage, key)
-            found = None if files is None else files["content"]
+            found = None if files is None else files.get("content")
         return agree(found)
 
     def once(self, stage: str, key: str, make: Callable[[], bytes]) -> Shared[bytes]:

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from ressa.errors import PruneError
+from ressa.errors import PruneError, as_stored
 from ressa.prune.masks import Removal, mask_bits, mask_of_bits, zero_pruned_
 from ressa.prune.method import PruneMethod
 from ressa.prune.packing import pack, unpack
@@ -94,15 +94,16 @@ class PrunedLayers:
     @classmethod
     def from_bytes(cls, content: bytes) -> "PrunedLayers":
         """Reads what `to_bytes` wrote."""
-        tensors, reports = unpack(content)
-        layers = tuple(LayerReport(**report) for report in reports)
-        masks = {
-            layer.name: mask_of_bits(tensors[f"mask/{layer.name}"], layer.rows, layer.columns)
-            for layer in layers
-        }
-        names = [layer.name for layer in layers if f"weight/{layer.name}" in tensors]
-        kept = {name: tensors[f"weight/{name}"] for name in names}
-        return cls(masks=PackedMasks(masks), layers=layers, kept=kept)
+        with as_stored("masks"):
+            tensors, reports = unpack(content)
+            layers = tuple(LayerReport(**report) for report in reports)
+            masks = {
+                layer.name: mask_of_bits(tensors[f"mask/{layer.name}"], layer.rows, layer.columns)
+                for layer in layers
+            }
+            names = [layer.name for layer in layers if f"weight/{layer.name}" in tensors]
+            kept = {name: tensors[f"weight/{name}"] for name in names}
+            return cls(masks=PackedMasks(masks), layers=layers, kept=kept)
 
     def _weight(self, name: str) -> Tensor:
         mask, kept = self.masks[name], self.kept[name]

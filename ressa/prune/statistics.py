@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float, Float64, Num
 from torch import Tensor
 
+from ressa.errors import as_stored
 from ressa.prune.packing import pack, unpack
 
 _GRAM_PANEL = 256  # rows of a Gram matrix that one product makes
@@ -70,18 +71,19 @@ class Statistics:
     @classmethod
     def from_bytes(cls, content: bytes) -> "Statistics":
         """Reads what `to_bytes` wrote."""
-        tensors, note = unpack(content)
-        distinct = {
-            name: LayerStatistics(
-                samples=samples,
-                tokens=tokens,
-                sums=tensors[f"sum/{name}"],
-                square_sums=tensors[f"square_sum/{name}"],
-                gram=tensors.get(f"gram/{name}"),
-            )
-            for name, (samples, tokens) in note["counts"].items()
-        }
-        return cls({name: distinct[leader] for name, leader in note["shares"]})
+        with as_stored("statistics"):
+            tensors, note = unpack(content)
+            distinct = {
+                name: LayerStatistics(
+                    samples=samples,
+                    tokens=tokens,
+                    sums=tensors[f"sum/{name}"],
+                    square_sums=tensors[f"square_sum/{name}"],
+                    gram=tensors.get(f"gram/{name}"),
+                )
+                for name, (samples, tokens) in note["counts"].items()
+            }
+            return cls({name: distinct[leader] for name, leader in note["shares"]})
 
 
 def weighted_moments(

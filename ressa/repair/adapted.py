@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 
-from ressa.errors import RepairError
+from ressa.errors import RepairError, as_stored
 from ressa.repair.bits import pack, unpack
 
 
@@ -162,7 +162,8 @@ class Adapters:
     @torch.no_grad()
     def load(self, data: bytes) -> None:
         """Puts what was stored in place; it must be of the same layers, method and ranks."""
-        tensors, own = safetensors.torch.load(data), self._named()
+        with as_stored("adapters"):
+            tensors, own = safetensors.torch.load(data), self._named()
         if {name: t.shape for name, t in tensors.items()} != {n: t.shape for n, t in own.items()}:
             raise RepairError("the stored adapters are of other layers or ranks than this model's")
         for name, tensor in tensors.items():

@@ -146,7 +146,7 @@ class Checkpoints:
         try:
             header = json.loads(files["training.json"])
             found = {name: header[name] for name in ("version", "mask_hash", "recipe")}
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise _Refused("it is truncated or damaged") from error
         wanted = {"version": VERSION, "mask_hash": self._mask_hash, "recipe": recipe}
         names = {"version": "version", "mask_hash": "mask", "recipe": "recipe"}
@@ -176,7 +176,8 @@ def remove_checkpoints(stages: StageStore, *trials: str) -> None:
 def _steps(stages: StageStore, trial: str) -> list[int]:
     """After which steps a trial left, or began to leave, a checkpoint; sorted."""
     mark = f"{trial}-"
-    return [int(key.removeprefix(mark)) for key in stages.keys(_STAGE) if key.startswith(mark)]
+    found = (key.removeprefix(mark) for key in stages.keys(_STAGE) if key.startswith(mark))
+    return [int(step) for step in found if step.isdecimal() and len(step) == 8]
 
 
 def _key(trial: str, step: int) -> str:

@@ -33,6 +33,7 @@ from PIL.Image import Image
 from torch import Tensor, distributed
 from torch.nn import functional
 
+from ressa.errors import as_stored
 from ressa.models.vlm import NO_LABEL, VLM, Batch
 from ressa.records import Example
 from ressa.spec import Distillation
@@ -178,9 +179,10 @@ class Teacher:
     @classmethod
     def from_bytes(cls, data: bytes) -> "Teacher":
         """Reads what `to_bytes` wrote."""
-        tensors = safetensors.torch.load(data)
-        ids = json.loads(tensors["example_ids"].numpy().tobytes())
-        return cls(tuple(ids), tensors["logits"], tensors["lengths"])
+        with as_stored("a teacher"):
+            tensors = safetensors.torch.load(data)
+            ids = json.loads(tensors["example_ids"].numpy().tobytes())
+            return cls(tuple(ids), tensors["logits"], tensors["lengths"])
 
 
 class LiveTeacher:

@@ -115,6 +115,7 @@ class Compaction:
         kept = {part.name for part in chosen}
         originals = [part for part in parts if part.is_ours and part.name not in kept]
         held = end_to_end(part.commits for part in originals)
+        files.prove(chosen, originals)
         for part in chosen:
             if part.level and pc.any(pc.is_in(held, value_set=part.commits)).as_py():
                 files.read(part)  # raises if it is not whole

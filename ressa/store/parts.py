@@ -36,6 +36,8 @@ _ATTEMPT = r".*-a[0-9]{1,18}-e[0-9]{1,18}"
 _COMMIT = rf"{_ATTEMPT}-[0-9a-f]{{12}}\.parquet"
 _MERGED = re.compile(r"merged-(?P<level>[0-9]{1,9})-(?P<rows>[0-9]{1,18})-[0-9a-f]{12}\.parquet")
 
+_LIES = "it does not hold the commits that it says it holds"
+
 
 def merged_name(level: int, rows: int, digest: str) -> str:
     """Names a merged file: `level` merges lie between it and the commits."""
@@ -104,6 +106,7 @@ class TableFiles:
         self._known: dict[str, Part] = {}
         self._held = 0
         self._finished: dict[bool, tuple[list[Part], pyarrow.StringArray]] = {}
+        self._proven: set[str] = set()
         self._lock = threading.Lock()
 
     def parts(self) -> list[Part]:
@@ -156,6 +159,27 @@ class TableFiles:
                 self._skip(part.name, str(reason))
                 self._forget({part.name} & set(self._known))
         raise FileNotFoundError(part.name)
+
+    def prove(self, chosen: Iterable[Part], others: Iterable[Part]) -> None:
+        """Makes sure that merged files hold what others, which are not to be read, hold as well.
+
+        Raises:
+            FileNotFoundError: one does not, and is now skipped: list them again.
+        """
+        import pyarrow.compute as pc
+
+        left_out = end_to_end(part.commits for part in others)
+        for part in chosen if len(left_out) else ():
+            said = part.attempts.filter(pc.is_in(part.commits, value_set=left_out))
+            if not len(said) or part.name in self._proven:
+                continue
+            held = row_files.attempt_names(self.read(part))
+            if not pc.all(pc.is_in(said, value_set=held)).as_py():
+                with self._lock:
+                    self._skip(part.name, _LIES)
+                    self._forget({part.name} & set(self._known))
+                raise FileNotFoundError(part.name)
+            self._proven.add(part.name)
 
     def fragment(self, part: Part) -> "pyarrow.dataset.ParquetFileFragment":
         """Returns a part that is not held in memory as what a scan reads it from."""
@@ -223,11 +247,13 @@ class TableFiles:
         import pyarrow.compute as pc
 
         with contextlib.closing(self._objects.open(self.path(name))) as file:
-            commits, schema = row_files.peek(self._table, file)
+            commits, count, schema = row_files.peek(self._table, file)
         if not pc.all(pc.match_substring_regex(commits, rf"\A{_COMMIT}\z"), min_count=0).as_py():
             raise row_files.NotOurs("it does not say which commits it holds")
         # All ASCII at the end, so that bytes can be counted.
         attempts = pc.binary_slice(commits.cast(pa.binary()), 0, -len(_CONTENT)).cast(pa.string())
+        if len(commits) > count and len(attempts.unique()) > count:
+            raise row_files.NotOurs(_LIES)
         return Part(name, commits, attempts, schema, None, True)
 
     def _skip(self, name: str, reason: str) -> None:

@@ -152,8 +152,8 @@ def conformed(table: "pyarrow.Table", schema: "pyarrow.Schema") -> "pyarrow.Tabl
     return pa.table(columns, schema=schema)
 
 
-def peek(name: str, file: "BinaryIO") -> "tuple[pyarrow.StringArray, pyarrow.Schema]":
-    """Returns which commits a merged file holds, and its columns, without reading its rows.
+def peek(name: str, file: "BinaryIO") -> "tuple[pyarrow.StringArray, int, pyarrow.Schema]":
+    """Returns which commits a merged file holds, how many rows and which columns, reading none.
 
     Raises:
         NotOurs, StoreError: as `decode`.
@@ -166,7 +166,7 @@ def peek(name: str, file: "BinaryIO") -> "tuple[pyarrow.StringArray, pyarrow.Sch
         commits = pa.array(said, pa.string())
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise NotOurs("it does not say which commits it holds") from error
-    if not isinstance(said, list) or commits.null_count:
+    if not isinstance(said, list) or commits.null_count or not said:
         raise NotOurs("it does not say which commits it holds")
     schema, types = found.schema_arrow.remove_metadata(), plain_schema(name)
     if not schema.equals(types):
@@ -174,7 +174,7 @@ def peek(name: str, file: "BinaryIO") -> "tuple[pyarrow.StringArray, pyarrow.Sch
         for field in types:
             if own.get(field.name, field.type) != field.type:
                 raise NotOurs(f"a column has another type: {field.name}")
-    return commits, schema
+    return commits, found.metadata.num_rows, schema
 
 
 def _opened(name: str, source: Any) -> "pyarrow.parquet.ParquetFile":

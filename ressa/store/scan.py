@@ -114,7 +114,9 @@ def scan(table: str, files: TableFiles, trials: TableFiles, *, all_attempts: boo
         key = tuple(dict.fromkeys((*layout.key, "trial", "attempt")))
     else:
         counted, parts, key = None, files.parts(), layout.key
-    clean, mixed = _apart(parts, counted, key)
+    chosen, sharing = once(parts)
+    files.prove(chosen, [part for part in parts if part not in chosen])
+    clean, mixed = _apart(chosen, sharing, counted, key)
     schema = full_schema(table, [part.schema for part in (*clean, *mixed)])
     found = joined(schema, [files.read(part) for part in mixed])
     if counted is not None and mixed:
@@ -123,19 +125,22 @@ def scan(table: str, files: TableFiles, trials: TableFiles, *, all_attempts: boo
 
 
 def _apart(
-    parts: Sequence[Part], counted: "pyarrow.StringArray | None", key: Sequence[str]
+    chosen: Sequence[Part],
+    sharing: set[str],
+    counted: "pyarrow.StringArray | None",
+    key: Sequence[str],
 ) -> tuple[list[Part], list[Part]]:
     """Returns the parts of which all rows count, and those of which some may.
 
     Args:
-        parts: of one table.
+        chosen: of one table, without what others hold.
+        sharing: names of those that hold commits which another holds too.
         counted: attempts whose rows count; None: any row may.
         key: tells two rows that count apart.
     """
     import numpy as np
     import pyarrow.compute as pc
 
-    chosen, sharing = once(parts)
     names = end_to_end(part.attempts for part in chosen)
     if counted is None:
         # Two rows that are one by their key lie in commits of one name, as far as the key knows it.

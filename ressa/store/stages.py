@@ -126,9 +126,11 @@ class StageStore:
             return None
         try:
             manifest = json.loads(content)
-            if isinstance(manifest["files"], dict) and isinstance(manifest["meta"], dict):
-                return dict(manifest)
-        except (ValueError, KeyError, TypeError):
+            files, meta = dict(manifest["files"]), dict(manifest["meta"])
+            for entry in files.values():
+                entry["object"], entry["sha256"], entry["size"]
+            return {"files": files, "meta": meta}
+        except (ValueError, KeyError, TypeError, RecursionError):
             pass
         log.warning("stage %s %s: its manifest is damaged; doing it again", stage, key)
         self._objects.delete(path)

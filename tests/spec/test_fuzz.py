@@ -41,6 +41,7 @@ TOKENS = (
 )
 SCALE = int(os.environ.get("RESSA_TEST_SCALE", "1"))
 """How many times the inputs of the CI tier: `make chaos` sets it."""
+pytestmark = pytest.mark.timeout(300 * SCALE)
 
 fuzz = settings(
     max_examples=150 * SCALE,

@@ -96,6 +96,7 @@ def plain(found: Iterable[Row]) -> list[str]:
     return sorted(str(sorted(text.items())) for text in texts)
 
 
+@pytest.mark.timeout(300 * SCALE)
 @settings(
     max_examples=40 * SCALE,
     deadline=None,
