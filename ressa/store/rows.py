@@ -116,7 +116,7 @@ def decode(name: str, content: bytes) -> "pyarrow.Table":
     """
     import pyarrow as pa
 
-    file = _opened(name, pa.BufferReader(content))
+    file, _ = _opened(name, pa.BufferReader(content))
     try:
         # Small, and many are read: threads would cost more than they bring.
         table = file.read(use_threads=len(content) > _LARGE)
@@ -160,7 +160,7 @@ def peek(name: str, file: "BinaryIO") -> "tuple[pyarrow.StringArray, int, pyarro
     """
     import pyarrow as pa
 
-    found = _opened(name, pa.PythonFile(file, mode="r"))
+    found, schema = _opened(name, pa.PythonFile(file, mode="r"))
     try:
         said = json.loads(found.metadata.metadata[_COMMITS.encode()])
         commits = pa.array(said, pa.string())
@@ -168,7 +168,7 @@ def peek(name: str, file: "BinaryIO") -> "tuple[pyarrow.StringArray, int, pyarro
         raise NotOurs("it does not say which commits it holds") from error
     if not isinstance(said, list) or commits.null_count or not said:
         raise NotOurs("it does not say which commits it holds")
-    schema, types = found.schema_arrow.remove_metadata(), plain_schema(name)
+    schema, types = schema.remove_metadata(), plain_schema(name)
     if not schema.equals(types):
         own = dict(zip(schema.names, schema.types, strict=True))
         for field in types:
@@ -177,7 +177,7 @@ def peek(name: str, file: "BinaryIO") -> "tuple[pyarrow.StringArray, int, pyarro
     return commits, found.metadata.num_rows, schema
 
 
-def _opened(name: str, source: Any) -> "pyarrow.parquet.ParquetFile":
+def _opened(name: str, source: Any) -> "tuple[pyarrow.parquet.ParquetFile, pyarrow.Schema]":
     """Opens a file, and makes sure that it is of this table and that its rows may be read."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -203,7 +203,7 @@ def _opened(name: str, source: Any) -> "pyarrow.parquet.ParquetFile":
     groups = (file.metadata.row_group(at) for at in range(file.metadata.num_row_groups))
     if file.metadata.num_rows > MAX_ROWS or sum(g.total_byte_size for g in groups) > MAX_BYTES:
         raise NotOurs(f"it claims {file.metadata.num_rows:,} rows: more than a file may hold")
-    return file
+    return file, schema
 
 
 def _damaged(error: Exception) -> NotOurs:

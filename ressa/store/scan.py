@@ -42,7 +42,11 @@ class Scan:
     """Whether the rows of the unread parts, then those in memory, come by trial and attempt."""
 
     def table(
-        self, columns: Sequence[str] | None = None, where: Mapping[str, Any] | None = None
+        self,
+        columns: Sequence[str] | None = None,
+        where: Mapping[str, Any] | None = None,
+        *,
+        in_order: bool = True,
     ) -> "pyarrow.Table":
         """Reads columns of the rows in which others have given values; by trial and attempt."""
         import pyarrow as pa
@@ -52,12 +56,13 @@ class Scan:
         condition = reduce(and_, conditions) if where else None
         wanted = list(columns or self.schema.names)
         order = ["trial", "attempt", "epoch"]
-        read = list(dict.fromkeys([*wanted, *([] if self.in_order else order)]))
+        to_sort = in_order and not self.in_order
+        read = list(dict.fromkeys([*wanted, *(order if to_sort else [])]))
         # One after the other: a union of datasets keeps no order.
         found = pa.concat_tables(
             one.to_table(read, filter=condition) for one in datasets(self.schema, [self])
         )
-        if not self.in_order:
+        if to_sort:
             found = found.sort_by([(key, "ascending") for key in order])
         return found.select(wanted).combine_chunks()
 

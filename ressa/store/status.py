@@ -59,7 +59,7 @@ def sweep_status(sweep: SweepStore) -> SweepStatus:
     trials = attempts
     if pc.count_distinct(attempts["trial"]).as_py() < len(attempts):
         trials = sweep.read("trials", columns=_READ)
-    proposed = sweep.read("proposals", columns=_ATTEMPT)
+    proposed = sweep.read("proposals", columns=_ATTEMPT, in_order=False)
     current = holder(sweep)
     driven = current is not None and current.state in ("live", "unknown")
 

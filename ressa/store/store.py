@@ -202,6 +202,7 @@ class SweepStore:
         columns: Sequence[str] | None = None,
         where: Mapping[str, Any] | None = None,
         all_attempts: bool = False,
+        in_order: bool = True,
     ) -> "pyarrow.Table":
         """Returns the rows that count, as an Arrow table.
 
@@ -210,10 +211,11 @@ class SweepStore:
             columns: those wanted; the others are not read.
             where: column → value that the rows must have.
             all_attempts: also those of finished attempts that a newer one of their trial replaced.
+            in_order: by trial and attempt; False is faster, for whoever sorts them anyway.
         """
         return scanned(
             lambda: [self.scan(table, all_attempts=all_attempts)],
-            lambda scans: scans[0].table(columns, where),
+            lambda scans: scans[0].table(columns, where, in_order=in_order),
         )
 
     def scan(self, table: str, *, all_attempts: bool = False) -> Scan:
@@ -266,6 +268,6 @@ class SweepStore:
     def _in_order(self, columns: Sequence[str] | None, *, all_attempts: bool) -> "pandas.DataFrame":
         order = ("role", "number", "trial", "attempt")
         wanted = None if columns is None else list(dict.fromkeys((*columns, *order)))
-        found = self.read("trials", columns=wanted, all_attempts=all_attempts)
+        found = self.read("trials", columns=wanted, all_attempts=all_attempts, in_order=False)
         found = found.sort_by([(column, "ascending") for column in order])
         return row_files.to_pandas(found if columns is None else found.select(columns))

@@ -7,7 +7,7 @@ stored before its trial starts, so a driver killed at any time proposes the same
 import json
 import math
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -114,6 +114,8 @@ class Ledger:
             self._rungs.setdefault(row["step"], {})[row["number"]] = row["value"]
         self._read_proposals()
         self._exhausted = False
+        self._ended = 0
+        """All trials before this number are known to have ended."""
         self.left_over = deque(self._unfinished(redo or Redo()))
         for again in self.left_over:
             for trial in (again.trial, *self._repeats_of(again.trial)):
@@ -272,7 +274,9 @@ class Ledger:
             visible = self._visible(number)
             if visible is None:
                 return "wait"
-            seen = [self._as_seen(n, visible=n in visible) for n in range(number)]
+            # A sampler that looks at no result is shown none, however many there are.
+            looks = not self._proposer.is_fixed
+            seen = [self._as_seen(n, visible=n in visible) for n in range(number if looks else 0)]
             proposal = self._proposer.propose(number, seen)
             if proposal is None or (enough and not self._is_known(proposal.point)):
                 self._exhausted = True
@@ -283,7 +287,7 @@ class Ledger:
                 tries=1,
                 reason=None if original is None else f"the same trial as {original}",
             )
-            names = [trial_name(n) for n in sorted(visible)]
+            names = [trial_name(n) for n in sorted(visible)] if looks else []
             if original is None:
                 return self._start(again, seen=names, notes=proposal.system_attrs)
             self._propose(again, seen=names, notes=proposal.system_attrs)
@@ -305,7 +309,7 @@ class Ledger:
             self._row_attempts[repeat] = attempt.attempt
             self._commit("trials", [dict(self.results[repeat])], attempt)
 
-    def _visible(self, number: int) -> set[int] | None:
+    def _visible(self, number: int) -> Collection[int] | None:
         """The trials whose results a proposal is a function of; None while one is missing.
 
         Those before the window, whichever finished first; or what there is, if the search is
@@ -314,8 +318,10 @@ class Ledger:
         search = self._plan.spec.search
         if search.asynchronous:
             return {n for n in range(number) if trial_name(n) in self.results}
-        before = set(range(number - search.window + 1))
-        return before if all(trial_name(n) in self.results for n in before) else None
+        while trial_name(self._ended) in self.results:
+            self._ended += 1
+        before = range(number - search.window + 1)
+        return before if len(before) <= self._ended else None
 
     def _as_seen(self, number: int, *, visible: bool) -> Seen:
         point, notes = self._points[number], self._notes[number]
