@@ -125,3 +125,8 @@ def test_constraints_pin_every_direct_dependency_within_its_range() -> None:
 
 def _plain(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
+
+
+@pytest.mark.parametrize("name", ["__main__", "obvious", "studies", "zoo.__main__"])
+def test_the_benches_find_what_they_measure(name: str) -> None:
+    import_module(f"benchmarks.{name}")
