@@ -1,10 +1,25 @@
 """Stores and sweeps for the tests of this folder."""
 
+import os
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, Phase, settings
 
 from ressa.store import Store, SweepStore, open_store
+
+SCALE = int(os.environ.get("RESSA_TEST_SCALE", "1"))
+"""How many times as much is drawn as in the CI tier: 10 in `make chaos`."""
+
+
+def many(examples: int) -> settings:
+    """Of tests that draw whole stores, too large to be shrunk in reasonable time."""
+    return settings(
+        max_examples=examples * SCALE,
+        deadline=None,
+        phases=(Phase.explicit, Phase.generate),
+        suppress_health_check=[HealthCheck.function_scoped_fixture],
+    )
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import itertools
 import logging
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,9 +14,8 @@ from ressa.store import Store, SweepStore, compaction, open_store, query
 from ressa.store.objects import Objects
 from ressa.store.scan import scanned
 
-from .conftest import commit_trial
+from .conftest import SCALE, commit_trial
 
-SCALE = int(os.environ.get("RESSA_TEST_SCALE", "1"))
 WRITTEN = ("events", "answers", "trials")
 MUTATIONS = ("put", "put_new", "delete", "make_durable")
 

@@ -1,6 +1,5 @@
 """Which rows count is decided file by file; it is what deciding row by row comes to."""
 
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -9,13 +8,14 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ressa.store import TABLES, open_store, rows
 from ressa.store.parts import attempt_name, merged_name
 
-SCALE = int(os.environ.get("RESSA_TEST_SCALE", "1"))
+from .conftest import SCALE, many
+
 BEGAN = datetime(2026, 1, 1, tzinfo=UTC)
 Row = dict[str, Any]
 
@@ -97,12 +97,7 @@ def plain(found: Iterable[Row]) -> list[str]:
 
 
 @pytest.mark.timeout(300 * SCALE)
-@settings(
-    max_examples=40 * SCALE,
-    deadline=None,
-    phases=(Phase.explicit, Phase.generate),
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
+@many(40)
 @given(
     drawn=st.lists(commits, min_size=1, max_size=MOST, unique=True),
     alone=st.sets(st.integers(0, MOST - 1)),

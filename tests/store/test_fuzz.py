@@ -1,7 +1,6 @@
 """Whatever lies in a store's folders: what was committed is read, and the rest is named."""
 
 import json
-import os
 import random
 import shutil
 from collections.abc import Callable
@@ -10,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ressa.errors import RessaError
@@ -18,9 +17,8 @@ from ressa.landscape import results_table
 from ressa.store import TABLES, SweepStore, open_store, query, rows
 from ressa.store.parts import merged_name
 
-from .conftest import commit_trial
+from .conftest import SCALE, commit_trial, many
 
-SCALE = int(os.environ.get("RESSA_TEST_SCALE", "1"))
 """How many times the inputs of the CI tier: `make chaos` sets it."""
 
 TRIALS = ("t000", "t001", "t002", "t003")
@@ -215,12 +213,7 @@ def whose(read: pa.Table) -> set[tuple[str | None, int, int]]:
 
 
 @pytest.mark.timeout(300 * SCALE)
-@settings(
-    max_examples=100 * SCALE,
-    deadline=None,
-    phases=(Phase.explicit, Phase.generate),
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
+@many(100)
 @given(seed=st.integers(0, 2**40), deeds=st.integers(1, 5))
 def test_a_store_of_anything_is_read_and_named_and_nothing_sound_is_lost(
     tmp_path_factory: pytest.TempPathFactory, sound: Files, seed: int, deeds: int

@@ -84,18 +84,6 @@ def planted(folder: Path) -> dict[str, bytes]:
 KINDS = tuple(planted(Path("/nowhere")))
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    """An empty store."""
-    return open_store(tmp_path / "results", create=True)
-
-
-@pytest.fixture
-def sweep(store: Store) -> SweepStore:
-    """A sweep of it, with nothing but its spec."""
-    return store.create_sweep("s", "")
-
-
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     "read",
@@ -177,7 +165,7 @@ def test_planted_files_in_every_folder_of_a_sweep_are_named_and_never_unpickled(
                 path = f"{sweep.prefix}/{table}/{number}{name}"
                 sweep.store.objects.put(path, content)
     sweep.store.objects.put(f"{sweep.prefix}/lease/00000001", pickle.dumps(Bomb(tmp_path)))
-    reader = open_store(sweep.store.location).sweep("s")
+    reader = open_store(sweep.store.location).sweep(sweep.name)
     assert reader.read("trials")["trial"].to_pylist() == ["t000"]
     assert all(reader.read(table) is not None for table in sweep.files)
     assert len(reader.skipped) == len(sweep.files) * len(names) * len(KINDS)
