@@ -1,0 +1,79 @@
+"""The command line's frame: the app, options that several verbs take, and what they share."""
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ressa.terminal import Output, draw, say, show, width
+
+if TYPE_CHECKING:
+    from ressa.spec import SweepSpec
+    from ressa.store import Store, SweepStore
+
+
+app = typer.Typer(
+    help="Split the sparsity of a vision-language model between vision and language, repair it, "
+    "and map the landscape.",
+    epilog="Exit codes: 0 done · 1 trials failed or a run-time error · 2 bad usage or sweep file · "
+    "3 not found · 4 conflict · 5 store or Ray unreachable, full or not writable · "
+    "130 interrupted. Data go to stdout, words to stderr.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+File = Annotated[Path, typer.Argument(metavar="FILE", help="The sweep file.", show_default=False)]
+Name = Annotated[
+    str, typer.Argument(metavar="SWEEP", help="Name of the sweep.", show_default=False)
+]
+Sets = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Changes a field, such as repair.steps=50."),
+]
+StoreOption = Annotated[
+    str,
+    typer.Option("--store", metavar="PLACE", envvar="RESSA_STORE", help="Where the sweeps are."),
+]
+OutputOption = Annotated[Output, typer.Option("-o", "--output", help="How rows are written.")]
+
+
+def load(file: Path, sets: list[str] | None) -> "SweepSpec":
+    from ressa.spec import load_spec
+
+    loaded = load_spec(file, sets or ())
+    for warning in loaded.warnings:
+        say(warning, "warning:", "yellow")
+    if loaded.inventory is None:
+        from ressa.spec import check_inventory
+        from ressa.sweep.plan import inventory_of
+
+        say(f"reading the layers of {loaded.spec.model.id} …")
+        loaded.refuse(check_inventory(loaded.spec, inventory_of(loaded.spec.model)))
+    return loaded.spec
+
+
+def opened_store(store: str) -> "Store":
+    from ressa.store import open_store
+
+    return open_store(store)
+
+
+def show_results(sweep: "SweepStore", output: Output) -> None:
+    from ressa.landscape import render_table, repair_order, results_table
+
+    frame = results_table(sweep)
+    if output is Output.table:
+        draw(render_table(frame, width()))
+        order = repair_order(frame)
+        if order is not None:
+            say(f"the order before repair and after it: Spearman's {order}")
+    else:
+        show(frame, output)
+
+
+def command(verb: str, sweep: "SweepStore", *options: str) -> str:
+    """A command line to go on with, which works from any folder."""
+    return shlex.join(["ressa", verb, sweep.name, *options, "--store", sweep.store.location])

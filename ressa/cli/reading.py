@@ -1,0 +1,139 @@
+"""Verbs that say what a store holds."""
+
+from dataclasses import asdict
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ressa.cli.app import Name, OutputOption, StoreOption, app, command, opened_store, show_results
+from ressa.terminal import Output, draw, say, show
+
+
+class Sampler(StrEnum):
+    """The samplers, as the command line takes them."""
+
+    grid = "grid"
+    random = "random"
+    qmc = "qmc"
+    tpe = "tpe"
+    gp = "gp"
+    nsga2 = "nsga2"
+
+
+@app.command()
+def results(
+    name: Name, store: StoreOption = "results", output: OutputOption = Output.table
+) -> None:
+    """Shows a sweep's trials: sparsities and scores."""
+    show_results(opened_store(store).sweep(name), output)
+
+
+@app.command()
+def replay(
+    name: Name,
+    sampler: Annotated[
+        Sampler, typer.Option("--sampler", help="Which sampler to ask about.", show_default=False)
+    ],
+    trials: Annotated[
+        int | None,
+        typer.Option("--trials", min=1, help="How many trials it may spend. Default: all."),
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", min=0, help="Of its proposals. Default: the sweep's.")
+    ] = None,
+    nearest: Annotated[
+        bool,
+        typer.Option("--nearest", help="The nearest recorded point answers for a missing one."),
+    ] = False,
+    store: StoreOption = "results",
+    output: OutputOption = Output.table,
+) -> None:
+    """Says what another sampler would have cost. Recorded trials tell; nothing runs."""
+    from ressa.sweep.driver import current_spec
+    from ressa.sweep.plan import make_plan
+    from ressa.sweep.replay import replay as search_again
+    from ressa.sweep.replay import told
+
+    sweep = opened_store(store).sweep(name)
+    plan, recorded = make_plan(current_spec(sweep)), sweep.trials().to_dict("records")
+    found = search_again(
+        plan, recorded, sampler=sampler.value, count=trials, seed=seed, nearest=nearest
+    )
+    show([asdict(one) for one in found], output)
+    if output is Output.table:
+        say(told(sampler.value, found, recorded))
+
+
+@app.command()
+def query(
+    sql: Annotated[str, typer.Argument(help="One SELECT statement.", show_default=False)],
+    store: StoreOption = "results",
+    output: OutputOption = Output.table,
+) -> None:
+    """Asks the store in SQL.
+
+    Tables: trials scores curves layers answers proposals events data; `SHOW TABLES` and
+    `DESCRIBE trials` tell more.
+    """
+    from ressa.store import query as ask
+
+    show(ask(opened_store(store), sql), output)
+
+
+@app.command()
+def landscape(
+    name: Name,
+    store: StoreOption = "results",
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="PICTURE", help="Writes a picture too: .png, .svg or .pdf."),
+    ] = None,
+) -> None:
+    """Draws a sweep's map over vision and language sparsity."""
+    from ressa.landscape import heatmap, plot, results_table
+
+    sweep = opened_store(store).sweep(name)
+    if out is not None:
+        plot(sweep, out)
+    draw(heatmap(results_table(sweep)))
+    if out is not None:
+        say(f"wrote {out}")
+
+
+@app.command("ls")
+def list_sweeps(store: StoreOption = "results", output: OutputOption = Output.table) -> None:
+    """Lists the sweeps of a store."""
+    from ressa.landscape import short_row, sweep_row
+
+    opened = opened_store(store)
+    rows = [sweep_row(opened.sweep(name)) for name in opened.sweeps()]
+    if rows or output is not Output.table:
+        show([short_row(row) for row in rows] if output is Output.table else rows, output)
+    else:
+        say(f"no sweep in {opened.location} yet; `ressa run FILE` makes one.")
+
+
+@app.command()
+def status(name: Name, store: StoreOption = "results", output: OutputOption = Output.table) -> None:
+    """Says how far a sweep is, who drives it and what failed."""
+    from ressa.landscape import failures, repair_order, results_table, sweep_row
+    from ressa.sweep.shared import work_rows
+
+    sweep = opened_store(store).sweep(name)
+    row, failed = sweep_row(sweep), failures(sweep)
+    row["repair_order"] = repair_order(results_table(sweep))
+    if output is not Output.table:
+        show([row], output)
+        return
+    show([{"what": k, "value": v} for k, v in row.items() if v is not None], output, headings=False)
+    work = work_rows(sweep)
+    if work:
+        say("shared work: stages that its trials made, and how often they found one")
+        show(work, output)
+    if len(failed):
+        show(failed, output)
+        say(f"redo them: {command('resume', sweep, '--failed')}")
+    if row["state"] in ("interrupted", "stopped", "cancelled"):
+        say(f"go on: {command('resume', sweep)}")

@@ -1,0 +1,200 @@
+"""Verbs that run sweeps and steer them."""
+
+import json
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ressa.cli.app import (
+    File,
+    Name,
+    OutputOption,
+    Sets,
+    StoreOption,
+    app,
+    command,
+    load,
+    opened_store,
+    show_results,
+)
+from ressa.terminal import Output, draw, say, show, words
+
+if TYPE_CHECKING:
+    from ressa.spec import SweepSpec
+    from ressa.store import Holder, SweepStore, Wish
+
+
+@app.command()
+def validate(file: File, set_: Sets = None) -> None:
+    """Checks a sweep file: every fault at once, with its line. Nothing is run."""
+    spec = load(file, set_)
+    say(f"{file}: sweep {spec.name!r} is valid.")
+
+
+@app.command()
+def plan(file: File, set_: Sets = None, output: OutputOption = Output.table) -> None:
+    """Shows what a sweep would run. Points that cannot be, shared work and data are said too."""
+    from ressa.sweep.preview import preview
+
+    found = preview(load(file, set_))
+    if len(found.points) or output is not Output.table:
+        show(found.points, output)
+    if output is Output.table:
+        say("\n".join(found.words))
+
+
+@app.command()
+def run(
+    file: File,
+    set_: Sets = None,
+    store: Annotated[
+        str | None, typer.Option("--store", metavar="PLACE", help="Replaces the file's `store`.")
+    ] = None,
+    fresh: Annotated[
+        bool,
+        typer.Option(
+            "--fresh", help="Lets each trial do all of its work itself; results are equal."
+        ),
+    ] = False,
+    output: OutputOption = Output.table,
+) -> None:
+    """Runs a sweep here, on a Ray of its own. Run again, it goes on where it was."""
+    sets = [*(set_ or []), *([f"store={json.dumps(store)}"] if store is not None else [])]
+    spec = load(file, sets)
+    from ressa.sweep.driver import start
+
+    # The board is gone before anything is said: it would wipe the words away with itself.
+    with _interruptible(spec.name, spec.store), _board(spec) as board:
+        sweep = start(spec, board, fresh=fresh)
+    _report(sweep, output)
+
+
+@app.command()
+def resume(
+    name: Name,
+    trials: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[TRIAL…]", help="Trials that failed, to redo too.", show_default=False
+        ),
+    ] = None,
+    failed: Annotated[
+        bool, typer.Option("--failed", help="Also redo all trials that failed or were lost.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what would be done.")
+    ] = False,
+    store: StoreOption = "results",
+    output: OutputOption = Output.table,
+) -> None:
+    """Goes on with a stored sweep. No trial that succeeded runs again."""
+    from ressa.sweep.driver import current_spec, foretell
+    from ressa.sweep.driver import resume as continue_sweep
+    from ressa.sweep.ledger import Redo
+
+    redo = Redo(all=failed, trials=frozenset(trials or ()))
+    opened = opened_store(store)
+    with _interruptible(name, store), _board(current_spec(opened.sweep(name))) as board:
+        if dry_run:
+            foretell(opened, name, board, redo=redo)
+            return
+        sweep = continue_sweep(opened, name, board, redo=redo)
+    _report(sweep, output)
+
+
+@app.command()
+def stop(
+    name: Name,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Return when the running trials have finished.")
+    ] = False,
+    store: StoreOption = "results",
+) -> None:
+    """Ends a sweep when its running trials are done."""
+    _steer(opened_store(store).sweep(name), "stop", wait=wait)
+
+
+@app.command()
+def cancel(name: Name, store: StoreOption = "results") -> None:
+    """Ends a sweep and its running trials now, wherever it runs."""
+    _steer(opened_store(store).sweep(name), "cancel", wait=True)
+
+
+@contextmanager
+def _board(spec: "SweepSpec") -> Iterator[Any]:
+    from ressa.sweep.board import Board
+
+    with Board(spec, words()) as board:
+        yield board
+
+
+@contextmanager
+def _interruptible(name: str, store: str) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt as interruption:
+        again = shlex.join(["ressa", "resume", name, "--store", store])
+        how = str(interruption) or "stopped"
+        say(f"\n{how}; nothing that finished is lost. Go on with:\n  {again}")
+        raise typer.Exit(130) from None
+
+
+def _steer(sweep: "SweepStore", wish: "Wish", *, wait: bool) -> None:
+    """Says what became of a wish to stop or cancel; exit 1 if nobody can tell."""
+    from ressa.sweep.steer import steer
+
+    def asked(driver: "Holder") -> None:
+        say(f"asked process {driver.pid} on {driver.host} to {wish} {sweep.name} …")
+
+    answer = steer(sweep, wish, wait=wait, asked=asked)
+    state = sweep.status()
+    finished = state.done - state.counts.get("cancelled", 0)
+    done = f"{finished} of {state.planned} trials are finished"
+    again = f"go on: {command('resume', sweep)}"
+    if answer.kind == "idle":
+        say(f"no driver works on {sweep.name}: it is {state.state}, {done}. Nothing to {wish}.")
+    elif answer.kind == "heard":
+        say(f"nothing new starts; still running: {', '.join(state.running) or 'nothing'}. {done}.")
+        say(f"wait for the end: {command('stop', sweep, '--wait')}")
+    elif answer.kind == "ended":
+        say(f"{sweep.name} is {state.state}: {done}.")
+        if state.state != "finished":
+            say(again)
+    else:
+        say(
+            "its driver shows no life, so nobody can tell whether its trials run. "
+            f"It has been asked in case it comes back; {command('resume', sweep)} takes over.",
+            "error:",
+            "bold red",
+        )
+        raise typer.Exit(1)
+
+
+def _report(sweep: "SweepStore", output: Output) -> None:
+    """What a run ends with: table, map, picture, where things are and what to do next."""
+    from ressa.landscape import failures, heatmap, plot, results_table
+
+    show_results(sweep, output)
+    unsuccessful = len(failures(sweep))
+    if output is Output.table and (sweep.trials()["role"] == "search").any():
+        draw(heatmap(results_table(sweep)))
+    said = [f"rows       {sweep.store.location}/sweeps/{sweep.name}/"]
+    if sweep.store.folder is not None:
+        picture = sweep.store.folder / "sweeps" / sweep.name / "landscape.png"
+        plot(sweep, picture)
+        said.append(f"picture    {picture}")
+    best = "SELECT trial, score FROM trials ORDER BY score DESC"
+    place = ["--store", sweep.store.location]
+    said += [
+        f"results    {command('results', sweep, '-o', 'csv')}",
+        f"landscape  {command('landscape', sweep, '--out', 'map.svg')}",
+        f'query      ressa query "{best}" {shlex.join(place)}',
+    ]
+    if unsuccessful:
+        said.append(f"failed     {unsuccessful}; {command('resume', sweep, '--failed')}")
+    say("\n".join(said))
+    if unsuccessful:
+        raise typer.Exit(1)

@@ -1,0 +1,153 @@
+"""Verbs that look after stages, data, models and this machine."""
+
+import re
+from datetime import timedelta
+from typing import Annotated, Any
+
+import typer
+
+from ressa.cli.app import OutputOption, StoreOption, app, opened_store
+from ressa.errors import SpecError
+from ressa.terminal import Output, say, show
+
+stages = typer.Typer(help="Looks after the work that trials share.", no_args_is_help=True)
+app.add_typer(stages, name="stages")
+
+
+@stages.command("ls")
+def list_stages(store: StoreOption = "results", output: OutputOption = Output.table) -> None:
+    """Lists the stages of a store: size, last use, which sweeps used and which need each."""
+    from ressa.sweep.shared import needs_of, uses_of
+
+    opened = opened_store(store)
+    found = uses_of(opened, needs_of(opened))
+    if found or output is not Output.table:
+        show([use.row() for use in found], output)
+    if output is Output.table:
+        size = sum(use.stored.size for use in found) / 2**20
+        say(f"{len(found)} stages in {opened.location}, {size:.1f} MiB")
+
+
+@stages.command("gc")
+def collect_stages(
+    older_than: Annotated[
+        str,
+        typer.Option("--older-than", metavar="TIME", help="Since the last use: 0, 30m, 12h, 7d."),
+    ] = "7d",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only says what would go.")] = False,
+    store: StoreOption = "results",
+    output: OutputOption = Output.table,
+) -> None:
+    """Removes stages that no unfinished sweep needs; later trials make them again if they must.
+
+    Rows stay, and with them all results. Drivers may run meanwhile.
+    """
+    from ressa.sweep.shared import collect
+
+    opened = opened_store(store)
+    removed = collect(opened, older_than=_duration(older_than), dry_run=dry_run)
+    if removed or output is not Output.table:
+        show([use.row() for use in removed], output)
+    size = sum(use.stored.size for use in removed) / 2**20
+    say(f"{'would remove' if dry_run else 'removed'} {len(removed)} stages, {size:.1f} MiB")
+
+
+def _duration(text: str) -> timedelta:
+    found = re.fullmatch(r"(\d{1,6})([smhd]?)", text.strip())
+    if found is None or (found[1].strip("0") and not found[2]):
+        raise SpecError(
+            f"--older-than: a number with s, m, h or d, such as 12h or 7d; got {text!r}."
+        )
+    unit = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}[found[2] or "s"]
+    return timedelta(**{unit: int(found[1])})
+
+
+@app.command()
+def doctor(output: OutputOption = Output.table) -> None:
+    """Says whether this machine can run trials. If not, it says what to do."""
+    from ressa.doctor import examine
+
+    rows = [
+        {"what": f.what, "state": "ok" if f.ok else "broken", "found": f.found, "advice": f.advice}
+        for f in examine()
+    ]
+    show(rows, output)
+    if any(row["state"] != "ok" for row in rows):
+        raise typer.Exit(1)
+
+
+@app.command()
+def models(
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[MODEL]",
+            help="A name, a folder or a hub id, to see its towers.",
+            show_default=False,
+        ),
+    ] = None,
+    output: OutputOption = Output.table,
+) -> None:
+    """Lists the models that come with ressa, or the parts of one."""
+    from ressa.sweep.preview import catalog_rows, model_rows
+
+    show(catalog_rows() if model is None else model_rows(model), output)
+
+
+data = typer.Typer(help="Looks at data sets that lie in files.")
+app.add_typer(data, name="data")
+
+
+@data.command("check")
+def check_data(
+    task: Annotated[
+        str,
+        typer.Argument(
+            metavar="TASK",
+            help="vqa, captioning, retrieval, multiple_choice or perplexity.",
+            show_default=False,
+        ),
+    ],
+    path: Annotated[
+        str, typer.Argument(metavar="PATH", help="The folder of its files.", show_default=False)
+    ],
+    layout: Annotated[
+        str | None,
+        typer.Option("--format", help="Layout of the files; found out if it is not given."),
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="A field of data, as columns.image=photo."),
+    ] = None,
+    decode: Annotated[
+        bool, typer.Option(help="Decode every picture, or look at its ends alone.")
+    ] = True,
+    output: OutputOption = Output.table,
+) -> None:
+    """Counts a data set's examples and pictures, and names what is wrong with it."""
+    from ressa.data.check import check
+    from ressa.data.files import named
+
+    report = check(task, path, layout, _fields(set_ or []), decode=decode)
+    show(report.rows, output)
+    say("\n".join(report.words))
+    if report.bad:
+        say(f"bad      {named(report.bad)}", style="bold red")
+        raise typer.Exit(1)
+
+
+def _fields(sets: list[str]) -> dict[str, Any]:
+    """Reads KEY=VALUE pairs with dotted keys into nested values."""
+    from ressa.spec.space import parse_scalar
+
+    found: dict[str, Any] = {}
+    for text in sets:
+        key, equals, value = text.partition("=")
+        if not equals or not all(key.split(".")):
+            raise SpecError(f"--set {text}: write it as key=value, such as columns.image=photo.")
+        *parents, last = key.split(".")
+        inner = found
+        for parent in parents:
+            inner = inner.setdefault(parent, {})
+        inner[last] = parse_scalar(value)
+    return found
