@@ -104,6 +104,10 @@ class Ledger:
         """The first trial of each key."""
         self._originals: dict[str, str] = {}
         """Repeats: points that came to the same trial as an earlier one → that one."""
+        self._repeats: dict[str, list[str]] = {}
+        """The other way round."""
+        self._is_settled = False
+        """Whether all repeats of trials that had finished before are written down."""
         self._attempts: dict[str, int] = {}
         self._tries: dict[str, int] = {}
         self._micro_batches: dict[str, int] = {}
@@ -118,7 +122,7 @@ class Ledger:
         """All trials before this number are known to have ended."""
         self.left_over = deque(self._unfinished(redo or Redo()))
         for again in self.left_over:
-            for trial in (again.trial, *self._repeats_of(again.trial)):
+            for trial in (again.trial, *self._repeats.get(again.trial, ())):
                 self.results.pop(trial, None)
 
     def _read_proposals(self) -> None:
@@ -141,10 +145,8 @@ class Ledger:
         if first == trial:
             return None
         self._originals[trial] = first
+        self._repeats.setdefault(first, []).append(trial)
         return first
-
-    def _repeats_of(self, trial: str) -> list[str]:
-        return [repeat for repeat, original in self._originals.items() if original == trial]
 
     def _note_micro_batch(self, trial: str, size: int | None) -> None:
         if size is not None:
@@ -263,8 +265,10 @@ class Ledger:
         """
         if self.is_hopeless:
             return "finished"
-        for trial in sorted(set(self._originals.values())):
-            self._settle(trial)
+        if not self._is_settled:
+            for trial in sorted(self._repeats):
+                self._settle(trial)
+            self._is_settled = True
         if self.left_over:
             return self._start(self.left_over.popleft())
         while True:
@@ -301,7 +305,7 @@ class Ledger:
         if original not in self.results:
             return
         row = self.results[original]
-        for repeat in self._repeats_of(original):
+        for repeat in self._repeats.get(original, ()):
             if repeat in self.results:
                 continue
             attempt = self._attempt(repeat, self._row_attempts.get(repeat, -1) + 1)
