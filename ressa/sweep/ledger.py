@@ -275,11 +275,12 @@ class Ledger:
             number, enough = len(self._points), self._executions >= self._plan.spec.search.trials
             if self._exhausted or (enough and not self._proposer.is_fixed):
                 return "finished"
-            visible = self._visible(number)
+            # A sampler that looks at no result waits for none; whether a trial stops early may.
+            looks = not self._proposer.is_fixed
+            waits = looks or self._plan.spec.early_stopping is not None
+            visible = self._visible(number) if waits else ()
             if visible is None:
                 return "wait"
-            # A sampler that looks at no result is shown none, however many there are.
-            looks = not self._proposer.is_fixed
             seen = [self._as_seen(n, visible=n in visible) for n in range(number if looks else 0)]
             proposal = self._proposer.propose(number, seen)
             if proposal is None or (enough and not self._is_known(proposal.point)):
