@@ -4,8 +4,8 @@ The GPUs and what runs on them are pretended; what decides is the real thing: th
 ledger, the scheduler of early stopping, and a store on disk into which every row is committed. A
 trial takes as long as a recorded one of the pocket models' sweeps (`durations.json`, each divided
 by its sweep's mean), with half an hour for the mean; one in a hundred loses its machine and is
-tried again. The driver does one thing after the other, in virtual time too: each call takes what its
-processor time was measured to be here, and what Tune itself takes is added.
+tried again. The driver does one thing after the other, in virtual time too: each call takes what
+its processor time was measured to be here, and what Tune itself takes is added.
 """
 
 import argparse
