@@ -6,7 +6,7 @@ pandas are imported when rows are first read or written.
 """
 
 from ressa.store.lease import Holder, Lease, Wish, acquire, ask, holder
-from ressa.store.query import query
+from ressa.store.query import matching, parquet_bytes, query
 from ressa.store.schema import SCHEMA_VERSION, TABLES, Column, Table
 from ressa.store.stages import StageFiles, StageStore, StoredStage
 from ressa.store.status import Ended, SweepStatus
@@ -30,6 +30,8 @@ __all__ = [
     "acquire",
     "ask",
     "holder",
+    "matching",
     "open_store",
+    "parquet_bytes",
     "query",
 ]

@@ -14,9 +14,9 @@ from ressa.catalog import MODELS
 from ressa.errors import ConflictError, NotFoundError, SpecError, VerificationError
 from ressa.export import verify
 from ressa.records import Failure, Outcome, TrialSpec
-from ressa.spec import SweepSpec, spec_from_mapping
+from ressa.spec import SweepSpec, spec_from_mapping, spec_from_yaml
 from ressa.store import SweepStore, open_store
-from ressa.sweep import rows
+from ressa.sweep import rows, shipping
 from ressa.sweep.ledger import Attempt
 from ressa.sweep.plan import SweepPlan, make_plan
 from ressa.sweep.shipping import export
@@ -168,7 +168,6 @@ def test_without_its_hash_the_repaired_model_is_scored_again(
     [
         ({"mask_hash": "0" * 64}, "the masks are not those of trial t000"),
         ({"vision_zeros": 5}, "the row of trial t000 says 5"),
-        ({"merge_gap": 1e-12}, "merging changes logits by up to"),
     ],
 )
 def test_a_model_that_its_row_does_not_describe_is_not_exported(
@@ -178,6 +177,14 @@ def test_a_model_that_its_row_does_not_describe_is_not_exported(
     with pytest.raises(VerificationError, match=named):
         ship(sweep, "t000", told)
     assert not (tmp_path / "t000").exists()
+
+
+def test_a_merge_that_changes_more_than_it_did_is_not_exported(
+    sweep: SweepStore, told: list[str], monkeypatch
+) -> None:
+    monkeypatch.setattr(shipping, "_GAP_FACTOR", 1e-9)
+    with pytest.raises(VerificationError, match="merging changes logits by up to"):
+        ship(sweep, "t000", told)
 
 
 def test_a_reused_trial_is_the_one_that_ran(sweep: SweepStore, told: list[str]) -> None:
@@ -193,7 +200,7 @@ def test_workers_that_grew_since_do_not_matter(sweep: SweepStore, told: list[str
 def test_a_trial_without_a_model_is_refused(
     sweep: SweepStore, told: list[str], tmp_path: Path
 ) -> None:
-    plan = make_plan(spec_from_mapping(CONTENT).spec)
+    plan = make_plan(spec_from_yaml(sweep.spec_text()))
     point = {"vision_sparsity": "2:4", "language_sparsity": "0.5"}
     attempt = propose(sweep, plan, point)
     with pytest.raises(NotFoundError, match="t002 of small has not ended"):
