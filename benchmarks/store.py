@@ -8,6 +8,7 @@ import argparse
 import shutil
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from benchmarks.report import Row
 from ressa.landscape import results_table
 from ressa.store import SweepStore, open_store, query
 from ressa.store import rows as row_files
-from ressa.store.compaction import FAN_IN
+from ressa.store.compaction import FAN_IN, LARGEST_ROWS
 from ressa.store.parts import attempt_name, merged_name
 from ressa.store.schema import plain_schema
 
@@ -29,18 +30,34 @@ TABLES = ("proposals", "events", "scores", "curves", "answers", "trials")
 
 
 def lay_out(sweep: SweepStore, trials: int) -> None:
-    """Fills a sweep with finished trials: merged twice, merged once, and as they were committed."""
+    """Fills a sweep with finished trials: merged as often as they would be, and as committed."""
     dense = {"role": "baseline", "state": "succeeded", "score": 0.99, "score_pruned": 0.99}
     sweep.commit("trials", [dense], trial="dense", epoch=1)
-    first = 0
-    for level in (2, 1):
-        size = FAN_IN**level
-        while trials - first >= size:
-            for table in TABLES:
-                _write_merged(sweep, table, range(first, first + size), level)
-            first += size
-    for number in range(first, trials):
+    for table in TABLES:
+        for level, numbers in _merges(table, trials):
+            _write_merged(sweep, table, numbers, level)
+    for number in range(trials - trials % FAN_IN, trials):
         commit(sweep, number)
+
+
+def _merges(table: str, trials: int) -> Iterator[tuple[int, range]]:
+    """Yields the merged files that a table has after so many trials: their level and trials."""
+    each = _columns(table, range(1)).num_rows
+    levels: dict[int, list[range]] = defaultdict(list)
+    for first in range(0, trials - FAN_IN + 1, FAN_IN):
+        level, merged = 1, range(first, first + FAN_IN)
+        while len(merged) * each <= LARGEST_ROWS // 2:
+            levels[level].append(merged)
+            if len(levels[level]) < FAN_IN:
+                break
+            taken = max(1, LARGEST_ROWS // (each * len(levels[level][0])))
+            merged = range(levels[level][0].start, levels[level][:taken][-1].stop)
+            del levels[level][:taken]
+            level += 1
+        else:
+            yield level, merged
+    for level, found in levels.items():
+        yield from ((level, numbers) for numbers in found)
 
 
 def commit(sweep: SweepStore, number: int) -> None:

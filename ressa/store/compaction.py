@@ -2,7 +2,7 @@
 
 Every `FAN_IN` commits to a table become one file, and every `FAN_IN` of those become one again, up
 to `LARGEST_ROWS` rows: a row is written a handful of times however long a sweep is, and a reader
-meets some hundred files. A merge may be killed at any moment, or made by two drivers at once: the
+meets some dozens of files. A merge may be killed at any moment, or made by two drivers at once: the
 merged file says which commits it holds, appears whole, and outlives a power cut and was read back
 before an original goes; a reader that meets both reads each row once (`parts.once`).
 """
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-FAN_IN = 64
+FAN_IN = 16
 LARGEST_ROWS = 1_000_000
 """Of a merged file; what has more than half of it is not merged again."""
 
