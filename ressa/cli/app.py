@@ -1,6 +1,8 @@
 """The command line's frame: the app, options that several verbs take, and what they share."""
 
 import shlex
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -40,6 +42,19 @@ StoreOption = Annotated[
 OutputOption = Annotated[Output, typer.Option("-o", "--output", help="How rows are written.")]
 
 
+@dataclass
+class Client:
+    """Who asked, when a verb runs on a cluster for somebody elsewhere: see `answer`."""
+
+    address: str | None = None
+    """The cluster's address, where command lines to go on with must name it."""
+    taken: Callable[[], None] = lambda: None
+    """Tells that a driver holds its sweep, and goes on by itself."""
+
+
+client = Client()
+
+
 def load(file: Path, sets: list[str] | None) -> "SweepSpec":
     from ressa.spec import load_spec
 
@@ -76,4 +91,7 @@ def show_results(sweep: "SweepStore", output: Output) -> None:
 
 def command(verb: str, sweep: "SweepStore", *options: str) -> str:
     """A command line to go on with, which works from any folder."""
-    return shlex.join(["ressa", verb, sweep.name, *options, "--store", sweep.store.location])
+    where = ["--store", sweep.store.location]
+    if client.address is not None:
+        where += ["--address", client.address]
+    return shlex.join(["ressa", verb, sweep.name, *options, *where])

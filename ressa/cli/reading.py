@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from ressa.cli.app import Name, OutputOption, StoreOption, app, command, opened_store, show_results
+from ressa.cli.relay import relayed
 from ressa.terminal import Output, draw, say, show
 
 
@@ -23,6 +24,7 @@ class Sampler(StrEnum):
 
 
 @app.command()
+@relayed
 def results(
     name: Name, store: StoreOption = "results", output: OutputOption = Output.table
 ) -> None:
@@ -31,6 +33,7 @@ def results(
 
 
 @app.command()
+@relayed
 def replay(
     name: Name,
     sampler: Annotated[
@@ -67,6 +70,7 @@ def replay(
 
 
 @app.command()
+@relayed
 def query(
     sql: Annotated[str, typer.Argument(help="One SELECT statement.", show_default=False)],
     store: StoreOption = "results",
@@ -83,6 +87,7 @@ def query(
 
 
 @app.command()
+@relayed
 def landscape(
     name: Name,
     store: StoreOption = "results",
@@ -103,6 +108,7 @@ def landscape(
 
 
 @app.command("ls")
+@relayed
 def list_sweeps(store: StoreOption = "results", output: OutputOption = Output.table) -> None:
     """Lists the sweeps of a store."""
     from ressa.landscape import short_row, sweep_row
@@ -116,6 +122,7 @@ def list_sweeps(store: StoreOption = "results", output: OutputOption = Output.ta
 
 
 @app.command()
+@relayed
 def status(name: Name, store: StoreOption = "results", output: OutputOption = Output.table) -> None:
     """Says how far a sweep is, who drives it and what failed."""
     from ressa.landscape import failures, repair_order, results_table, sweep_row

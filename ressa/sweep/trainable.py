@@ -11,6 +11,7 @@ from ressa.errors import FailureClass, RessaError, StoreError, TrialError
 from ressa.records import Failure, Outcome, Progress
 from ressa.spec import Resources
 from ressa.sweep.gang import Actors, Gang, OwnProcess
+from ressa.sweep.places import bundle
 
 
 class AttemptFailed(Exception):
@@ -26,12 +27,12 @@ class AttemptFailed(Exception):
 
 def placement(resources: Resources) -> PlacementGroupFactory:
     """Says what a trial occupies: its own process, or an empty head and one bundle a worker."""
-    bundle = {"CPU": float(resources.cpus_per_worker)}
-    if resources.gpus_per_worker:
-        bundle["GPU"] = float(resources.gpus_per_worker)
+    each = bundle(resources)
     if resources.workers == 1:
-        return PlacementGroupFactory([bundle])
-    return PlacementGroupFactory([{}] + [bundle] * resources.workers)
+        return PlacementGroupFactory([each])
+    return PlacementGroupFactory(
+        [{}] + [each] * resources.workers, strategy=resources.placement.upper()
+    )
 
 
 class TrialTrainable(tune.Trainable):

@@ -26,6 +26,9 @@ DASHBOARD = 8265
 LAPTOP = "http://127.0.0.1:8265"
 
 _NETWORK = "10.77.0"
+_UNSHARE = ("unshare", "--uts", "--pid", "--mount", "--fork", "--kill-child", "--mount-proc")
+_NSENTER = ("--net", "--uts", "--pid", "--mount", "--wd=/mnt")
+_MAIN = "from ressa.cli import main; main()"
 _START = """
 set -e
 hostname {name}
@@ -48,14 +51,17 @@ def why_not() -> str | None:
     if shutil.which("ip") is None or shutil.which("unshare") is None:
         return "needs the programs ip (iproute2) and unshare (util-linux)"
     tried = subprocess.run(
-        ["unshare", "--net", "--pid", "--mount", "--uts", "--fork", "--mount-proc"]
-        + ["ip", "link", "add", "probe", "type", "bridge"],
+        [*_UNSHARE, "--net", "ip", "link", "add", "probe", "type", "bridge"],
         capture_output=True,
         text=True,
     )
     if tried.returncode:
         return f"needs CAP_NET_ADMIN and CAP_SYS_ADMIN to make namespaces: {tried.stderr.strip()}"
     return None
+
+
+def _within(space: str) -> list[str]:
+    return ["ip", "netns", "exec", space]
 
 
 def _ip(*arguments: str) -> None:
@@ -100,8 +106,7 @@ class Node:
         script = _START.format(name=self.name, shared=self.cluster.shared, private=private)
         log = (self.cluster.folder / f"{self.name}.log").open("ab")
         self.process = subprocess.Popen(
-            ["ip", "netns", "exec", self.space, "unshare", "--uts", "--pid", "--mount", "--fork"]
-            + ["--kill-child", "--mount-proc", "bash", "-c", script, self.name, *command],
+            [*_within(self.space), *_UNSHARE, "bash", "-c", script, self.name, *command],
             env={**self.cluster.variables(SHARED), **variables},
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -136,8 +141,7 @@ class Node:
         assert self.process is not None
         inside = _child(self.process.pid)
         return subprocess.run(
-            ["nsenter", "-t", str(inside), "--net", "--uts", "--pid", "--mount"]
-            + ["--wd=/mnt", *command],
+            ["nsenter", "-t", str(inside), *_NSENTER, *command],
             env=self.cluster.variables(SHARED),
             capture_output=True,
             text=True,
@@ -234,7 +238,7 @@ class Cluster:
         self.add("head")
         command = [sys.executable, str(Path(__file__).with_name("pipe.py")), str(self._pipe)]
         self._pipes = [
-            subprocess.Popen(["ip", "netns", "exec", space, *command, *end])
+            subprocess.Popen([*_within(space), *command, *end])
             for space, end in (
                 (self.head.space, ["to", self.head.address, str(DASHBOARD)]),
                 (self._laptop, ["from", "127.0.0.1", str(DASHBOARD)]),
@@ -265,8 +269,7 @@ class Cluster:
     def start(self, *arguments: str, variables: Mapping[str, str] = {}) -> "subprocess.Popen[str]":
         """Starts `ressa` on the laptop."""
         return subprocess.Popen(
-            ["ip", "netns", "exec", self._laptop, sys.executable, "-c"]
-            + ["from ressa.cli import main; main()", *arguments],
+            [*_within(self._laptop), sys.executable, "-c", _MAIN, *arguments],
             cwd=self.folder,
             env={
                 **self.variables(str(self.shared)),
@@ -294,7 +297,7 @@ class Cluster:
     def alive(self) -> int:
         """How many nodes the head knows to be alive; 0 while it does not answer."""
         asked = subprocess.run(
-            ["ip", "netns", "exec", self._laptop, sys.executable, "-c", _COUNT, LAPTOP, self.token],
+            [*_within(self._laptop), sys.executable, "-c", _COUNT, LAPTOP, self.token],
             capture_output=True,
             text=True,
         )
@@ -303,7 +306,8 @@ class Cluster:
 
 _COUNT = """
 import json, sys, urllib.request
-asked = urllib.request.Request(sys.argv[1] + "/api/v0/nodes", headers={"Authorization": "Bearer " + sys.argv[2]})
+asked = urllib.request.Request(sys.argv[1] + "/api/v0/nodes")
+asked.add_header("Authorization", "Bearer " + sys.argv[2])
 nodes = json.load(urllib.request.urlopen(asked, timeout=30))["data"]["result"]["result"]
 print(sum(node["state"] == "ALIVE" for node in nodes))
 """
