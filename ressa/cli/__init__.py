@@ -16,9 +16,10 @@ from ressa.terminal import prepare, say, write
 from ressa.cli import running  # isort: skip
 from ressa.cli import clusters  # isort: skip
 from ressa.cli import reading  # isort: skip
+from ressa.cli import following  # isort: skip
 from ressa.cli import upkeep  # isort: skip
 
-__all__ = ["app", "clusters", "main", "reading", "running", "upkeep"]
+__all__ = ["app", "clusters", "following", "main", "reading", "running", "upkeep"]
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ import os
 import sys
 import tempfile
 import threading
+import traceback
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -47,6 +48,8 @@ def _caught(frames: _Frames) -> "Iterator[None]":
         arguments = (reader, kind, frames)
         threads.append(threading.Thread(target=_send_all, args=arguments, daemon=True))
         threads[-1].start()
+    # Python's own streams still think of the log as a file.
+    sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in (1, 2))
     try:
         yield
     finally:
@@ -125,6 +128,9 @@ def _run(request: Request, frames: _Frames) -> int:
         main()
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else 1
+    except Exception:
+        traceback.print_exc()
+        return 1
     return 0
 
 

@@ -141,6 +141,7 @@ def status(name: Name, store: StoreOption = "results", output: OutputOption = Ou
         show(work, output)
     if len(failed):
         show(failed, output)
+        say(f"why: {command('logs', sweep, str(failed['trial'].iloc[0]))}")
         say(f"redo them: {command('resume', sweep, '--failed')}")
     if row["state"] in ("interrupted", "stopped", "cancelled"):
         say(f"go on: {command('resume', sweep)}")

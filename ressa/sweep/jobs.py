@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ressa.errors import ClusterError, ConflictError, SpecError
-from ressa.sweep.joined_ray import is_autoscaled, node_name, refused, use_token
+from ressa.sweep.joined_ray import TOKEN, is_autoscaled, node_name, refused, use_token
 from ressa.sweep.places import Place
 
 MARK = "~ressa"
@@ -267,7 +267,7 @@ def _headers() -> dict[str, str]:
     try:
         return dict(get_auth_headers_if_auth_enabled({}))
     except (AuthenticationError, RuntimeError) as error:
-        raise ClusterError(f"RAY_AUTH_TOKEN_PATH: {_why(error)}") from error
+        raise ClusterError(f"{_why(error).partition('. ')[0]}. {TOKEN}") from error
 
 
 def _entrypoint(request: Request) -> str:
@@ -295,12 +295,13 @@ def _without_an_answer(job: Any, log: str) -> str:
             "the cluster's `python` has no ressa. Install this version on every node, in the "
             "environment that Ray was started from, or send this checkout: --ship-code."
         )
-    said = [line for line in log.splitlines() if line.strip() and not line.startswith(MARK)]
-    last = "\n  ".join(said[-5:])
-    return (
-        f"job {job.submission_id} ended ({job.status}) without an answer: {job.message or ''}\n"
-        f"  {last}"
-    )
+    said = [
+        line
+        for line in log.splitlines()
+        if line.strip() and not line.startswith((MARK, "Running entrypoint")) and "INFO" not in line
+    ]
+    reason = next(iter((job.message or "").splitlines()), "")
+    return "\n  ".join([f"job {job.submission_id} ended without an answer. {reason}", *said[-5:]])
 
 
 def _why(error: BaseException) -> str:

@@ -23,7 +23,7 @@ from ressa.sweep.places import Place
 _PATIENCE_SECONDS = 10.0
 _GROUP = "ray.io/node-group"
 """The label that autoscalers put on the nodes that they add."""
-_TOKEN = (
+TOKEN = (
     "Set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH to the file with the cluster's token, the "
     "same as on its nodes."
 )
@@ -44,7 +44,7 @@ def use_token() -> None:
 
 def refused(address: str) -> ClusterError:
     """What to say when a cluster does not take our token, or wants one."""
-    return ClusterError(f"the Ray at {address} refuses our token, or wants one. {_TOKEN}")
+    return ClusterError(f"the Ray at {address} refuses our token, or wants one. {TOKEN}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,6 +140,14 @@ def free_places() -> list[Place]:
         )
         for node in _nodes()
     ]
+
+
+def unplaced_groups() -> int:
+    """Counts the placement groups that have no place yet, of whoever uses this Ray."""
+    from ray.util import placement_group_table
+
+    groups: Mapping[str, Mapping[str, Any]] = placement_group_table()
+    return sum(group["state"] in ("PENDING", "RESCHEDULING") for group in groups.values())
 
 
 def grows() -> bool:

@@ -1,5 +1,6 @@
 """One attempt of one trial as a Ray Tune class trainable: `step()` is the trial's `next()`."""
 
+import re
 import traceback
 from typing import Any
 
@@ -12,6 +13,11 @@ from ressa.records import Failure, Outcome, Progress
 from ressa.spec import Resources
 from ressa.sweep.gang import Actors, Gang, OwnProcess
 from ressa.sweep.places import bundle
+
+_LOST_CONNECTION = re.compile(
+    r"^Dist(Backend|Network|Store)Error|^RuntimeError.*(\bgloo\b|NCCL)", re.IGNORECASE
+)
+"""An error of torch.distributed: another worker of the gang, or the way to it, is gone."""
 
 
 class AttemptFailed(Exception):
@@ -71,12 +77,12 @@ class TrialTrainable(tune.Trainable):
 
     def _advance(self) -> Progress | Outcome:
         if self._gang is None:
-            self._gang = start_gang(
-                self._config["store"], self._config["resources"], self._config["fresh"]
-            )
+            self._gang = start_gang(self._config["resources"], self._config["fresh"])
         if not self._begun:
             self._begun = True
-            self._gang.begin(self._config["trial"], self._config["earlier"])
+            self._gang.begin(
+                self._config["trial"], self._config["earlier"], self._config["subject"]
+            )
         return self._gang.advance()
 
     def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
@@ -92,10 +98,10 @@ class TrialTrainable(tune.Trainable):
             self._gang.close()
 
 
-def start_gang(store: str, resources: Resources, fresh: bool) -> Gang:
+def start_gang(resources: Resources, fresh: bool) -> Gang:
     """Starts the workers of a trial: in this process if it is one, else as actors."""
     gang = OwnProcess if resources.workers == 1 else Actors
-    return gang(store, resources, fresh)
+    return gang(resources, fresh)
 
 
 def describe_failure(error: BaseException, stage: str) -> Failure:
@@ -112,6 +118,8 @@ def describe_failure(error: BaseException, stage: str) -> Failure:
         kind = "oom"
     elif isinstance(error, ray.exceptions.RayActorError):
         kind = kind_of_death(str(error))
+    elif _LOST_CONNECTION.search(f"{type(cause).__name__}: {cause}"):
+        kind = "node"  # Ray may notice the other worker's death half a minute later
     known = isinstance(cause, RessaError)
     return Failure(
         kind=kind,

@@ -1,9 +1,9 @@
 """Machines made of Linux namespaces, joined by a bridge, with a real Ray node on each.
 
 A node has its own address, host name, process ids and /tmp; ending its first process ends all that
-runs on it, as a power cut does. All see one folder, `/mnt`. A laptop sees nothing of this network
-but the dashboard's port of the head, through a pipe. It needs root (CAP_NET_ADMIN, CAP_SYS_ADMIN)
-and iproute2; nothing of the machine's own network is touched.
+runs on it, as a power cut does. All see one folder, `/mnt`, and no name is resolved. A laptop sees
+nothing of this network but the dashboard's port of the head, through a pipe. It needs root
+(CAP_NET_ADMIN, CAP_SYS_ADMIN) and iproute2; nothing of the machine's own network is touched.
 """
 
 import os
@@ -34,8 +34,10 @@ set -e
 hostname {name}
 mount --bind {shared} /mnt
 mount --bind {private} /tmp
+echo nameserver 127.0.0.1 > /tmp/resolv.conf
+mount --bind /tmp/resolv.conf /etc/resolv.conf
 cd /mnt
-exec "$@"
+exec sleep infinity
 """
 _QUICK = {
     # A dead node is noticed within seconds instead of half a minute.
@@ -99,47 +101,45 @@ class Node:
         _ip("-n", self.space, "addr", "add", f"{self.address}/24", "dev", "eth0")
         _ip("-n", self.space, "link", "set", "eth0", "up")
 
-    def start(self, *command: str, variables: Mapping[str, str] = {}) -> None:
+    def switch_on(self) -> None:
         """Starts the machine: its first process."""
         private = self.cluster.folder / "private" / self.name
         private.mkdir(parents=True, exist_ok=True)
         script = _START.format(name=self.name, shared=self.cluster.shared, private=private)
-        log = (self.cluster.folder / f"{self.name}.log").open("ab")
         self.process = subprocess.Popen(
-            [*_within(self.space), *_UNSHARE, "bash", "-c", script, self.name, *command],
-            env={**self.cluster.variables(SHARED), **variables},
+            [*_within(self.space), *_UNSHARE, "bash", "-c", script],
             stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
+            stdout=subprocess.DEVNULL,
             start_new_session=True,
         )
-        log.close()
+        wait_for(lambda: self._first() and (private / "resolv.conf").exists(), 60)
 
-    def start_ray(self, *options: str, cpus: int = 1) -> None:
-        """Starts its Ray: the head's if it is the first node."""
+    def start_ray(self, cpus: int = 1) -> None:
+        """Starts its Ray, on a machine that may be on already: the head's if it is the first."""
+        if self.process is None:
+            self.switch_on()
         head = self.cluster.head
         role = (
             ["--head", "--port=6379", f"--dashboard-host={self.address}"]
             if self is head
             else [f"--address={head.address}:6379"]
         )
-        self.start(
+        done = self.run(
             str(BIN / "ray"),
             "start",
-            "--block",
             "--disable-usage-stats",
             f"--node-ip-address={self.address}",
             f"--num-cpus={cpus}",
             "--num-gpus=0",
             "--object-store-memory=100000000",
             *role,
-            *options,
         )
+        assert done.returncode == 0, done.stdout + done.stderr
 
     def run(self, *command: str, timeout: float = 600) -> "subprocess.CompletedProcess[str]":
         """Runs a command on this machine."""
-        assert self.process is not None
-        inside = _child(self.process.pid)
+        inside = self._first()
+        assert inside is not None, f"{self.name} is switched off"
         return subprocess.run(
             ["nsenter", "-t", str(inside), *_NSENTER, *command],
             env=self.cluster.variables(SHARED),
@@ -160,11 +160,18 @@ class Node:
         """Ends everything that runs on it, at once."""
         if self.process is None:
             return
-        for pid in (_child(self.process.pid), self.process.pid):
-            if pid:
+        for pid in (self._first(), self.process.pid):
+            if pid is not None:
                 os.kill(pid, signal.SIGKILL)
         self.process.wait()
         self.process = None
+
+    def _first(self) -> int | None:
+        """Its first process: the child of `unshare`."""
+        assert self.process is not None
+        pid = self.process.pid
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        return int(children[0]) if children else None
 
 
 def _peer(space: str, name: str) -> str:
@@ -172,12 +179,6 @@ def _peer(space: str, name: str) -> str:
         ["ip", "-n", space, "-o", "link", "show", name], check=True, capture_output=True, text=True
     )
     return shown.stdout.split("@")[1].split(":")[0]
-
-
-def _child(pid: int) -> int | None:
-    """The first process of a node's own process ids: the child of `unshare`."""
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return int(children[0]) if children else None
 
 
 @dataclass
