@@ -217,6 +217,26 @@ def round_half_up(value: Fraction) -> int:
     return (2 * value.numerator + value.denominator) // (2 * value.denominator)
 
 
+def packed_bytes(layer: LayerShape, kept: int, pattern: Pattern | None, itemsize: int) -> int:
+    """Counts the bytes of a matrix of which only the weights that stay are stored.
+
+    An N:M matrix holds N values of each group of M, zeros among them too, and for each its place in
+    the group, ⌈log2 M⌉ bits. Any other that lost weights holds those that stay, and a bit for each
+    place that says whether its weight does. One that lost none holds its weights.
+
+    Args:
+        layer: its shape.
+        kept: weights that stay.
+        pattern: N:M, if that was asked.
+        itemsize: bytes of a weight.
+    """
+    if pattern is not None:
+        slots = layer.weights // pattern.group * pattern.kept
+        places = slots * (pattern.group - 1).bit_length()
+        return slots * itemsize + -(-places // 8)
+    return kept * itemsize + (0 if kept == layer.weights else -(-layer.weights // 8))
+
+
 def zeros_per_row(
     layers: Sequence[LayerShape],
     target: Target,

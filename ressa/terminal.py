@@ -12,7 +12,7 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from ressa.errors import RessaError
+from ressa.errors import RessaError, SpecError
 
 if TYPE_CHECKING:
     import pandas
@@ -26,6 +26,9 @@ class Output(StrEnum):
     table = "table"
     json = "json"
     csv = "csv"
+    jsonl = "jsonl"
+    parquet = "parquet"
+    latex = "latex"
 
 
 def prepare() -> None:
@@ -41,15 +44,33 @@ def show(
     """Writes rows; a table may do without headings."""
     import pandas
 
-    from ressa.landscape import json_rows, plain_table
+    from ressa.landscape import json_lines, json_rows, latex_table, plain_table
 
     frame = pandas.DataFrame(rows)
-    if output is Output.json:
-        write(json_rows(frame) + "\n")
-    elif output is Output.csv:
-        write(frame.to_csv(index=False))
-    else:
-        draw(plain_table(frame, headings=headings))
+    match output:
+        case Output.json:
+            write(json_rows(frame) + "\n")
+        case Output.jsonl:
+            write(json_lines(frame))
+        case Output.csv:
+            write(frame.to_csv(index=False))
+        case Output.latex:
+            write(latex_table(frame))
+        case Output.parquet:
+            _write_parquet(frame)
+        case Output.table:
+            draw(plain_table(frame, headings=headings))
+
+
+def _write_parquet(frame: "pandas.DataFrame") -> None:
+    from ressa.store import parquet_bytes
+
+    if sys.stdout.isatty():
+        raise SpecError("-o parquet writes bytes, no text: send them to a file, > rows.parquet")
+    content = parquet_bytes(frame)
+    with _explained():
+        sys.stdout.buffer.write(content)
+        sys.stdout.flush()
 
 
 def draw(shown: RenderableType) -> None:

@@ -42,7 +42,7 @@ from ressa.repair import (
     teacher_logits,
     train,
 )
-from ressa.sparsity import TOWERS
+from ressa.sparsity import TOWERS, Target, packed_bytes
 from ressa.spec import Calibration, DataRef
 from ressa.stages import Claims, Shared, Stages
 from ressa.store import open_store
@@ -305,9 +305,17 @@ class _Trial:
 
     def prove_zeros(self) -> None:
         """Counts, weight by weight, what was asked, what was pruned and what is zero at the end."""
-        counts = count_zeros(self.vlm.model, self.inventory.layers, self.pruning.masks)
+        layers = self.inventory.layers
+        counts = count_zeros(self.vlm.model, layers, self.pruning.masks)
         reports = [report for tower in TOWERS for report in self.pruning.reports[tower]]
-        for count, report in zip(counts, reports, strict=True):
+        positions = self._positions()
+        itemsize = getattr(torch, self.spec.model.dtype).itemsize
+        packed, macs = dict.fromkeys(TOWERS, 0), dict.fromkeys(TOWERS, 0)
+        for layer, count, report in zip(layers, counts, reports, strict=True):
+            kept = count.weights - count.pruned
+            pattern = None if report.pattern is None else Target.parse(report.pattern).pattern
+            packed[layer.tower] += packed_bytes(layer, kept, pattern, itemsize)
+            macs[layer.tower] += kept * positions[layer.name]
             self.outcome.layers.append(
                 {
                     "name": report.name,
@@ -323,6 +331,7 @@ class _Trial:
                     "requested_sparsity": report.requested_zeros / count.weights,
                     "sparsity": report.zeros / count.weights,
                     "zeros_after_merge": count.zeros,
+                    "positions": positions[report.name],
                     "output_error": report.output_error,
                     "seconds": report.seconds,
                 }
@@ -333,6 +342,8 @@ class _Trial:
         whole = sum(p.numel() for p in self.vlm.model.parameters())
         self.outcome.summary.update(
             {f"{tower}_zeros": zeros for tower, zeros in pruned.items()},
+            **{f"{tower}_packed_bytes": size for tower, size in packed.items()},
+            **{f"{tower}_macs": count for tower, count in macs.items()},
             sparsity=sum(pruned.values()) / self.inventory.prunable(),
             whole_zeros=whole_zeros,
             whole_parameters=whole,
@@ -353,6 +364,12 @@ class _Trial:
         task, examples = self._data(self.spec.evaluate[0])
         batch = self.vlm.encode(examples[:PROBE], task.image, answers=True)
         return self.vlm.answer_logits(batch)[0]
+
+    def _positions(self) -> dict[str, int]:
+        """Counts the rows that each layer reads for the first question of the first evaluation."""
+        task, examples = self._data(self.spec.evaluate[0])
+        batch = self.vlm.encode(examples[:1], task.image, answers=True)
+        return self.vlm.positions(batch, [layer.name for layer in self.inventory.layers])
 
     def _scores(self, state: str, ref: DataRef, blank: bool) -> list[dict[str, Any]]:
         """Lets the workers answer, scores it, and keeps the answers to real images."""
@@ -376,6 +393,7 @@ class _Trial:
                     "example_id": example.id,
                     "image_id": example.image_id,
                     "answer": given.text,
+                    "true_answer": example.answer,
                     "correct": given.text == example.answer,
                     "value": value,
                 }

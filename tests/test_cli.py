@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import pandas
 import pytest
 
 from ressa.cli import main
@@ -192,6 +193,40 @@ def test_rows_come_as_table_json_and_csv(
     for output in ("json", "csv"):
         said = ressa(*arguments, "-o", output)
         assert (said.code, said.err) == (0, "")
+
+
+def test_results_are_chosen_and_come_in_every_form(
+    ressa: Ressa, sweep: SweepStore, tmp_path: Path
+) -> None:
+    asked = ["results", "quickstart", "--where", "budget = 0.5", "--sort", "-score"]
+    asked += ["--columns", "trial,score"]
+    rows = json.loads(ressa(*asked, "-o", "json").out)
+    assert [row["trial"] for row in rows][:2] == ["t000", "t003"]
+    lines = ressa(*asked, "-o", "jsonl").out.splitlines()
+    assert [json.loads(line) for line in lines] == rows
+    assert ressa(*asked, "-o", "latex").out.count(r" \\") == 1 + len(rows)
+    with (tmp_path / "rows.parquet").open("wb") as file:
+        call = [sys.executable, "-c", "from ressa.cli import main; main()", *asked, "-o", "parquet"]
+        subprocess.run(call, stdout=file, check=True, cwd=tmp_path)
+    assert pandas.read_parquet(tmp_path / "rows.parquet").to_dict("records") == rows
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--columns", "trial,scoer", "Did you mean 'score'?"),
+        ("--sort", "-scores", "Did you mean 'score'?"),
+        ("--where", "scoer > 0", 'Referenced column "scoer" not found'),
+        ("--where", "true; DROP TABLE x", "more than one statement"),
+        ("--where", "trial IN (FROM read_csv('/etc/passwd'))", "disabled by configuration"),
+    ],
+)
+def test_what_cannot_be_chosen_is_said(
+    ressa: Ressa, sweep: SweepStore, option: str, value: str, message: str
+) -> None:
+    said = ressa("results", "quickstart", option, value)
+    assert (said.code, said.out) == (2, "")
+    assert message in said.err
 
 
 def test_json_keeps_what_pandas_would_lose(ressa: Ressa, sweep: SweepStore) -> None:

@@ -18,6 +18,7 @@ from ressa.sparsity import (
     exact_fraction,
     format_fraction,
     listed_layers,
+    packed_bytes,
     round_half_up,
     solve_language,
     solve_vision,
@@ -66,6 +67,23 @@ def test_every_row_and_matrix_loses_the_floor_or_the_ceiling_of_its_share(sizes,
     for layer, count in zip(layers, zeros_per_matrix(layers, target), strict=True):
         share = target.sparsity * layer.weights
         assert count in (share.__floor__(), share.__ceil__())
+
+
+@pytest.mark.parametrize(
+    ("kept", "pattern", "size"),
+    [
+        (32, None, 64),  # nothing went: the weights alone
+        (8, None, 8 * 2 + 4),
+        (16, "2:4", 16 * 2 + 4),  # two bits for each place in a group of four
+        (15, "2:4", 16 * 2 + 4),  # a weight that was zero anyway has its place
+        (8, "2:8", 8 * 2 + 3),
+        (16, "4:8", 16 * 2 + 6),
+    ],
+)
+def test_packed_bytes_are_what_stays_and_where_it_stands(kept, pattern, size):
+    layer = LayerShape(name="x", tower="vision", block=0, rows=4, columns=8)
+    wanted = None if pattern is None else Target.parse(pattern).pattern
+    assert packed_bytes(layer, kept, wanted, 2) == size
 
 
 def test_the_largest_remainders_lose_the_extra_weight_and_ties_go_to_the_first():

@@ -74,6 +74,13 @@ def test_what_is_pruned_stays_pruned_and_every_layer_says_what_it_lost(tmp_path,
     for layer in outcome.layers:
         assert layer["zeros"] == layer["requested_zeros"] <= layer["zeros_after_merge"]
         assert 0 < layer["output_error"] < 1
+    for tower in ("vision", "language"):
+        layers = [layer for layer in outcome.layers if layer["tower"] == tower]
+        (read,) = {layer["positions"] for layer in layers}  # one for each of its places
+        kept = sum(layer["rows"] * layer["columns"] - layer["zeros"] for layer in layers)
+        assert outcome.summary[f"{tower}_macs"] == kept * read > kept
+        # Half of 4-byte weights stay: of 2:4 two bits for each, else one bit for each place.
+        assert outcome.summary[f"{tower}_packed_bytes"] == pytest.approx(4.25 * kept, rel=1e-3)
 
 
 def specify_both(sparsity: str, **prune: object) -> TrialSpec:

@@ -1,7 +1,7 @@
 """The command line's frame: the app, options that several verbs take, and what they share."""
 
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -76,17 +76,40 @@ def opened_store(store: str) -> "Store":
     return open_store(store)
 
 
-def show_results(sweep: "SweepStore", output: Output) -> None:
-    from ressa.landscape import render_table, repair_order, results_table
+MOST_ROWS = 500
+"""More rows of a table nobody reads; the other forms have them all."""
+
+
+def show_results(
+    sweep: "SweepStore",
+    output: Output,
+    *,
+    where: str | None = None,
+    sort: Sequence[str] = (),
+    columns: Sequence[str] = (),
+) -> None:
+    from ressa.landscape import chosen, render_table, repair_order, results_table
 
     frame = results_table(sweep)
-    if output is Output.table:
-        draw(render_table(frame, width()))
-        order = repair_order(frame)
-        if order is not None:
-            say(f"the order before repair and after it: Spearman's {order}")
+    found = chosen(frame, where=where, sort=sort, columns=columns)
+    if output is not Output.table:
+        show(found, output)
+        return
+    shown = found.head(MOST_ROWS)
+    if columns:
+        show(shown, output)
     else:
-        show(frame, output)
+        draw(render_table(shown, width()))
+    if len(found) > len(shown):
+        say(f"the first {len(shown)} of {len(found):,} trials; -o csv writes all of them.")
+    order = None if where or columns else repair_order(frame)
+    if order is not None:
+        say(f"the order before repair and after it: Spearman's {order}")
+
+
+def listed(text: str) -> list[str]:
+    """The names in a list with commas between them."""
+    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def command(verb: str, sweep: "SweepStore", *options: str) -> str:

@@ -7,7 +7,16 @@ from typing import Annotated
 
 import typer
 
-from ressa.cli.app import Name, OutputOption, StoreOption, app, command, opened_store, show_results
+from ressa.cli.app import (
+    Name,
+    OutputOption,
+    StoreOption,
+    app,
+    command,
+    listed,
+    opened_store,
+    show_results,
+)
 from ressa.cli.relay import relayed
 from ressa.terminal import Output, draw, say, show
 
@@ -26,10 +35,29 @@ class Sampler(StrEnum):
 @app.command()
 @relayed
 def results(
-    name: Name, store: StoreOption = "results", output: OutputOption = Output.table
+    name: Name,
+    where: Annotated[
+        str | None,
+        typer.Option(
+            "--where",
+            metavar="SQL",
+            help='Only trials that meet an expression, such as "sparsity >= 0.5".',
+        ),
+    ] = None,
+    sort: Annotated[
+        str,
+        typer.Option("--sort", metavar="COLUMNS", help="In this order; -score: best first."),
+    ] = "",
+    columns: Annotated[
+        str,
+        typer.Option("--columns", metavar="COLUMNS", help="Only these, with commas between them."),
+    ] = "",
+    store: StoreOption = "results",
+    output: OutputOption = Output.table,
 ) -> None:
-    """Shows a sweep's trials: sparsities and scores."""
-    show_results(opened_store(store).sweep(name), output)
+    """Shows a sweep's trials: sparsities, sizes, scores, costs."""
+    sweep = opened_store(store).sweep(name)
+    show_results(sweep, output, where=where, sort=listed(sort), columns=listed(columns))
 
 
 @app.command()
@@ -78,8 +106,8 @@ def query(
 ) -> None:
     """Asks the store in SQL.
 
-    Tables: trials scores curves layers answers proposals events data; `SHOW TABLES` and
-    `DESCRIBE trials` tell more.
+    Tables: trials scores curves layers answers proposals rungs events data; views: attempts
+    trial_scores allocations. `SHOW TABLES` and `DESCRIBE trials` tell more.
     """
     from ressa.store import query as ask
 

@@ -5,9 +5,10 @@ matplotlib and scipy are imported when a picture is drawn, pandas when a table i
 
 from ressa.landscape.heatmap import heatmap
 from ressa.landscape.picture import plot
-from ressa.landscape.render import json_rows, plain_table, render_table
+from ressa.landscape.render import json_lines, json_rows, latex_table, plain_table, render_table
 from ressa.landscape.tables import (
     About,
+    chosen,
     failures,
     rank_correlation,
     repair_order,
@@ -18,9 +19,12 @@ from ressa.landscape.tables import (
 
 __all__ = [
     "About",
+    "chosen",
     "failures",
     "heatmap",
+    "json_lines",
     "json_rows",
+    "latex_table",
     "plain_table",
     "plot",
     "rank_correlation",

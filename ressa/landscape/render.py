@@ -62,7 +62,7 @@ def render_table(frame: "pandas.DataFrame", width: int = 100) -> Table:
     roles = [*frame["role"], None]
     for row, role, next_role in zip(rows, roles, roles[1:], strict=False):
         style = "bold" if row["best"] else "red" if row["state"] == "failed" else ""
-        ends = role == "baseline" and next_role == "search"
+        ends = role == "baseline" and next_role not in ("baseline", None)
         table.add_row(*(Text(one.cell(row)) for one in shown), style=style, end_section=ends)
     return table
 
@@ -172,9 +172,42 @@ def plain_table(frame: "pandas.DataFrame", *, headings: bool = True) -> Table:
 
 def json_rows(frame: "pandas.DataFrame") -> str:
     """Writes any frame as a JSON list with one object a line; what JSON lacks is null or text."""
+    return "[" + ",\n ".join(_objects(frame)) + "]"
+
+
+def json_lines(frame: "pandas.DataFrame") -> str:
+    """Writes any frame as `json_rows` does, but each object as a document of its own."""
+    return "".join(f"{row}\n" for row in _objects(frame))
+
+
+def _objects(frame: "pandas.DataFrame") -> list[str]:
     # Not by pandas: it cuts floats, refuses some frames, and dies of an interval.
-    rows = [json.dumps(_jsonable(row), ensure_ascii=False) for row in frame.to_dict("records")]
-    return "[" + ",\n ".join(rows) + "]"
+    return [json.dumps(_jsonable(row), ensure_ascii=False) for row in frame.to_dict("records")]
+
+
+_IN_LATEX = str.maketrans(
+    {mark: rf"\{mark}" for mark in "&%$#_{}"}
+    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+)
+
+
+def latex_table(frame: "pandas.DataFrame") -> str:
+    """Writes any frame as a LaTeX table by booktabs: numbers to the right, gaps as –."""
+    import pandas as pd
+
+    numeric = [pd.api.types.is_numeric_dtype(kind) for kind in frame.dtypes]
+    rows = [frame.columns, *frame.itertuples(index=False, name=None)]
+    head, *body = (
+        " & ".join(_plain(value).translate(_IN_LATEX) for value in row) + r" \\" for row in rows
+    )
+    return "\n".join(
+        (
+            rf"\begin{{tabular}}{{{''.join('r' if is_number else 'l' for is_number in numeric)}}}",
+            *(r"\toprule", head, r"\midrule", *body, r"\bottomrule"),
+            r"\end{tabular}",
+            "",
+        )
+    )
 
 
 def _jsonable(value: Any) -> Any:

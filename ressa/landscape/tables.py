@@ -2,10 +2,12 @@
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ressa.store import SweepStore
+from ressa.errors import UnknownNameError
+from ressa.store import SweepStore, matching
 
 if TYPE_CHECKING:
     import pandas
@@ -27,7 +29,7 @@ COLUMNS = {
     "recovery_repaired": "the same against the dense model repaired with the same recipe",
     "state": "how the trial ended",
     "seconds": "wall time of the trial",
-    "role": "baseline or search",
+    "role": "baseline, search, or confirm: of a sweep that confirms another",
     "budget": "sparsity asked over all prunable weights, if any",
     "vision_sparsity": "zeros counted over the vision tower's prunable weights",
     "language_sparsity": "zeros counted over the language tower's prunable weights",
@@ -35,8 +37,38 @@ COLUMNS = {
     "best": "whether no other successful trial of the search is as good or better in every "
     "objective: the best one, or with several objectives those on the Pareto front",
     "options": "what else the search chose, as field=value",
+    "number": "number of the proposal; null for a baseline",
+    "kept": "prunable weights of both towers that stay",
+    "whole_kept": "parameters of the whole model that are not zero",
+    "vision_packed_bytes": "bytes of the vision tower's prunable weights stored packed: those that "
+    "stay and a bit for each place; of N:M the places in each group, ⌈log2 M⌉ bits a value",
+    "language_packed_bytes": "the same of the language tower",
+    "vision_macs": "multiply-accumulates with the vision tower's prunable weights that stay, in "
+    "one forward pass over the first evaluation question, its picture and its answer",
+    "language_macs": "the same of the language tower",
+    "dense": "objective of the dense model",
+    "dense_repaired": "objective of the dense model after the same repair",
+    "pruned_standard_error": "of pruned, clustered by image",
+    "repaired_standard_error": "of repaired, clustered by image",
+    "blank_dense": "objective of the dense model on blank images",
+    "majority": "objective of the majority answer per question",
+    "calibration_seconds": "wall time of calibration",
+    "prune_seconds": "wall time of pruning",
+    "teacher_seconds": "wall time of asking the dense model for its logits",
+    "repair_seconds": "wall time of repair",
+    "evaluate_seconds": "wall time of evaluation",
+    "cpu_seconds": "processor time of all workers",
+    "stopped_step": "the repair step at which early stopping ended it",
+    "error": "why it failed, in a sentence",
 }
-"""Columns of `results_table`, in order: scores and sparsities are fractions."""
+"""Columns of `results_table`, in order: scores and sparsities are fractions. `--where` may ask for
+each, and `--sort` and `--columns` name them."""
+
+_AS_STORED = (
+    *("number", "vision_packed_bytes", "language_packed_bytes", "vision_macs", "language_macs"),
+    *(f"{stage}_seconds" for stage in ("calibration", "prune", "teacher", "repair", "evaluate")),
+    *("cpu_seconds", "stopped_step", "error"),
+)
 
 _READ = [
     *("trial", "role", "state", "model", "metric", "items", "budget", "point", "total_seconds"),
@@ -49,12 +81,13 @@ _READ = [
         "score_repaired_se",
     ),
     *("blank_pruned", "blank_repaired", "floor_majority", "floor_dense_blank"),
-    *("sparsity", "whole_sparsity", "whole_parameters"),
+    *("sparsity", "whole_sparsity", "whole_parameters", "whole_zeros"),
     *(
         f"{tower}_{column}"
         for tower in ("vision", "language")
         for column in ("target", "sparsity", "zeros", "prunable", "method", "group")
     ),
+    *_AS_STORED,
 ]
 """The columns of the table `trials` that `results_table` is made from."""
 
@@ -119,10 +152,49 @@ def results_table(sweep: SweepStore) -> "pandas.DataFrame":
             "score": trials["score"],
             "best": _is_best(trials),
             "options": _options(trials["point"]),
+            "number": trials["number"],
+            "kept": _kept(trials, "vision") + _kept(trials, "language"),
+            "whole_kept": trials["whole_parameters"] - trials["whole_zeros"],
+            "dense": about.dense,
+            "dense_repaired": about.dense_repaired,
+            "pruned_standard_error": trials["score_pruned_se"],
+            "repaired_standard_error": trials["score_repaired_se"],
+            "blank_dense": about.floor_dense_blank,
+            "majority": about.floor_majority,
+            **{column: trials[column] for column in _AS_STORED[1:]},
         }
-    )
+    )[list(COLUMNS)]
     frame.attrs["about"] = about
     return frame
+
+
+def chosen(
+    frame: "pandas.DataFrame",
+    *,
+    where: str | None = None,
+    sort: Sequence[str] = (),
+    columns: Sequence[str] = (),
+) -> "pandas.DataFrame":
+    """Returns some rows and columns of a frame, in an order.
+
+    Args:
+        frame: such as a `results_table`.
+        where: an SQL expression that the rows meet: see `store.matching`.
+        sort: columns to sort by, the first one first; one after `-` falls. Nulls come last.
+        columns: those wanted, in order; none given: all.
+
+    Raises:
+        SpecError: there is no such column, or the expression cannot be read.
+    """
+    names = [column.removeprefix("-") for column in sort]
+    for column in (*names, *columns):
+        if column not in frame.columns:
+            raise UnknownNameError("column", column, list(frame.columns))
+    found = frame if where is None else frame.iloc[matching(frame, where)]
+    if names:
+        rising = [not column.startswith("-") for column in sort]
+        found = found.sort_values(names, ascending=rising, kind="stable", na_position="last")
+    return found[list(columns)] if columns else found
 
 
 def failures(sweep: SweepStore) -> "pandas.DataFrame":
@@ -221,6 +293,10 @@ def _recovery(trials: "pandas.DataFrame", dense: float | None, dense_standard_er
     return (trials["score_repaired"] - trials["score_pruned"]).where(told) / lost.where(told)
 
 
+def _kept(trials: "pandas.DataFrame", tower: str) -> "pandas.Series":
+    return trials[f"{tower}_prunable"] - trials[f"{tower}_zeros"]
+
+
 def _realised(trials: "pandas.DataFrame", tower: str) -> "pandas.Series":
     counted = trials[f"{tower}_zeros"].astype("Float64") / trials[f"{tower}_prunable"]
     return counted.astype("float64").where(counted.notna(), trials[f"{tower}_sparsity"])
@@ -237,7 +313,7 @@ def rank_correlation(frame: "pandas.DataFrame") -> tuple[float, int]:
     """
     import pandas as pd
 
-    searched = frame[(frame["role"] == "search") & (frame["state"] == "succeeded")]
+    searched = frame[(frame["role"] != "baseline") & (frame["state"] == "succeeded")]
     # A trial that was reused would count twice.
     pairs = searched[["pruned", "repaired"]].dropna().apply(pd.to_numeric)
     if len(pairs) < 3 or pairs.nunique().min() < 2:
@@ -246,7 +322,7 @@ def rank_correlation(frame: "pandas.DataFrame") -> tuple[float, int]:
 
 
 def _is_best(trials: "pandas.DataFrame") -> "pandas.Series":
-    racing = (trials["role"] == "search") & trials["state"].isin(_SUCCESSFUL)
+    racing = (trials["role"] != "baseline") & trials["state"].isin(_SUCCESSFUL)
     texts = trials.loc[racing, "objectives"].dropna()
     if texts.empty or len(json.loads(texts.iloc[0])) == 1:
         best = trials["score"].where(racing)
@@ -343,7 +419,7 @@ def _dense_from_scores(
 
 def _methods(trials: "pandas.DataFrame") -> str | None:
     """How the search pruned, in a few words: 'wanda per row', or 'wanda | magnitude …'."""
-    searched = trials[trials["role"] == "search"]
+    searched = trials[trials["role"] != "baseline"]
     pairs = {
         tower: sorted(
             _method_words(method, group)

@@ -9,7 +9,7 @@ question's text; token = answer tokens of all questions, end to end.
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -230,6 +230,26 @@ class VLM:
             options["use_cache"] = False
         with self._shared_pictures(batch) as inputs:
             return cast(Tensor, self.model(**inputs, **options).logits)
+
+    @torch.no_grad()
+    def positions(self, batch: Batch, layers: Sequence[str]) -> dict[str, int]:
+        """Counts the rows that each layer reads in one forward pass over questions and answers."""
+        seen = dict.fromkeys(layers, 0)
+
+        def count(name: str, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+            read = next(value for value in (*args, *named.values()) if torch.is_tensor(value))
+            seen[name] += read.numel() // read.shape[-1]
+
+        with ExitStack() as hooks:
+            for name in layers:
+
+                def listen(_: nn.Module, args: Any, named: Any, name: str = name) -> None:
+                    count(name, args, named)
+
+                layer = self.model.get_submodule(name)
+                hooks.callback(layer.register_forward_pre_hook(listen, with_kwargs=True).remove)
+            self.all_logits(batch)
+        return seen
 
     @property
     def vision_roots(self) -> Sequence[str]:

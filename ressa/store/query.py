@@ -18,11 +18,31 @@ from ressa.store.store import Store
 
 if TYPE_CHECKING:
     import duckdb
+    import numpy as np
     import pandas
     import pyarrow
+    from numpy.typing import NDArray
 
-VIEWS = (*TABLES, "attempts")
-"""The tables, over all sweeps; `attempts` is `trials` with the attempts that were replaced."""
+JOINED = {
+    "trial_scores": """
+        SELECT sweep, trial, t.role, t.budget, t.vision_target, t.language_target, t.sparsity,
+            s.task, s.split, s.state, s.image, s.metric, s.value, s.standard_error, s.items
+        FROM scores s JOIN trials t USING (sweep, trial)""",
+    "allocations": r"""
+        SELECT sweep, role, budget, vision_target, language_target,
+            nullif(regexp_replace(point, '(, )?"replicate": "?\d+"?', ''), '{}') AS point,
+            any_value(sparsity) AS sparsity, count(score) AS runs,
+            avg(score_pruned) AS pruned, avg(score_repaired) AS repaired, avg(score) AS score,
+            stddev_samp(score) AS spread, list(trial ORDER BY trial) AS trials
+        FROM trials WHERE state = 'succeeded' GROUP BY ALL""",
+}
+"""Views made of tables: each score beside its trial's allocation; and each allocation with the
+mean and the standard deviation over its runs (`replicates`)."""
+
+_READ = (*TABLES, "attempts")
+VIEWS = (*_READ, *JOINED)
+"""The tables, over all sweeps; `attempts`, which is `trials` with the attempts that were replaced;
+and `JOINED`."""
 
 _CLOSED: dict[str, str | bool | int | float | list[str]] = {
     "enable_external_access": False,
@@ -51,7 +71,8 @@ def query(store: Store, sql: str) -> "pandas.DataFrame":
         with duckdb.connect(":memory:", config=_CLOSED) as connection:
             _check_one_select(connection, sql)
         # A view that the statement does not mention is there, for its columns, but not read.
-        mentioned = [view for view in VIEWS if re.search(rf"\b{view}\b", sql, re.IGNORECASE)]
+        asked = "\n".join([sql, *(text for view, text in JOINED.items() if _names(sql, view))])
+        mentioned = [view for view in _READ if _names(asked, view)]
         sweeps = [store.sweep(name) for name in store.sweeps()] if mentioned else []
         wanted = [(view, sweep) for view in mentioned for sweep in sweeps]
         found = scanned(
@@ -65,21 +86,79 @@ def query(store: Store, sql: str) -> "pandas.DataFrame":
     return row_files.to_pandas(_plain_numbers(found.rename_columns(_distinct(found))))
 
 
+def matching(frame: "pandas.DataFrame", where: str) -> "NDArray[np.int64]":
+    """Returns the places of a frame's rows for which an SQL expression is true, in order.
+
+    The expression sees the frame's columns and, like `query`, nothing else.
+
+    Raises:
+        SpecError: it is not one expression, or DuckDB refuses it; the message says why.
+    """
+    import duckdb
+    import numpy as np
+    import pyarrow as pa
+
+    place = "place of the row"
+    plain = frame.copy(deep=False)
+    plain.attrs = {}  # not a table's business
+    rows = pa.Table.from_pandas(plain, preserve_index=False)
+    rows = rows.append_column(place, pa.array(np.arange(len(frame))))
+    try:
+        with duckdb.connect(":memory:", config=_CLOSED) as connection:
+            connection.register("results", rows)
+            connection.execute("SET lock_configuration = true")
+            found = connection.table("results").filter(duckdb.SQLExpression(where))
+            places = found.project(f'"{place}"').fetchnumpy()[place]
+    except duckdb.Error as error:
+        raise _refused(error, "--where") from error
+    return np.sort(np.asarray(places, dtype=np.int64))
+
+
+def parquet_bytes(frame: "pandas.DataFrame") -> bytes:
+    """Writes any frame as one Parquet file; columns that Parquet has no type for become text."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns = {}
+    for at, name in enumerate(frame.columns):
+        values = frame.iloc[:, at]
+        try:
+            columns[str(name)] = pa.array(values, from_pandas=True)
+        except pa.ArrowException:
+            texts = [None if _is_null(value) else str(value) for value in values]
+            columns[str(name)] = pa.array(texts, pa.string())
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table(columns), sink, compression="zstd")
+    return bytes(sink.getvalue().to_pybytes())
+
+
+def _is_null(value: object) -> bool:
+    import pandas as pd
+
+    return value is None or (pd.api.types.is_scalar(value) and bool(pd.isna(value)))
+
+
 def _ask(sql: str, scans: Sequence[tuple[str, Scan]]) -> "pyarrow.Table":
     import duckdb
     from pyarrow.dataset import dataset
 
     with duckdb.connect(":memory:", config=_CLOSED) as connection:
-        for view in VIEWS:
+        for view in _READ:
             of_view = [scan for name, scan in scans if name == view]
             schema = full_schema(_table(view), [scan.schema for scan in of_view])
             connection.register(view, dataset(datasets(schema, of_view)))
+        for view, text in JOINED.items():
+            connection.execute(f"CREATE TEMP VIEW {view} AS {text}")
         connection.execute("SET lock_configuration = true")
         refused = (duckdb.ParserException, duckdb.BinderException, duckdb.CatalogException)
         try:
             return _interruptible(connection, sql)
         except refused as error:  # whatever the files hold
             raise _refused(error) from error
+
+
+def _names(sql: str, view: str) -> bool:
+    return re.search(rf"\b{view}\b", sql, re.IGNORECASE) is not None
 
 
 def _table(view: str) -> str:
@@ -132,7 +211,7 @@ def _plain_numbers(table: "pyarrow.Table") -> "pyarrow.Table":
     return table
 
 
-def _refused(error: Exception) -> SpecError:
+def _refused(error: Exception, what: str = "query") -> SpecError:
     """Returns DuckDB's message, its hint and its marked line included."""
     message = re.sub(r"\n{2,}", "\n", str(error).strip())
-    return SpecError(f"query: {message}")
+    return SpecError(f"{what}: {message}")

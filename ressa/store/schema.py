@@ -77,6 +77,20 @@ _SPARSITY = (
     *_both_towers("integer", "zeros", "zeros counted in its prunable weights", "weights"),
     *_both_towers("integer", "prunable", "prunable weights", "weights"),
     Column("sparsity", "float", "zeros counted over all prunable weights", "fraction"),
+    *_both_towers(
+        "integer",
+        "packed_bytes",
+        "its prunable weights stored packed: those that stay, and a bit for each place; of N:M the "
+        "places in each group, ⌈log2 M⌉ bits a value",
+        "bytes",
+    ),
+    *_both_towers(
+        "integer",
+        "macs",
+        "multiply-accumulates with the prunable weights that stay, in one forward pass over the "
+        "first evaluation question, its picture and its answer",
+        "operations",
+    ),
     Column("whole_zeros", "integer", "zeros counted over all parameters", "weights"),
     Column("whole_parameters", "integer", "parameters of the whole model", "weights"),
     Column("whole_sparsity", "float", "zeros counted over all parameters", "fraction"),
@@ -145,7 +159,7 @@ TRIALS = Table(
     meaning="one row per finished attempt, written after all its other rows",
     key=("trial",),
     own_columns=(
-        Column("role", "text", "baseline or search"),
+        Column("role", "text", "baseline, search, or confirm: of a sweep that confirms another"),
         Column("number", "integer", "number of the proposal; null for a baseline"),
         Column("key", "text", "hash of all that can change the trial's result"),
         Column("state", "text", "succeeded, stopped, failed, lost, cancelled or reused"),
@@ -205,6 +219,11 @@ LAYERS = Table(
         Column("requested_sparsity", "float", "its share of the target", "fraction"),
         Column("sparsity", "float", "zeros counted after pruning / its weights", "fraction"),
         Column("zeros_after_merge", "integer", "zeros counted after repair and merge", "weights"),
+        Column(
+            "positions",
+            "integer",
+            "rows that it reads in one forward pass over the first evaluation question",
+        ),
         Column("output_error", "float", "share of its squared output lost by pruning, if known"),
         Column("seconds", "float", "time to prune it", "seconds"),
     ),
@@ -219,6 +238,7 @@ ANSWERS = Table(
         Column("example_id", "text", "which question on which image"),
         Column("image_id", "text", "which image"),
         Column("answer", "text", "the model's answer"),
+        Column("true_answer", "text", "the true answer: of several, the one that counts as such"),
         Column("correct", "boolean", "whether it equals the true answer"),
         Column("value", "float", "its own score: 1 if right, agreement, CIDEr or log-probability"),
     ),

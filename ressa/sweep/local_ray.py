@@ -122,13 +122,29 @@ def _nothing_idle() -> Iterator[None]:
             setattr(Node, name, method)
 
 
+@contextlib.contextmanager
+def _temporary_files_in(folder: Path) -> Iterator[None]:
+    """Lets the processes that start meanwhile keep temporary files where they go with the session.
+
+    Torch makes folders for what it compiles, and a killed process leaves whatever it had.
+    """
+    before = os.environ.get("TMPDIR")
+    os.environ["TMPDIR"] = str(folder)
+    try:
+        yield
+    finally:
+        del os.environ["TMPDIR"]
+        if before is not None:
+            os.environ["TMPDIR"] = before
+
+
 def _start(session: str, folder: Path, cpus: int, gpus: int | None) -> None:
     """Starts Ray; again where it found the half minute too short that it gives itself."""
     import ray
 
     for tries_left in range(_STARTS - 1, -1, -1):
         try:
-            with _nothing_idle():
+            with _nothing_idle(), _temporary_files_in(folder):
                 ray.init(
                     address="local",
                     num_cpus=cpus,

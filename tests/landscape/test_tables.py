@@ -6,7 +6,17 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from ressa.landscape import failures, heatmap, plain_table, plot, render_table, results_table
+from ressa.errors import SpecError
+from ressa.landscape import (
+    chosen,
+    failures,
+    heatmap,
+    latex_table,
+    plain_table,
+    plot,
+    render_table,
+    results_table,
+)
 from ressa.landscape.tables import COLUMNS, rank_correlation, recovery
 from ressa.store import SweepStore
 
@@ -23,6 +33,42 @@ def _printed(renderable: object, width: int = 100) -> str:
 def test_columns_are_as_documented(sweep: SweepStore, empty_sweep: SweepStore) -> None:
     assert list(results_table(sweep)) == list(COLUMNS)
     assert list(results_table(empty_sweep)) == list(COLUMNS)
+
+
+def test_the_page_lists_the_columns() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "query.md").read_text()
+    assert [row for row in page.splitlines() if row.startswith("| `")][: len(COLUMNS)] == [
+        f"| `{name}` | {meaning} |" for name, meaning in COLUMNS.items()
+    ]
+
+
+def test_what_stays_and_what_goes_are_all(sweep: SweepStore) -> None:
+    frame = results_table(sweep)
+    assert (
+        ((1 - frame["sparsity"]) * (147_456 + 196_608)).round().astype(int).eq(frame["kept"]).all()
+    )
+
+
+def test_rows_are_chosen_sorted_and_cut_to_columns(sweep: SweepStore) -> None:
+    frame = results_table(sweep)
+    found = chosen(
+        frame, where="budget = 0.6 AND repaired > 0.9", sort=["-score"], columns=["trial", "score"]
+    )
+    assert list(found) == ["trial", "score"]
+    assert found["score"].is_monotonic_decreasing
+    wanted = frame.query("budget == 0.6 and repaired > 0.9")
+    assert set(found["trial"]) == set(wanted["trial"])
+    assert chosen(frame, sort=["repaired"])["repaired"].isna().iloc[-1]
+    with pytest.raises(SpecError, match="Did you mean 'score'"):
+        chosen(frame, sort=["-scor"])
+
+
+def test_a_latex_table_escapes_what_latex_reads(sweep: SweepStore) -> None:
+    frame = results_table(sweep)[["trial", "standard_error"]].head(1).assign(a="50 % & more_")
+    text = latex_table(frame)
+    assert text.startswith(r"\begin{tabular}{lrl}")
+    assert r"trial & standard\_error & a \\" in text
+    assert r"50 \% \& more\_ \\" in text
 
 
 def test_baselines_come_first(sweep: SweepStore) -> None:

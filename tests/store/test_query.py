@@ -1,11 +1,13 @@
 """A query reads the store's tables and can do nothing else."""
 
+import re
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from ressa.errors import SpecError
-from ressa.store import Store, SweepStore, query
+from ressa.store import Store, SweepStore, matching, query
 from ressa.store.query import VIEWS
 
 from .conftest import commit_trial
@@ -121,3 +123,53 @@ def test_an_attack_is_refused_and_leaves_nothing(
 def test_a_typing_error_gets_duckdbs_hint(store: Store) -> None:
     with pytest.raises(SpecError, match=r"Candidate bindings.*score"):
         query(store, "SELECT scor FROM trials")
+
+
+EXAMPLES = re.findall(
+    r"```sql\n(.*?)```", (Path(__file__).parents[2] / "docs" / "query.md").read_text(), re.DOTALL
+)
+
+
+@pytest.mark.parametrize("sql", EXAMPLES, ids=lambda sql: sql.split()[1])
+def test_the_examples_of_the_page_run(store: Store, sweep: SweepStore, sql: str) -> None:
+    commit_trial(sweep, "t000", 0.5)
+    assert list(query(store, sql).columns)
+
+
+def test_allocations_are_means_over_their_runs(store: Store, sweep: SweepStore) -> None:
+    for run, score in enumerate((0.5, 0.7)):
+        point = {"vision_sparsity": "0.5", "replicate": str(run)}
+        row = {"state": "succeeded", "score": score, "point": point, "vision_target": "0.5"}
+        sweep.commit("trials", [row], trial=f"t00{run}", epoch=1)
+    (found,) = query(store, "FROM allocations").to_dict("records")
+    assert (found["runs"], found["score"]) == (2, pytest.approx(0.6))
+    assert found["spread"] == pytest.approx(0.2 / 2**0.5)
+    assert list(found["trials"]) == ["t000", "t001"]
+
+
+def test_an_expression_chooses_rows_in_their_order() -> None:
+    frame = pd.DataFrame({"trial": ["a", "b", "c"], "score": [0.9, None, 0.8]})
+    assert matching(frame, "score > 0.7").tolist() == [0, 2]
+    assert matching(frame, "score IS NULL OR trial = 'c'").tolist() == [1, 2]
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        "true) UNION ALL SELECT 1, 2 --",
+        "true; SELECT 1",
+        "true, false",
+        "*",
+        "trial = 'a' ORDER BY score",
+        "(SELECT count(*) FROM read_csv('/etc/passwd')) > 0",
+        "(SELECT count(*) FROM glob('/*')) > 0",
+        "getenv('HOME') = '/'",
+        "score > 'much'",
+        "scores > 0",
+        "",
+    ],
+)
+def test_an_expression_is_one_expression_and_sees_nothing_else(attack: str) -> None:
+    frame = pd.DataFrame({"trial": ["a"], "score": [0.9]})
+    with pytest.raises(SpecError, match=r"^--where: "):
+        matching(frame, attack)
