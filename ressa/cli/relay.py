@@ -136,7 +136,14 @@ def words_of(context: typer.Context) -> list[str]:
             options += [f"{_long(parameter.opts)}={one}" for one in values]
     if "store" in context.params and not _was_given(context, "store"):
         there("")
-    return [*context.command_path.split()[1:], *options, *(["--", *arguments] if arguments else [])]
+    return [*_verb(context), *options, *(["--", *arguments] if arguments else [])]
+
+
+def _verb(context: typer.Context) -> list[str]:
+    """The words that name a verb, such as stages gc."""
+    if context.parent is None:
+        return []
+    return [*_verb(context.parent), str(context.info_name)]  # type: ignore[arg-type]
 
 
 def _was_given(context: typer.Context, name: str) -> bool:

@@ -301,8 +301,13 @@ def available_cpus() -> int:
 
 
 def _check_here(spec: SweepSpec, address: str | None) -> None:
-    """Refuses a trial that wants more cores than this machine has, before anything is read."""
-    if address is None:
+    """Refuses what can be seen not to work before anything is read.
+
+    That is a trial that wants more cores than this machine has, or a Ray that does not answer.
+    """
+    if address is not None:
+        joined_ray.check_reachable(address)
+    else:
         resources = spec.resources.model_copy(
             update={"gpus_per_worker": 0.0, "accelerator": None, "memory_gib": 0.0}
         )

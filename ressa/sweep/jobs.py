@@ -56,7 +56,7 @@ class Frame:
         if len(parts) != 4 or parts[0] != MARK:
             return None
         try:
-            return cls(parts[1], base64.b64decode(parts[3]), parts[2])  # type: ignore[arg-type]
+            return cls(parts[1], base64.b64decode(parts[3], validate=True), parts[2])  # type: ignore[arg-type]
         except ValueError:
             return None
 

@@ -70,7 +70,7 @@ def joined_ray(address: str, *, threads: int) -> Iterator[JoinedSession]:
         SpecError: that is no such address.
         ClusterError: no Ray answers there, or it refuses our token.
     """
-    _check_reachable(address)
+    check_reachable(address)
     import ray
 
     folder = Path(tempfile.mkdtemp(prefix=f"ressa-{os.getpid()}-"))
@@ -89,8 +89,13 @@ def joined_ray(address: str, *, threads: int) -> Iterator[JoinedSession]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _check_reachable(address: str) -> None:
-    """Ray itself would try for a minute, and end the process."""
+def check_reachable(address: str) -> None:
+    """Looks whether anything answers: Ray itself would try for a minute, and end the process.
+
+    Raises:
+        SpecError: that is no such address.
+        ClusterError: nothing answers.
+    """
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal() or "/" in host:
         raise SpecError(

@@ -6,13 +6,14 @@ nothing of this network but the dashboard's port of the head, through a pipe. It
 (CAP_NET_ADMIN, CAP_SYS_ADMIN) and iproute2; nothing of the machine's own network is touched.
 """
 
+import contextlib
 import os
 import secrets
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
@@ -26,6 +27,8 @@ DASHBOARD = 8265
 LAPTOP = "http://127.0.0.1:8265"
 
 _NETWORK = "10.77.0"
+OUTSIDE = f"{_NETWORK}.254"
+"""An address that all nodes reach and that is none of theirs."""
 _UNSHARE = ("unshare", "--uts", "--pid", "--mount", "--fork", "--kill-child", "--mount-proc")
 _NSENTER = ("--net", "--uts", "--pid", "--mount", "--wd=/mnt")
 _MAIN = "from ressa.cli import main; main()"
@@ -62,7 +65,7 @@ def why_not() -> str | None:
     return None
 
 
-def _within(space: str) -> list[str]:
+def within(space: str) -> list[str]:
     return ["ip", "netns", "exec", space]
 
 
@@ -107,7 +110,7 @@ class Node:
         private.mkdir(parents=True, exist_ok=True)
         script = _START.format(name=self.name, shared=self.cluster.shared, private=private)
         self.process = subprocess.Popen(
-            [*_within(self.space), *_UNSHARE, "bash", "-c", script],
+            [*within(self.space), *_UNSHARE, "bash", "-c", script],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             start_new_session=True,
@@ -138,15 +141,17 @@ class Node:
 
     def run(self, *command: str, timeout: float = 600) -> "subprocess.CompletedProcess[str]":
         """Runs a command on this machine."""
-        inside = self._first()
-        assert inside is not None, f"{self.name} is switched off"
         return subprocess.run(
-            ["nsenter", "-t", str(inside), *_NSENTER, *command],
+            self._inside(command),
             env=self.cluster.variables(SHARED),
             capture_output=True,
             text=True,
             timeout=timeout,
         )
+
+    def stop_ray(self) -> None:
+        """Ends its Ray; the machine stays on."""
+        self.run(str(BIN / "ray"), "stop", "--force")
 
     def cut_off(self) -> None:
         """Unplugs it from the network: nothing that it sends arrives, nobody is told."""
@@ -155,6 +160,34 @@ class Node:
     def reconnect(self) -> None:
         """Plugs it in again."""
         _ip("-n", self.cluster.switch, "link", "set", self.name, "up")
+
+    def start(self, *arguments: str) -> "subprocess.Popen[str]":
+        """Starts `ressa` on this machine."""
+        return subprocess.Popen(
+            self._inside([sys.executable, "-c", _MAIN, *arguments]),
+            env=self.cluster.variables(SHARED),
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+
+    def _inside(self, command: Sequence[str]) -> list[str]:
+        first = self._first()
+        assert first is not None, f"{self.name} is switched off"
+        return ["nsenter", "-t", str(first), *_NSENTER, *command]
+
+    def works(self, name: str) -> list[int]:
+        """Finds its processes with a name in which this one is, such as ray::Worker."""
+        return [pid for pid, words in self.processes().items() if name in words[0]]
+
+    def processes(self) -> dict[int, list[str]]:
+        """Lists its processes: id, as this machine counts them → command line."""
+        own, found = os.readlink(f"/proc/{self._first()}/ns/pid"), {}
+        for pid in filter(str.isdigit, os.listdir("/proc")):
+            with contextlib.suppress(OSError):
+                if os.readlink(f"/proc/{pid}/ns/pid") == own:
+                    found[int(pid)] = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+        return found
 
     def kill(self) -> None:
         """Ends everything that runs on it, at once."""
@@ -234,12 +267,13 @@ class Cluster:
         _ip("netns", "add", self.switch)
         _ip("-n", self.switch, "link", "add", "bridge", "type", "bridge")
         _ip("-n", self.switch, "link", "set", "bridge", "up")
+        _ip("-n", self.switch, "addr", "add", f"{OUTSIDE}/24", "dev", "bridge")
         _ip("netns", "add", self._laptop)
         _ip("-n", self._laptop, "link", "set", "lo", "up")
         self.add("head")
         command = [sys.executable, str(Path(__file__).with_name("pipe.py")), str(self._pipe)]
         self._pipes = [
-            subprocess.Popen([*_within(space), *command, *end])
+            subprocess.Popen([*within(space), *command, *end])
             for space, end in (
                 (self.head.space, ["to", self.head.address, str(DASHBOARD)]),
                 (self._laptop, ["from", "127.0.0.1", str(DASHBOARD)]),
@@ -260,6 +294,12 @@ class Cluster:
     def _laptop(self) -> str:
         return f"{self.name}-laptop"
 
+    def start_all(self) -> None:
+        """Starts Ray on every machine, the head's first."""
+        for node in self.nodes:
+            node.start_ray()
+        self.wait_for_nodes(len(self.nodes))
+
     def add(self, name: str) -> Node:
         """Adds a machine to the network; nothing runs on it yet."""
         node = Node(self, name, 1 + len(self.nodes))
@@ -270,7 +310,7 @@ class Cluster:
     def start(self, *arguments: str, variables: Mapping[str, str] = {}) -> "subprocess.Popen[str]":
         """Starts `ressa` on the laptop."""
         return subprocess.Popen(
-            [*_within(self._laptop), sys.executable, "-c", _MAIN, *arguments],
+            [*within(self._laptop), sys.executable, "-c", _MAIN, *arguments],
             cwd=self.folder,
             env={
                 **self.variables(str(self.shared)),
@@ -297,18 +337,21 @@ class Cluster:
 
     def alive(self) -> int:
         """How many nodes the head knows to be alive; 0 while it does not answer."""
-        asked = subprocess.run(
-            [*_within(self._laptop), sys.executable, "-c", _COUNT, LAPTOP, self.token],
-            capture_output=True,
-            text=True,
-        )
+        return self._count("nodes", "ALIVE")
+
+    def groups(self) -> int:
+        """How many placement groups have a place."""
+        return self._count("placement_groups", "CREATED")
+
+    def _count(self, what: str, state: str) -> int:
+        command = [sys.executable, "-c", _COUNT, f"{LAPTOP}/api/v0/{what}", self.token, state]
+        asked = subprocess.run([*within(self._laptop), *command], capture_output=True, text=True)
         return int(asked.stdout or 0)
 
 
 _COUNT = """
 import json, sys, urllib.request
-asked = urllib.request.Request(sys.argv[1] + "/api/v0/nodes")
-asked.add_header("Authorization", "Bearer " + sys.argv[2])
-nodes = json.load(urllib.request.urlopen(asked, timeout=30))["data"]["result"]["result"]
-print(sum(node["state"] == "ALIVE" for node in nodes))
+asked = urllib.request.Request(sys.argv[1], headers={"Authorization": "Bearer " + sys.argv[2]})
+found = json.load(urllib.request.urlopen(asked, timeout=30))["data"]["result"]["result"]
+print(sum(one["state"] == sys.argv[3] for one in found))
 """
