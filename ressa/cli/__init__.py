@@ -15,9 +15,10 @@ from ressa.terminal import prepare, say, write
 # Each registers its verbs; `ressa --help` lists them in this order.
 from ressa.cli import running  # isort: skip
 from ressa.cli import reading  # isort: skip
+from ressa.cli import judging  # isort: skip
 from ressa.cli import upkeep  # isort: skip
 
-__all__ = ["app", "main", "reading", "running", "upkeep"]
+__all__ = ["app", "judging", "main", "reading", "running", "upkeep"]
 
 
 def main() -> None:
