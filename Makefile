@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: help quickstart test check format pocket bench models chaos clean
+.PHONY: help quickstart test check format docs pocket bench models chaos clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -26,6 +26,10 @@ check: $(VENV)/.dev ## Format, lint, types, import layers
 format: $(VENV)/.dev ## Reformat the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+docs: $(VENV)/.dev ## Write the pages that are made from the code: docs/sweep-file.md, docs/tables.md
+	$(BIN)/python -m ressa.spec.reference docs
+	$(BIN)/python -m ressa.store.reference docs
 
 pocket: $(VENV)/.run ## Train both pocket models again from their seeds (an hour)
 	$(BIN)/python -m ressa.models.pocket

@@ -77,6 +77,8 @@ class Pruning:
         self.statistics: dict[Tower, Parts | None] = {}
         self.masks = PackedMasks()
         """The keep masks of both towers, once they are pruned."""
+        self.changed: set[str] = set()
+        """Layers whose weights that stay are not the dense ones."""
         self.reports: dict[Tower, list[LayerReport]] = {}
 
     def calibrate(self) -> Shared[None]:
@@ -101,9 +103,23 @@ class Pruning:
         """Chooses what stays of both towers and sets the rest to zero, block by block."""
         # Of both towers at once: what each layer loses is decided on the dense model.
         lost = yield from self._removals()
-        versions = {tower: method.versions for tower, method in self.methods.items()}
-        for tower, key in mask_keys(self.spec, versions).items():
+        for tower, key in self._mask_keys().items():
             yield from self._prune_tower(tower, key, lost)
+
+    def restore(self) -> bool:
+        """Prunes by the masks in the store; False, and nothing is changed, if one is not there."""
+        keys = self._mask_keys()
+        found = {tower: self.stages.find_parts(f"{tower}-mask", keys[tower]) for tower in keys}
+        stored = {tower: parts for tower, parts in found.items() if parts is not None}
+        if len(stored) < len(keys):
+            return False
+        for tower, parts in stored.items():
+            self._apply(tower, parts)
+        return True
+
+    def _mask_keys(self) -> dict[Tower, str]:
+        versions = {tower: method.versions for tower, method in self.methods.items()}
+        return mask_keys(self.spec, versions)
 
     def _prune_tower(
         self, tower: Tower, key: str, lost: Mapping[str, tuple[Removal, int]]
@@ -142,11 +158,15 @@ class Pruning:
                 del known, pruned  # before the next block's are made
                 yield content
 
+        self._apply(tower, (yield from self.stages.once_in_parts(f"{tower}-mask", key, make)))
+
+    def _apply(self, tower: Tower, parts: Parts) -> None:
         self.reports[tower] = []
-        for content in (yield from self.stages.once_in_parts(f"{tower}-mask", key, make)):
+        for content in parts:
             pruned = PrunedLayers.from_bytes(content)
             pruned.apply(self.vlm.model)
             self.masks |= pruned.masks
+            self.changed |= pruned.kept.keys()
             self.reports[tower].extend(pruned.layers)
 
     def _removals(self) -> Shared[dict[str, tuple[Removal, int]]]:

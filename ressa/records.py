@@ -165,6 +165,11 @@ def content_key(*parts: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
+def as_json(value: Any) -> Any:
+    """Turns plain values, dataclasses and specs into what JSON has."""
+    return json.loads(json.dumps(value, allow_nan=False, default=_plain))
+
+
 def _plain(value: Any) -> Any:
     if hasattr(value, "model_dump"):
         return value.model_dump(mode="json")

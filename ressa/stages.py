@@ -63,6 +63,11 @@ class Stages:
             found = None if files is None else files.get("content")
         return agree(found)
 
+    def find_parts(self, stage: str, key: str) -> "Parts | None":
+        """Returns what a stage left, part by part, or None."""
+        files = self.store.open(stage, key) if _leads() else None
+        return Parts(files) if agree(files is not None) else None
+
     def once(self, stage: str, key: str, make: Callable[[], bytes]) -> Shared[bytes]:
         """Returns what a stage left under its key, or makes it with all workers."""
 
@@ -81,10 +86,6 @@ class Stages:
         For what is too large to be held at once: a part is written before the next one is made.
         """
 
-        def look() -> Parts | None:
-            files = self.store.open(stage, key) if _leads() else None
-            return Parts(files) if agree(files is not None) else None
-
         def made() -> Parts:
             writer = self.store.writer(stage, key) if _leads() else None
             number = 0  # counted by hand: `enumerate` would hold a part while the next is made
@@ -98,7 +99,7 @@ class Stages:
             writer.finish()
             return Parts(self.store.open(stage, key))
 
-        return (yield from self._shared(stage, key, look, made))
+        return (yield from self._shared(stage, key, lambda: self.find_parts(stage, key), made))
 
     def leave(self, stage: str, key: str, content: bytes) -> None:
         """Stores what a stage made; if another trial was first, its bytes stay."""

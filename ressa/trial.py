@@ -7,12 +7,13 @@ repair it with SparseLoRA and distillation, merge, prove the zeros, score again.
 progress, stopping and time-outs have their place, and returns what it found.
 """
 
+import hashlib
 import json
 import math
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from tempfile import TemporaryDirectory
 from typing import Any, TypeAlias
@@ -43,13 +44,15 @@ from ressa.repair import (
     train,
 )
 from ressa.sparsity import TOWERS, Target, packed_bytes
-from ressa.spec import Calibration, DataRef
+from ressa.spec import Calibration, DataRef, Repair
 from ressa.stages import Claims, Shared, Stages
 from ressa.store import open_store
 from ressa.workers import device, fits, rank_and_world_size, total
 
 FRESH_OUTCOME = "outcome-fresh"
 """Where a trial that shares nothing leaves its outcome: the driver reads it, no trial does."""
+ADAPTERS = "adapters"
+"""What a repair has trained, kept for an export unless it is whole weights."""
 REPORT_EVERY = 5  # repair steps between two reports
 PROBE = 64  # questions on which the merged model is compared with the adapters
 
@@ -97,6 +100,38 @@ def run(
     stages.leave("outcome", trial.key, outcome.to_json())
     remove_checkpoints(stages.store, trial.key, *earlier)
     return outcome
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Remade:
+    """A trial's model made again: pruned, what repair trained in place and not merged yet."""
+
+    vlm: VLM
+    adapters: Adapters
+    pruning: Pruning
+    repeats: bool
+    """Whether the repair was run again, because the store no longer holds what it trained."""
+    probe: Callable[[], Tensor]
+    """Logits of a few questions, as `merge_gap` compares them."""
+    scores: Callable[[], list[dict[str, Any]]]
+    """Scores the model as it is by then."""
+
+
+def remake(trial: TrialSpec, store: str) -> Generator[Progress, None, Remade]:
+    """Makes a finished trial's model again: quickly where the store holds its masks and adapters.
+
+    What it does not hold is computed as the trial did, and left there.
+    """
+    work = _Trial(replace(trial, rungs=()), Stages(open_store(store)), Kept())
+    adapters = yield from work.remake()
+    return Remade(
+        vlm=work.vlm,
+        adapters=adapters,
+        pruning=work.pruning,
+        repeats=bool(work.outcome.curves),
+        probe=work.probe,
+        scores=work.final_scores,
+    )
 
 
 class _Trial:
@@ -196,11 +231,76 @@ class _Trial:
         """Trains what is left of the weights as the spec asks, and merges it, zeros untouched."""
         plan = self.spec.repair
         assert plan is not None
+        adapters = yield from self.trained(plan, teacher)
+        trained = adapters.trainable_weights()
+        if plan.method == "lora":  # the paper's baseline: its zeros hold only beside a dense update
+            yield Progress(stage="score unmerged")
+            self.score_model("repaired_unmerged")
+        with self._clock("repair"):
+            learnt = self.leave(adapters)
+            before = self.probe()
+            merge(adapters)
+            gap = (self.probe() - before).abs().max().item()
+        self.outcome.summary.update(
+            {
+                f"{part}_trainable_weights": trained.get(part, 0)
+                for part in self.inventory.parameters
+            },
+            trainable_weights=sum(trained.values()),
+            adapters_hash=learnt,
+            merge_gap=gap,
+            micro_batch=self.outcome.curves[-1]["micro_batch"],
+        )
+
+    def leave(self, adapters: Adapters) -> str:
+        """Keeps what was trained for an export, unless it is whole weights; returns its hash."""
+        content = adapters.to_bytes()
+        if adapters.are_updates:
+            # In place of what an attempt left that was killed before its outcome was stored.
+            self.stages.replace(ADAPTERS, self.spec.key, content)
+        return hashlib.sha256(content).hexdigest()
+
+    def remake(self) -> Generator[Progress, None, Adapters]:
+        """Prunes and repairs without scoring; what the store holds is read, all else made again."""
+        plan = self.spec.repair
+        learnt = None if plan is None else self.stages.find(ADAPTERS, self.spec.key)
+        teacher = None
+        if plan is not None and learnt is None:
+            yield Progress(stage="teacher")
+            teacher = yield from self.dense_teacher()
+        if not self.pruning.restore():
+            yield Progress(stage="calibrate")
+            yield from self.pruning.calibrate()
+            yield Progress(stage="prune")
+            yield from self.pruning.prune()
+        if plan is None:
+            return Adapters({})
+        if learnt is None:
+            adapters = yield from self.trained(plan, teacher)
+            self.leave(adapters)
+            remove_checkpoints(self.stages.store, self.spec.key)
+        else:
+            adapters = self._attached(plan)
+            adapters.load(learnt)
+        return adapters
+
+    def final_scores(self) -> list[dict[str, Any]]:
+        """Scores the model as it is now on real images, means over tasks included."""
+        for ref in self.spec.evaluate:
+            self.outcome.scores.extend(self._scores("final", ref, blank=False))
+        return [*self.outcome.scores, *self._means(self.outcome.scores)]
+
+    def _attached(self, plan: Repair) -> Adapters:
+        masks, towers = self.pruning.masks, self.vlm.towers
+        return attach(self.vlm.model, masks, towers, plan, seed=plan.seed)
+
+    def trained(
+        self, plan: Repair, teacher: AnyTeacher | None
+    ) -> Generator[Progress, None, Adapters]:
+        """Puts adapters on what is left of the weights and trains them; they are not merged."""
         task, examples = self._data(plan.data)
         with self._clock("repair"):
-            adapters = attach(
-                self.vlm.model, self.pruning.masks, self.vlm.towers, plan, seed=plan.seed
-            )
+            adapters = self._attached(plan)
             checkpoints = Checkpoints(
                 self.stages.store,
                 self.spec.key,
@@ -238,23 +338,7 @@ class _Trial:
                         steps=plan.steps,
                         micro_batch=step.micro_batch,
                     )
-            trained = adapters.trainable_weights()
-        if plan.method == "lora":  # the paper's baseline: its zeros hold only beside a dense update
-            yield Progress(stage="score unmerged")
-            self.score_model("repaired_unmerged")
-        with self._clock("repair"):
-            before = self._probe()
-            merge(adapters)
-            gap = (self._probe() - before).abs().max().item()
-        self.outcome.summary.update(
-            {
-                f"{part}_trainable_weights": trained.get(part, 0)
-                for part in self.inventory.parameters
-            },
-            trainable_weights=sum(trained.values()),
-            merge_gap=gap,
-            micro_batch=self.outcome.curves[-1]["micro_batch"],
-        )
+        return adapters
 
     def _look(self, adapters: Adapters, step: RepairStep) -> None:
         """Looks at a repair between two steps; before the checkpoint, so that none skips a rung."""
@@ -359,7 +443,7 @@ class _Trial:
         return task, examples
 
     @torch.no_grad()
-    def _probe(self) -> Tensor:
+    def probe(self) -> Tensor:
         """Answers a few questions of the first evaluation: logits, to compare bit by bit."""
         task, examples = self._data(self.spec.evaluate[0])
         batch = self.vlm.encode(examples[:PROBE], task.image, answers=True)

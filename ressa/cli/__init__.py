@@ -16,9 +16,10 @@ from ressa.terminal import prepare, say, write
 from ressa.cli import running  # isort: skip
 from ressa.cli import reading  # isort: skip
 from ressa.cli import judging  # isort: skip
+from ressa.cli import shipping  # isort: skip
 from ressa.cli import upkeep  # isort: skip
 
-__all__ = ["app", "judging", "main", "reading", "running", "upkeep"]
+__all__ = ["app", "judging", "main", "reading", "running", "shipping", "upkeep"]
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ app = typer.Typer(
     "and map the landscape.",
     epilog="Exit codes: 0 done · 1 trials failed or a run-time error · 2 bad usage or sweep file · "
     "3 not found · 4 conflict · 5 store or Ray unreachable, full or not writable · "
-    "130 interrupted. Data go to stdout, words to stderr.",
+    "7 an export is not what it says · 130 interrupted. Data go to stdout, words to stderr.",
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,

@@ -150,6 +150,8 @@ def verdict(
 
 
 def _judge(sweep: "SweepStore", output: Output) -> None:
+    import pandas
+
     from ressa.landscape import allocation_rows, confirmed, judge
     from ressa.sweep.confirm import confirmations, searched
     from ressa.sweep.driver import current_spec
@@ -165,7 +167,8 @@ def _judge(sweep: "SweepStore", output: Output) -> None:
     if output is not Output.table:
         show([one.row() | {"sentence": one.sentence} for one in verdicts], output)
         return
-    show(allocation_rows(found, confidence=asked.confidence), output)
+    rows = pandas.DataFrame(allocation_rows(found, confidence=asked.confidence))
+    show(rows.dropna(axis="columns", how="all"), output)
     write("".join(f"{one.sentence}\n" for one in verdicts) or "no line has what to compare\n")
     say(
         f"from {', '.join(one.name for one in rounds)} alone: fresh seeds, test examples; all "

@@ -100,8 +100,8 @@ class Verdict:
     seeds: int
     pictures: int
     more_trials: int | None
-    """How many more trials of the line would decide it if all stays as it looks; None: nobody
-    knows, or no number of seeds would."""
+    """How many more trials of the line would decide it if all stays as it looks; None: no 100
+    seeds would."""
 
     @property
     def sentence(self) -> str:
@@ -170,7 +170,7 @@ def judge(found: Sequence[Allocated], *, margin: float, confidence: float) -> tu
             asked.append(_ask(LANGUAGE_QUESTION, alone, both, 0.0, confidence))
     adjusted = holm([1.0 if one.p_value is None else one.p_value for one in asked])
     return tuple(
-        one if p <= 1 - confidence else _undecided(one)
+        replace(one, more_trials=0) if p <= 1 - confidence else _undecided(one)
         for one, p in zip(asked, adjusted, strict=True)
     )
 
@@ -235,7 +235,7 @@ def _why(
 ) -> str:
     value, low, high = (100 * x for x in (spread.value, spread.value - reach, spread.value + reach))
     if question == EQUAL_QUESTION:
-        bound = f"at most {max(high, 0):.2f}" if answer == "yes" else f"at least {low:.2f}"
+        bound = f"at most {high:+.2f}" if answer == "yes" else f"at least {low:+.2f}"
         return f"{against} is {value:+.2f} points from it, {bound}; margin {margin:g}"
     if answer == "yes":
         return f"better than each by at least {-high:.2f} points; nearest {against}, {-value:+.2f}"

@@ -21,13 +21,11 @@ def fingerprint(ref: ModelRef) -> str:
 
     A hub model is told by its id and revision.
     """
-    ships = ref.id in MODELS and not MODELS[ref.id].is_on_hub
-    folder = MODELS[ref.id].folder if ships else Path(ref.id).expanduser()
+    folder = _folder(ref)
     if not folder.is_dir():
         return f"hub:{ref.id}@{ref.revision or 'newest'}"
     digest = hashlib.sha256()
-    files = {path for pattern in _PARTS for path in folder.glob(pattern)}
-    for path in sorted(path for path in files if path.name not in _OURS):
+    for path in _files(folder):
         digest.update(path.name.encode())
         stat = path.stat()
         if stat.st_size > _READ_WHOLE:
@@ -35,6 +33,38 @@ def fingerprint(ref: ModelRef) -> str:
         else:
             digest.update(hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()[:32]
+
+
+def file_hashes(ref: ModelRef) -> dict[str, str]:
+    """Returns the SHA-256 of each of a model's files, read through; none where they are not here.
+
+    Of a hub model those of the local copy.
+    """
+    folder = _folder(ref)
+    if not folder.is_dir():
+        try:
+            from huggingface_hub import try_to_load_from_cache
+        except ImportError:
+            return {}
+        found = try_to_load_from_cache(ref.id, "config.json", revision=ref.revision)
+        if not isinstance(found, str):
+            return {}
+        folder = Path(found).parent
+    hashes = {}
+    for path in _files(folder):
+        with path.open("rb") as file:
+            hashes[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return hashes
+
+
+def _folder(ref: ModelRef) -> Path:
+    ships = ref.id in MODELS and not MODELS[ref.id].is_on_hub
+    return MODELS[ref.id].folder if ships else Path(ref.id).expanduser()
+
+
+def _files(folder: Path) -> list[Path]:
+    files = {path for pattern in _PARTS for path in folder.glob(pattern)}
+    return sorted(path for path in files if path.name not in _OURS)
 
 
 def is_on_hub(ref: ModelRef) -> bool:

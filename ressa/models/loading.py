@@ -94,7 +94,7 @@ def _reading(ref: ModelRef, *, weights: bool = False) -> Iterator[tuple[str, dic
         # Without an answer transformers would ask for each file anew, for minutes.
         options["local_files_only"] = not answers
     try:
-        with _no_progress_bars(folder is not None):
+        with no_progress_bars(folder is not None):
             yield ref.id if folder is None else str(folder), options
     # Transformers raises these for a missing file, an unreachable hub, a class that is no
     # vision-language model, and a package that this model needs. The cause is kept.
@@ -137,8 +137,8 @@ def _failure(ref: ModelRef, folder: Path | None, error: Exception) -> str:
 
 
 @contextmanager
-def _no_progress_bars(quiet: bool) -> Iterator[None]:
-    """Silences transformers' bars while files are read that take no time to speak of."""
+def no_progress_bars(quiet: bool = True) -> Iterator[None]:
+    """Silences transformers' bars while files are read or written that take no time to speak of."""
     was_on = transformers_logging.is_progress_bar_enabled()
     if quiet and was_on:
         transformers_logging.disable_progress_bar()

@@ -156,10 +156,15 @@ class VLM:
         """Whether the language model reads with an encoder (T5) and answers with a decoder."""
         return has_encoder(self.model)
 
-    def save(self, folder: Path) -> None:
-        """Writes model and processor so that plain transformers loads them."""
+    def save(self, folder: Path, shard: str = "5GB") -> None:
+        """Writes model and processor so that plain transformers loads them.
+
+        Args:
+            folder: where to.
+            shard: the most that one file of weights holds.
+        """
         with closed(self.model):
-            self.model.save_pretrained(folder)
+            self.model.save_pretrained(folder, max_shard_size=shard)
         self.processor.save_pretrained(folder)
 
     def encode(

@@ -148,6 +148,14 @@ class Adapters:
             counts[part] = counts.get(part, 0) + layer.trainable_weights
         return counts
 
+    @property
+    def are_updates(self) -> bool:
+        """Whether they stand beside the weights; masked fine-tuning trains the weights themselves.
+
+        Then they are small, and the pruned model can be had back without them.
+        """
+        return not any("weight" in layer.trains for layer in self.layers.values())
+
     def train(self, mode: bool = True) -> None:
         """Switches dropout on or off; the rest of the model stays as it is."""
         for layer in self.layers.values():

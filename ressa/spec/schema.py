@@ -114,6 +114,10 @@ def _as_layers(value: Any) -> Any:
     )
 
 
+def _as_layers_or_none(value: Any) -> Any:
+    return None if value is None else _as_layers(value)
+
+
 LAYERWISE = ("uniform", "owl", "ecoflap")
 """The names of the rules that split a tower's sparsity over its layers."""
 
@@ -123,10 +127,7 @@ ConstraintText = Annotated[str, AfterValidator(_as_constraint)]
 Samples = Annotated[int, Field(ge=1)] | None
 Layers = Annotated[str | dict[str, Decimal], PlainValidator(_as_layers)]
 """A name of `LAYERWISE`, or sparsities of layers by patterns of their names."""
-LayersOrNone = Annotated[
-    str | dict[str, Decimal] | None,
-    PlainValidator(lambda value: None if value is None else _as_layers(value)),
-]
+LayersOrNone = Annotated[str | dict[str, Decimal] | None, PlainValidator(_as_layers_or_none)]
 
 
 def _as_names(value: Any) -> Any:

@@ -127,6 +127,7 @@ _RESULT = (
             ("language", "language tower"),
         )
     ),
+    Column("adapters_hash", "text", "hash of what repair trained, before its merge"),
     Column("merge_gap", "float", "largest |merged − adapter| logit difference on a probe batch"),
 )
 

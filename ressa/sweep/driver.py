@@ -214,11 +214,16 @@ def stored_spec(sweep: SweepStore) -> SweepSpec:
 
 def current_spec(sweep: SweepStore) -> SweepSpec:
     """Returns a sweep's spec with what it has grown by since."""
-    spec = stored_spec(sweep)
+    return specs_of(sweep)[-1]
+
+
+def specs_of(sweep: SweepStore) -> list[SweepSpec]:
+    """Returns the spec that a sweep began with, and what it had become each time that it grew."""
+    specs = [stored_spec(sweep)]
     events = sweep.events()
     for detail in events.loc[events["kind"] == "grown", "detail"]:
-        spec = _grow(spec, json.loads(detail))
-    return spec
+        specs.append(_grow(specs[-1], json.loads(detail)))
+    return specs
 
 
 def continued(sweep: SweepStore, asked: SweepSpec) -> SweepSpec:

@@ -23,7 +23,9 @@ from ressa.store import Store, StoredStage, SweepStore
 from ressa.sweep.driver import current_spec
 from ressa.sweep.plan import SweepPlan, make_plan
 
-OF_ONE_TRIAL = frozenset({"outcome", "outcome-fresh", "repair-checkpoint", "repair-deepspeed"})
+OF_ONE_TRIAL = frozenset(
+    {"adapters", "outcome", "outcome-fresh", "repair-checkpoint", "repair-deepspeed"}
+)
 """Stages that no two trials share; their keys begin with the trial's."""
 
 _MOST_LISTED = 100_000  # points of a space whose stages are kept for a sweep that goes on

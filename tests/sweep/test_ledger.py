@@ -130,8 +130,13 @@ def test_one_question_at_a_time_that_does_not_fit_is_the_end(sweep: Sweep) -> No
     assert ledger.failed == ["t000"]
 
 
+def test_a_sampler_that_looks_at_no_result_waits_for_none(tmp_path: Path) -> None:
+    ledger = Sweep(tmp_path / "grid", search={"parallel": 1, "window": 1}).driver()
+    assert [begin(ledger).trial for _ in range(3)] == ["t000", "t001", "t002"]
+
+
 def test_a_trial_that_is_tried_again_keeps_the_window_shut(tmp_path: Path) -> None:
-    sweep = Sweep(tmp_path, search={"parallel": 1, "window": 1})
+    sweep = Sweep(tmp_path, search={"sampler": "tpe", "parallel": 1, "window": 1})
     ledger = sweep.driver()
     attempt = begin(ledger)
     assert ledger.next() == "wait"

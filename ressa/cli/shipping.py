@@ -1,0 +1,76 @@
+"""Verbs that hand on what a sweep found: models with their certificate."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ressa.cli.app import Name, StoreOption, app, opened_store
+from ressa.terminal import say
+
+
+class Form(StrEnum):
+    """What is written of a model."""
+
+    merged = "merged"
+    adapters = "adapters"
+
+
+@app.command()
+def export(
+    name: Name,
+    trial: Annotated[
+        str, typer.Argument(metavar="TRIAL", help="Name of the trial.", show_default=False)
+    ],
+    to: Annotated[
+        Path,
+        typer.Option("--to", metavar="DIR", help="The new folder.", show_default=False),
+    ],
+    form: Annotated[
+        Form,
+        typer.Option(
+            "--format",
+            help="The merged model for transformers, or masks and adapters beside the dense one.",
+        ),
+    ] = Form.merged,
+    store: StoreOption = "results",
+) -> None:
+    """Writes a trial's model with a certificate of its zeros. Plain transformers loads it."""
+    from ressa.sweep.shipping import export as ship
+
+    sweep = opened_store(store).sweep(name)
+    made = ship(sweep, trial, to, form=form.value, told=lambda text: say(f"{text} …"))
+    size = sum(file["bytes"] for file in made["files"].values()) / 2**20
+    pruned = sum(tower["pruned"] for tower in made["towers"].values())
+    say(
+        f"{to}: {size:.1f} MiB, {pruned:,} pruned weights, all exactly zero; "
+        f"{made['checked']['how']}"
+    )
+    say(f"digest of its certificate: {made['digest']}\nanybody can check it: ressa verify {to}")
+
+
+@app.command()
+def verify(
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="What `ressa export` wrote.", show_default=False)
+    ],
+    base: Annotated[
+        str | None,
+        typer.Option(
+            "--base",
+            metavar="FOLDER",
+            help="Where the dense model of exported adapters is, if not where it was.",
+        ),
+    ] = None,
+) -> None:
+    """Counts an export's zeros again, offline. Faults are named, and exit 7."""
+    from ressa.export import verify as check
+
+    said = check(folder, base=base)
+    pruned = sum(tower["pruned"] for tower in said["towers"].values())
+    say(
+        f"{folder} is what its certificate says: {len(said['files'])} files, "
+        f"{len(said['matrices'])} pruned matrices, {pruned:,} pruned weights, all exactly zero.\n"
+        f"digest of its certificate: {said['digest']}"
+    )

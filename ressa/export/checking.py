@@ -1,0 +1,292 @@
+"""Checks an export against its certificate: offline, on a CPU, without the store.
+
+Every file, every tensor and every pruned matrix is looked at, and each fault is named. Matrices are
+taken from the model as plain transformers loads it, so that what is checked is what is used.
+"""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from jaxtyping import Bool
+from torch import Tensor, nn
+
+from ressa.errors import RessaError, VerificationError
+from ressa.export import certificate
+from ressa.models import VLM, load_vlm
+from ressa.models.identity import file_hashes
+from ressa.prune import apply_masks, mask_hash
+from ressa.prune.masks import mask_of_bits
+from ressa.prune.packing import unpack
+from ressa.repair import Adapters, attach, merge
+from ressa.spec import ModelRef, Repair
+
+ADAPTERS = "adapters.safetensors"
+CARD = "README.md"
+MASKS = "masks.safetensors"
+WEIGHTS = "weights.safetensors"
+
+_SLACK = 1e-5  # of a layer's largest answer: what sums in another order may differ by
+_LISTED = 20  # faults of one kind that are named one by one
+
+
+def verify(folder: Path, *, base: str | None = None) -> dict[str, Any]:
+    """Returns an export's certificate once all that it says was found true.
+
+    Args:
+        folder: what `write` wrote, wherever it was moved.
+        base: where the dense model of an export of adapters is, if not where it was.
+
+    Raises:
+        VerificationError: something is not as it says; each fault has a line.
+    """
+    found = faults(folder, base=base)
+    if found:
+        count = "1 fault" if len(found) == 1 else f"{len(found)} faults"
+        listed = "\n".join(f"- {fault}" for fault in found)
+        raise VerificationError(f"{folder} is not what its certificate says: {count}\n{listed}")
+    return certificate.read(folder)
+
+
+def load(folder: Path, *, base: str | None = None) -> VLM:
+    """Loads an export of either format as a plain, merged model.
+
+    Args:
+        folder: what `write` wrote; it is not verified.
+        base: as of `verify`.
+
+    Raises:
+        VerificationError: it has no certificate, or is of other layers than it says.
+        SpecError: the model cannot be loaded.
+    """
+    said = certificate.read(folder)
+    if said["format"] == "merged":
+        size = said["model"]["image_size"]
+        return load_vlm(_own_model(folder, said).model_copy(update={"image_size": size}))
+    vlm, adapters = _adapted(folder, said, base)
+    merge(adapters)
+    return vlm
+
+
+def faults(folder: Path, *, base: str | None = None) -> list[str]:
+    """Lists what is not as an export's certificate says, each in a sentence.
+
+    Raises:
+        VerificationError: there is no certificate to check by.
+    """
+    said = certificate.read(folder)
+    try:
+        return list(_faults(folder, said, base))
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        return [f"{certificate.NAME} lacks what a certificate says, or says it otherwise: {error}"]
+
+
+def _faults(folder: Path, said: dict[str, Any], base: str | None) -> Iterator[str]:
+    if said.get("digest") != certificate.digest(said):
+        yield f"{certificate.NAME} was edited: its digest is not that of what it says"
+    yield from _of_files(folder, said["files"])
+    yield from _of_tensors(folder, said["tensors"])
+    masks, found = _read_masks(folder, said["matrices"])
+    yield from found
+    if masks and mask_hash(masks) != said["mask_hash"]:
+        yield f"{MASKS} holds other masks than those of the trial"
+    if said["format"] == "adapters":
+        yield from _of_adapters(folder, said, base, masks)
+        return
+    try:
+        vlm = load_vlm(_own_model(folder, said))
+    except (RessaError, safetensors.SafetensorError, RuntimeError) as error:
+        yield f"transformers cannot load it: {error}"
+        return
+    yield from _of_matrices(vlm.model, said["matrices"], masks, exact=True)
+    yield from _of_towers(said)
+
+
+def _of_files(folder: Path, said: Mapping[str, dict[str, Any]]) -> Iterator[str]:
+    there = certificate.files_of(folder)
+    yield from _named("a file is missing", [name for name in said if name not in there])
+    yield from _named("a file is too many", [name for name in there if name not in said])
+    for name, path in there.items():
+        if name not in said:
+            continue
+        size = path.stat().st_size
+        if size != said[name]["bytes"]:
+            yield f"{name} has {size:,} bytes, not {said[name]['bytes']:,}"
+        elif certificate.file_hash(path) != said[name]["sha256"]:
+            yield f"{name} is not the file that was exported"
+
+
+def _of_tensors(folder: Path, said: Mapping[str, dict[str, Any]]) -> Iterator[str]:
+    for name in said:
+        path = folder / name
+        if not path.is_file():
+            continue  # it was named already
+        try:
+            found = dict(certificate.tensors_of(path))
+        except (safetensors.SafetensorError, OSError, ValueError) as error:
+            yield f"{name} cannot be read: {error}"
+            continue
+        wanted = said[name]
+        yield from _named(f"{name} lacks a tensor", [one for one in wanted if one not in found])
+        yield from _named(
+            f"{name} has a tensor too many", [one for one in found if one not in wanted]
+        )
+        changed = [one for one in wanted if one in found and found[one] != wanted[one]]
+        yield from _named(f"{name}: a tensor is not the one that was exported", changed)
+
+
+def _read_masks(
+    folder: Path, said: list[dict[str, Any]]
+) -> tuple[dict[str, Bool[Tensor, "out in"]], list[str]]:
+    """Reads the masks that can be read, and says what is wrong with others."""
+    masks: dict[str, Tensor] = {}
+    found = []
+    try:
+        bits, _ = unpack((folder / MASKS).read_bytes())
+    except (safetensors.SafetensorError, OSError, ValueError, KeyError, TypeError):
+        return {}, [f"{MASKS} cannot be read, so that no zero can be checked"]
+    for matrix in said:
+        name, rows, columns = matrix["name"], matrix["rows"], matrix["columns"]
+        if name not in bits or bits[name].numel() != -(-rows * columns // 8):
+            found.append(f"{name}: {MASKS} holds no mask of {rows} × {columns} for it")
+            continue
+        masks[name] = mask_of_bits(bits[name], rows, columns)
+        if mask_hash({"": masks[name]}) != matrix["mask"]:
+            found.append(f"{name}: its mask is not the one that it was pruned by")
+    return masks, found
+
+
+def _of_matrices(
+    model: nn.Module,
+    said: list[dict[str, Any]],
+    masks: Mapping[str, Bool[Tensor, "out in"]],
+    *,
+    exact: bool,
+) -> Iterator[str]:
+    """Counts each matrix again.
+
+    Args:
+        exact: whether the weights must be those exported bit by bit; else up to rounding, as when
+            they were merged on another machine.
+    """
+    for matrix in said:
+        name = matrix["name"]
+        try:
+            weight = model.get_submodule(name).weight
+        except AttributeError:
+            yield f"{name}: the model has no such layer"
+            continue
+        assert isinstance(weight, Tensor)
+        shape, dtype = [matrix["rows"], matrix["columns"]], matrix["dtype"]
+        if list(weight.shape) != shape or str(weight.dtype) != f"torch.{dtype}":
+            yield f"{name}: is {list(weight.shape)} of {weight.dtype}, not {shape} of torch.{dtype}"
+            continue
+        if name not in masks:
+            continue  # it was named already
+        found = certificate.matrix(weight, masks[name], matrix["pattern"])
+        if found["stray"]:
+            yield (
+                f"{name}: {found['stray']:,} pruned weights are not exactly zero, "
+                f"{found['negative_zeros']:,} of them -0.0"
+            )
+        if found.get("pattern_broken"):
+            yield f"{name}: {found['pattern_broken']:,} groups break {matrix['pattern']}"
+        if found["pruned"] != matrix["pruned"]:
+            yield f"{name}: its mask prunes {found['pruned']:,} weights, not {matrix['pruned']:,}"
+        if exact and found["weights"] != matrix["weights"]:
+            yield f"{name}: its weights are not those that were exported"
+        if exact and found["zeros"] != matrix["zeros"]:
+            yield f"{name}: {found['zeros']:,} of its weights are zero, not {matrix['zeros']:,}"
+        if abs(found["norm"] - matrix["norm"]) > _SLACK * matrix["norm"]:
+            yield f"{name}: its weights' norm is {found['norm']:.6g}, not {matrix['norm']:.6g}"
+
+
+def _of_towers(said: dict[str, Any]) -> Iterator[str]:
+    """Adds up what is said of the matrices, which was found true, for each tower."""
+    for tower, totals in said["towers"].items():
+        own = [matrix for matrix in said["matrices"] if matrix["tower"] == tower]
+        for name in ("pruned", "zeros", "zeros_before_merge"):
+            counted = sum(matrix[name] for matrix in own)
+            if counted != totals[name]:
+                yield f"{tower}: {certificate.NAME} says {name} {totals[name]:,}, not {counted:,}"
+
+
+def _of_adapters(
+    folder: Path,
+    said: dict[str, Any],
+    base: str | None,
+    masks: Mapping[str, Bool[Tensor, "out in"]],
+) -> Iterator[str]:
+    """Merges the adapters into the dense model again, if that is the one, and counts the zeros."""
+    model, wanted = _base_model(said, base), said["model_files"]
+    there = file_hashes(model)
+    if not there:
+        yield f"the dense model {model.id} is not here. Name its folder: --base FOLDER"
+        return
+    others = [name for name in {**wanted, **there} if there.get(name) != wanted.get(name)]
+    if others:
+        yield from _named(f"the dense model {model.id} is another one: a file differs", others)
+        return
+    try:
+        vlm, adapters = _adapted(folder, said, base)
+    except (RessaError, safetensors.SafetensorError, OSError, ValueError, RuntimeError) as error:
+        yield f"the adapters do not fit: {error}"
+        return
+    layers = {**adapters.layers}
+    before = certificate.probed(layers)
+    merge(adapters)
+    after = certificate.probed(layers)
+    recorded = said["connector"] | {one["name"]: one["merge"] for one in said["matrices"]}
+    for name in layers:
+        found, was = certificate.gap(before[name], after[name]), recorded[name]
+        if found["gap"] > 2 * was["gap"] + _SLACK * was["scale"]:
+            yield (
+                f"{name}: merged it answers up to {found['gap']:.2g} otherwise than with its "
+                f"adapter, not {was['gap']:.2g}"
+            )
+    yield from _of_matrices(vlm.model, said["matrices"], masks, exact=False)
+    yield from _of_towers(said)
+
+
+def _adapted(folder: Path, said: dict[str, Any], base: str | None) -> tuple[VLM, Adapters]:
+    """Loads the dense model and makes of it what the folder says, not merged yet."""
+    vlm = load_vlm(_base_model(said, base))
+    masks, missing = _read_masks(folder, said["matrices"])
+    if missing:
+        raise VerificationError("\n".join(missing))
+    if (folder / WEIGHTS).is_file():
+        kept, _ = unpack((folder / WEIGHTS).read_bytes())
+        with torch.no_grad():
+            for name, values in kept.items():
+                weight = vlm.model.get_submodule(name).weight
+                assert isinstance(weight, Tensor)
+                weight[masks[name]] = values
+    apply_masks(vlm.model, masks)
+    if said["repair"] is None:
+        return vlm, Adapters({})
+    repair = Repair.model_validate(said["repair"])
+    adapters = attach(vlm.model, masks, vlm.towers, repair, seed=repair.seed)
+    adapters.load((folder / ADAPTERS).read_bytes())
+    return vlm, adapters
+
+
+def _own_model(folder: Path, said: dict[str, Any]) -> ModelRef:
+    """The merged model in the folder: its towers are where those of the dense one are."""
+    model = ModelRef.model_validate(said["model"])
+    # Absolute, lest a folder of that name be taken for a model of the catalog.
+    changes = {"id": str(folder.absolute()), "revision": None, "image_size": None}
+    return model.model_copy(update=changes)
+
+
+def _base_model(said: dict[str, Any], base: str | None) -> ModelRef:
+    model = ModelRef.model_validate(said["model"])
+    return model if base is None else model.model_copy(update={"id": base, "revision": None})
+
+
+def _named(fault: str, names: list[str]) -> Iterator[str]:
+    for name in names[:_LISTED]:
+        yield f"{fault}: {name}"
+    if len(names) > _LISTED:
+        yield f"{fault}: {len(names) - _LISTED} more"

@@ -1,0 +1,87 @@
+"""A folder appears whole or not at all."""
+
+import multiprocessing
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from ressa.errors import ConflictError, StoreError
+from ressa.export.folder import new_folder
+
+
+def write(target: Path) -> None:
+    with new_folder(target, needs=0) as folder:
+        (folder / "inner").mkdir()
+        (folder / "inner" / "file").write_text("whole")
+
+
+def test_it_appears_at_the_end_alone(tmp_path: Path) -> None:
+    target = tmp_path / "made" / "too" / "model"
+    with new_folder(target, needs=0) as folder:
+        (folder / "file").write_text("whole")
+        (folder / "file").chmod(0o600)
+        assert not target.exists()
+    assert [path.name for path in target.parent.iterdir()] == ["model"]
+    assert (target / "file").read_text() == "whole"
+    assert (target / "file").stat().st_mode & 0o777 == 0o644
+    assert target.stat().st_mode & 0o777 == 0o755
+
+
+def test_an_empty_folder_gives_way_and_any_other_is_left_alone(tmp_path: Path) -> None:
+    target = tmp_path / "model"
+    target.mkdir()
+    write(target)
+    with pytest.raises(ConflictError, match="is not empty"):
+        write(target)
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(ConflictError, match="is not a folder"):
+        write(file)
+    late = tmp_path / "late"
+    with pytest.raises(ConflictError, match="is not empty"), new_folder(late, needs=0):
+        write(late)
+    assert {path.name for path in tmp_path.iterdir()} == {"model", "file", "late"}
+
+
+def write_half(target: Path, needs: int = 0) -> None:
+    with new_folder(target, needs=needs) as folder:
+        (folder / "file").write_text("half")
+        raise RuntimeError
+
+
+def test_nothing_is_left_of_one_that_failed_or_has_no_room(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError):
+        write_half(tmp_path / "model")
+    with pytest.raises(StoreError, match=r"MiB free, and the export needs about 4,398,046,511,104"):
+        write_half(tmp_path / "model", needs=2**62)
+    (tmp_path / "file").touch()
+    with pytest.raises(StoreError, match="cannot be written"):
+        write_half(tmp_path / "file" / "model")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def killed(target: Path) -> None:
+    with new_folder(target, needs=0) as folder:
+        (folder / "file").write_text("half")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_what_a_killed_writer_left_does_not_look_whole_and_goes_with_the_next(
+    tmp_path: Path,
+) -> None:
+    target = tmp_path / "model"
+    process = multiprocessing.get_context("fork").Process(target=killed, args=(target,))
+    process.start()
+    process.join()
+    (left,) = tmp_path.iterdir()
+    assert left.name.startswith(".model.")
+    assert left.name.endswith(".partial")
+    with new_folder(target, needs=0) as other:  # that of a living one stays
+        assert not left.exists()
+        with new_folder(target, needs=0) as folder:
+            (folder / "file").write_text("first")
+        assert other.exists()
+        (target / "file").unlink()
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
