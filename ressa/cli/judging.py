@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ressa.cli.app import Name, OutputOption, StoreOption, app, command, opened_store
+from ressa.cli.relay import relayed
 from ressa.cli.running import board, interruptible
 from ressa.terminal import Output, say, show, write
 
@@ -18,6 +19,7 @@ ConfidenceOption = Annotated[
 
 
 @app.command()
+@relayed
 def best(
     name: Name,
     budget: Annotated[
@@ -47,6 +49,7 @@ def best(
 
 
 @app.command()
+@relayed
 def compare(
     one: Annotated[
         str, typer.Argument(metavar="A", help="A sweep, or SWEEP/TRIAL.", show_default=False)
@@ -142,6 +145,7 @@ def _announce(found: "Confirmation") -> None:
 
 
 @app.command()
+@relayed
 def verdict(
     name: Name, store: StoreOption = "results", output: OutputOption = Output.table
 ) -> None:

@@ -192,6 +192,24 @@ def _check_precision(spec: SweepSpec) -> Iterator[Problem]:
         yield Problem(("repair", "zero_stage"), message)
 
 
+def _check_resources(spec: SweepSpec) -> Iterator[Problem]:
+    resources, path = spec.resources, ("resources", "gpus_per_worker")
+    gpus = resources.gpus_per_worker
+    if gpus > 1 and gpus != int(gpus):
+        yield Problem(path, f"above 1 a whole number of GPUs, got {gpus:g}.")
+    elif 0 < gpus < 1 and resources.workers > 1:
+        message = (
+            f"workers that exchange over NCCL need a GPU each, got {gpus:g} for each of "
+            f"{resources.workers}. Set workers to 1, or a whole number here."
+        )
+        yield Problem(path, message)
+    if resources.accelerator is not None and not gpus:
+        message = (
+            f"{resources.accelerator} is a kind of GPU, and gpus_per_worker is 0. Leave it out."
+        )
+        yield Problem(("resources", "accelerator"), message)
+
+
 def _check_deepspeed(spec: SweepSpec) -> Iterator[Problem]:
     for path, message in deepspeed_faults(spec.repair.deepspeed):
         yield Problem(("repair", "deepspeed", *path), message)
@@ -564,6 +582,7 @@ _CHECKS: tuple[tuple[_Check, tuple[str, ...]], ...] = (
     (_check_repair_data, ("data",)),
     (_check_repair, ("repair", "resources")),
     (_check_precision, ("repair", "resources", "model")),
+    (_check_resources, ("resources",)),
     (_check_deepspeed, ("repair",)),
     (_check_evaluate, ("evaluate", "data")),
     (_check_confirm, ("evaluate", "confirm", "points", "data")),

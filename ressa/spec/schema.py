@@ -575,8 +575,25 @@ class Resources(SpecModel):
     """What one trial takes."""
 
     workers: int = Field(default=1, ge=1, description="Processes of a trial, ≥ 1.")
-    gpus_per_worker: Number = Field(default=0.0, ge=0, description="GPUs of a worker; 0 on a CPU.")
+    gpus_per_worker: Number = Field(
+        default=0.0,
+        ge=0,
+        description="GPUs of a worker: 0 on a CPU, a share such as 0.5, or a whole number.",
+    )
     cpus_per_worker: int = Field(default=1, ge=1, description="CPU cores of a worker, ≥ 1.")
+    memory_gib: Number = Field(
+        default=0.0,
+        ge=0,
+        description="Main memory that a worker's node keeps free for it, GiB; 0: not counted.",
+    )
+    accelerator: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Which GPUs, by Ray's name, such as A100 or H100; null: any.",
+    )
+    placement: Literal["pack", "spread"] = Field(
+        default="pack", description="Workers on as few nodes as hold them, or as many."
+    )
 
 
 class Retry(SpecModel):

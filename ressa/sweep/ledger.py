@@ -345,9 +345,7 @@ class Ledger:
 
     def _start(self, again: Again, *, seen: list[str] | None = None, notes: str = "{}") -> Attempt:
         attempt = self._propose(again, seen=seen, notes=notes)
-        self._sweep.event(
-            "trial_started", epoch=self._epoch, trial=attempt.trial, attempt=attempt.attempt
-        )
+        self.note(attempt, "trial_started", {})
         return attempt
 
     def _attempt(self, trial: str, attempt: int, reason: str | None = None) -> Attempt:
@@ -453,6 +451,12 @@ class Ledger:
             "stopped": stopped,
         }
         self._commit("rungs", [row], attempt)
+
+    def note(self, attempt: Attempt, kind: str, detail: Mapping[str, Any]) -> None:
+        """Stores an event of an attempt."""
+        self._sweep.event(
+            kind, detail, epoch=self._epoch, trial=attempt.trial, attempt=attempt.attempt
+        )
 
     def finish(self, attempt: Attempt, tables: Mapping[str, list[dict[str, Any]]]) -> None:
         """Commits an attempt's rows; its `trials` row comes last and makes them count.
