@@ -88,6 +88,12 @@ def confirm(
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be run.")] = False,
     store: StoreOption = "results",
+    address: Annotated[
+        str | None,
+        typer.Option(
+            "--address", metavar="HOST:PORT", help="A Ray to join, of which this machine is a node."
+        ),
+    ] = None,
     output: OutputOption = Output.table,
 ) -> None:
     """Runs the best again: fresh seeds, test examples."""
@@ -107,7 +113,7 @@ def confirm(
     if dry_run:
         return
     with interruptible(spec.name, spec.store), board(spec) as watcher:
-        start(spec, watcher)
+        start(spec, watcher, address=address)
     _judge(sweep, output)
 
 

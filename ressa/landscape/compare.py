@@ -38,7 +38,7 @@ def compare(store: Store, one: str, other: str, *, confidence: float) -> list[di
     if (trial is None) != (other_trial is None):
         raise SpecError("compare two sweeps or two trials, such as quickstart/t000.")
     if trial is not None and other_trial is not None:
-        pairs = [([_run(sweep, trial)], [_run(other_sweep, other_trial)], {})]
+        pairs: list[Any] = [([_run(sweep, trial)], [_run(other_sweep, other_trial)], {})]
         chosen = {sweep: [trial]}
         chosen.setdefault(other_sweep, []).append(other_trial)
     else:

@@ -52,7 +52,7 @@ class Items:
     @property
     def scores(self) -> Floats:
         """[run]: the scores."""
-        return self._means().mean(axis=1)
+        return np.asarray(self._means().mean(axis=1))
 
     @property
     def said(self) -> Floats:
@@ -159,7 +159,9 @@ def read_items(
 
 
 def _metric(trials: Mapping[SweepStore, "pandas.DataFrame"]) -> str:
-    metrics = sorted({metric for rows in trials.values() for metric in rows["metric"].dropna()})
+    metrics: list[str] = sorted(
+        {metric for rows in trials.values() for metric in rows["metric"].dropna()}
+    )
     if len(metrics) != 1:
         raise SpecError(
             f"trials are paired by one objective; these have {', '.join(metrics) or 'none'}."
