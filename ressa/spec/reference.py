@@ -104,8 +104,8 @@ and checks in an editor: [{SCHEMA_FILE}]({SCHEMA_FILE}), by a first line
 
 `ressa: 1`, `model` and `space` (or `points`) are all that a file needs. `ressa validate FILE` finds
 every fault at once, with its line; `ressa plan FILE` shows what the file would run. Any field can
-be changed for one run: `--set repair.steps=50`. YAML is read by version 1.2, without tags, anchors and
-aliases; numbers are exact decimals. Complete files, each with its question:
+be changed for one run: `--set repair.steps=50`. YAML is read by version 1.2, without tags, anchors
+and aliases; numbers are exact decimals. Complete files, each with its question:
 [sweeps/](../sweeps/README.md).
 """
 
