@@ -643,7 +643,7 @@ class SweepSpec(SpecModel):
     space: dict[str, SpaceEntry] = Field(
         description="What varies: vision_sparsity and language_sparsity, or one sparsity for "
         "both, and any field of prune or repair under its dotted name. A range, choices, or a "
-        "constant. Required, unless points are listed."
+        "constant."
     )
     points: Points | None = Field(
         default=None,
