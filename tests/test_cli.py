@@ -110,7 +110,11 @@ def sweep(tmp_path: Path) -> SweepStore:
         (f"run {QUICKSTART} --store file", 5, "is a file, not a folder"),
         (f"run {QUICKSTART} --store file/below", 5, "A file stands where a folder should"),
         (f"run {QUICKSTART} --set repair.steps=7", 4, "they differ in repair"),
-        (f"run {QUICKSTART} --set resources.cpus_per_worker=999", 2, "this machine has"),
+        (
+            f"run {QUICKSTART} --set resources.cpus_per_worker=999",
+            2,
+            "this machine is too small: it has",
+        ),
         ("results quickstat", 3, "Did you mean 'quickstart'?"),
         ("results ../quickstart", 3, "no sweep '../quickstart'"),
         ("status nope", 3, "Sweeps here: quickstart."),
