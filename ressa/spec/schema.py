@@ -38,6 +38,7 @@ from ressa.spec.space import (
     SpecModel,
     as_tuple,
     exact_decimal,
+    one_scalar,
     scalar_text,
     shorten,
 )
@@ -133,6 +134,16 @@ def _as_names(value: Any) -> Any:
     return (value,) if isinstance(value, str) else as_tuple(value)
 
 
+def _as_points(value: Any) -> Any:
+    if not isinstance(value, list | tuple) or not all(isinstance(one, dict) for one in value):
+        raise ValueError(f"a list of mappings from field to value, got {shorten(value)}.")
+    return tuple(
+        {str(name): scalar_text(one_scalar(item)) for name, item in one.items()} for one in value
+    )
+
+
+Points = Annotated[tuple[dict[str, str], ...], BeforeValidator(_as_points)]
+"""Points of a space: the text of each field's value."""
 Names = Annotated[tuple[str, ...], BeforeValidator(_as_names)]
 
 
@@ -542,6 +553,24 @@ class EarlyStopping(SpecModel):
     )
 
 
+class Margin(SpecModel):
+    """When allocations count as equally good, and how sure a verdict is."""
+
+    margin: Number = Field(
+        default=1.0,
+        gt=0,
+        le=100,
+        description="Near-optimal is what lies less than this below the best, in points of the "
+        "objective (1 is 0.01), in (0, 100].",
+    )
+    confidence: Number = Field(
+        default=0.95,
+        gt=0.5,
+        lt=1,
+        description="1 − the chance that any of the sweep's verdicts is wrong, in (0.5, 1).",
+    )
+
+
 class Resources(SpecModel):
     """What one trial takes."""
 
@@ -626,6 +655,12 @@ class SweepSpec(SpecModel):
         "both, and any field of prune or repair under its dotted name. A range, choices, or a "
         "constant."
     )
+    points: Points | None = Field(
+        default=None,
+        min_length=1,
+        description="The points to run, of all that the space holds: a list of mappings, each with "
+        "a value for every field. The space need not be given then.",
+    )
     budget: Annotated[tuple[Share, ...] | None, BeforeValidator(_as_budget)] = Field(
         default=None,
         min_length=1,
@@ -643,6 +678,19 @@ class SweepSpec(SpecModel):
         default=(DataRef(split="validation", samples=2000),),
         min_length=1,
         description="What the models are scored on; the search sees validation examples alone.",
+    )
+    confirm: Annotated[tuple[DataRef, ...], BeforeValidator(as_tuple)] = Field(
+        default=(DataRef(split="test"),),
+        description="What `ressa confirm` scores the best allocations on: test examples, which the "
+        "search never sees. Default: all test examples of what is evaluated.",
+    )
+    confirms: str | None = Field(
+        default=None,
+        description="The sweep that this one confirms; `ressa confirm` writes it. Then evaluate "
+        "is on test examples.",
+    )
+    verdict: Margin = Field(
+        default=Margin(), description="When allocations count as equally good, how surely."
     )
     objective: OneOrMore = Field(
         default=Objective(),
@@ -723,6 +771,7 @@ class SweepSpec(SpecModel):
                 "resources": True,
                 "retry": True,
                 "limits": True,
+                "verdict": True,
             }
         )
         content["data"] = {name: source.identity for name, source in self.data.items()}
