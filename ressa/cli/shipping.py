@@ -93,7 +93,7 @@ def report(
     ] = 0,
     store: StoreOption = "results",
 ) -> None:
-    """Writes a sweep as one page: map, trials, curves, layers, failures. It needs no network."""
+    """Writes a sweep as one page. Map, trials, curves, layers, failures. It needs no network."""
     import time
 
     from ressa.landscape.report import gather, page, serve, write_page
