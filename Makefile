@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: help quickstart test check format docs pocket bench models chaos clean
+.PHONY: help quickstart test check format docs pocket bench models chaos cluster clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -15,7 +15,7 @@ quickstart: $(VENV)/.run ## Set up, then map a real allocation landscape (minute
 	$(BIN)/ressa run sweeps/quickstart.yaml
 
 test: $(VENV)/.dev ## Set up, then run the tests of the CI tier
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile -m "not slow" tests
 
 check: $(VENV)/.dev ## Format, lint, types, import layers
 	$(BIN)/ruff format --check .
@@ -49,6 +49,9 @@ chaos: $(VENV)/.dev ## Fuzz files and stores, kill sweeps at random, compare wit
 		tests/store/test_decision.py tests/store/test_compaction.py
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos --kills $(KILLS) --seed $(SEED)
+
+cluster: $(VENV)/.dev ## Sweeps on a Ray of several machines made of network namespaces, hit by failures (half an hour; root)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.cluster
 
 models: $(VENV)/.dev ## Try every model type of transformers, small and random: docs/models.md
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.zoo $(ONLY)

@@ -2,13 +2,14 @@
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
 from io import TextIOWrapper
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console, RenderableType
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
 from rich.text import Text
 
 from ressa.errors import RessaError, SpecError
@@ -79,6 +80,27 @@ def draw(shown: RenderableType) -> None:
         console.print(shown)
     lines = captured.get().split("\n")
     write("\n".join(lines if console.is_terminal else map(str.rstrip, lines)))
+
+
+@contextmanager
+def live() -> Iterator[Callable[[Sequence[RenderableType]], None]]:
+    """Shows data that change: in place on a terminal, elsewhere each state once."""
+    console = _data()
+    if console.is_terminal:
+        with Live(console=console, auto_refresh=False) as shown:
+            yield lambda parts: shown.update(Group(*parts), refresh=True)
+        return
+    last: list[str] = []
+
+    def again(parts: Sequence[RenderableType]) -> None:
+        with console.capture() as captured:
+            console.print(*parts, sep="\n")
+        text = captured.get()
+        if [text] != last:
+            last[:] = [text]
+            write("\n".join(map(str.rstrip, text.split("\n"))))
+
+    yield again
 
 
 def width() -> int:

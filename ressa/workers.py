@@ -11,6 +11,7 @@ from contextlib import closing
 from datetime import timedelta
 from typing import TypeVar
 
+import psutil
 import torch
 from torch import distributed
 
@@ -54,11 +55,19 @@ def free_port(address: str) -> int:
         return int(probe.getsockname()[1])
 
 
-def join(rank: int, world_size: int, address: str, port: int) -> None:
-    """Joins the trial's process group; every value comes from Ray, none from a host name."""
+def join(rank: int, world_size: int, address: str, port: int, *, own: str) -> None:
+    """Joins the trial's process group; every value comes from Ray, none from a host name.
+
+    Args:
+        rank: of this worker. world_size: how many there are.
+        address: where rank 0 is to be met. port: on which port of it.
+        own: this worker's address, by which the others reach it.
+    """
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_RANK": "0"}
-    if address.startswith("127."):
-        os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    interface = interface_of(own)
+    if interface is not None:
+        # Left to themselves both look up what the host's name resolves to, which may be loopback.
+        os.environ |= {"GLOO_SOCKET_IFNAME": interface, "NCCL_SOCKET_IFNAME": f"={interface}"}
     # LOCAL_RANK is 0 on every worker because Ray shows each its own GPU alone.
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     distributed.init_process_group(
@@ -67,6 +76,14 @@ def join(rank: int, world_size: int, address: str, port: int) -> None:
         rank=rank,
         world_size=world_size,
         timeout=_PATIENCE,
+    )
+
+
+def interface_of(address: str) -> str | None:
+    """Returns the network interface that has an address; None if none has."""
+    interfaces = psutil.net_if_addrs().items()
+    return next(
+        (name for name, has in interfaces if any(one.address == address for one in has)), None
     )
 
 

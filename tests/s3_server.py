@@ -1,4 +1,6 @@
-"""`python -m tests.s3_server`: an S3 server on loopback, with one bucket; it prints its port.
+"""`python -m tests.s3_server [ADDRESS]`: an S3 server with one bucket; it prints its port.
+
+It listens on loopback if no address is given.
 
 It is moto's. A conditional write promises that of many one is done; moto looks first and writes
 then, so requests are made to come one after the other.
@@ -29,7 +31,13 @@ def main() -> None:
             return list(app(environ, start))
 
     assert Client(app).put(f"/{BUCKET}").status_code == 200
-    server = make_server("127.0.0.1", 0, one_by_one, threaded=True, request_handler=_Quiet)
+    server = make_server(
+        sys.argv[1] if sys.argv[1:] else "127.0.0.1",
+        0,
+        one_by_one,
+        threaded=True,
+        request_handler=_Quiet,
+    )
     sys.stdout.write(f"{server.port}\n")
     sys.stdout.flush()
     server.serve_forever()

@@ -14,11 +14,24 @@ from ressa.terminal import prepare, say, write
 
 # Each registers its verbs; `ressa --help` lists them in this order.
 from ressa.cli import running  # isort: skip
+from ressa.cli import clusters  # isort: skip
 from ressa.cli import reading  # isort: skip
+from ressa.cli import judging  # isort: skip
+from ressa.cli import following  # isort: skip
 from ressa.cli import shipping  # isort: skip
 from ressa.cli import upkeep  # isort: skip
 
-__all__ = ["app", "main", "reading", "running", "shipping", "upkeep"]
+__all__ = [
+    "app",
+    "clusters",
+    "following",
+    "judging",
+    "main",
+    "reading",
+    "running",
+    "shipping",
+    "upkeep",
+]
 
 
 def main() -> None:

@@ -1,7 +1,8 @@
 """The command line's frame: the app, options that several verbs take, and what they share."""
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -39,6 +40,19 @@ StoreOption = Annotated[
     typer.Option("--store", metavar="PLACE", envvar="RESSA_STORE", help="Where the sweeps are."),
 ]
 OutputOption = Annotated[Output, typer.Option("-o", "--output", help="How rows are written.")]
+
+
+@dataclass
+class Client:
+    """Who asked, when a verb runs on a cluster for somebody elsewhere: see `answer`."""
+
+    address: str | None = None
+    """The cluster's address, where command lines to go on with must name it."""
+    taken: Callable[[], None] = lambda: None
+    """Tells that a driver holds its sweep, and goes on by itself."""
+
+
+client = Client()
 
 
 def load(file: Path, sets: list[str] | None) -> "SweepSpec":
@@ -100,4 +114,7 @@ def listed(text: str) -> list[str]:
 
 def command(verb: str, sweep: "SweepStore", *options: str) -> str:
     """A command line to go on with, which works from any folder."""
-    return shlex.join(["ressa", verb, sweep.name, *options, "--store", sweep.store.location])
+    where = ["--store", sweep.store.location]
+    if client.address is not None:
+        where += ["--address", client.address]
+    return shlex.join(["ressa", verb, sweep.name, *options, *where])

@@ -17,6 +17,7 @@ from ressa.cli.app import (
     opened_store,
     show_results,
 )
+from ressa.cli.relay import relayed
 from ressa.terminal import Output, draw, say, show
 
 
@@ -32,6 +33,7 @@ class Sampler(StrEnum):
 
 
 @app.command()
+@relayed
 def results(
     name: Name,
     where: Annotated[
@@ -59,6 +61,7 @@ def results(
 
 
 @app.command()
+@relayed
 def replay(
     name: Name,
     sampler: Annotated[
@@ -95,6 +98,7 @@ def replay(
 
 
 @app.command()
+@relayed
 def query(
     sql: Annotated[str, typer.Argument(help="One SELECT statement.", show_default=False)],
     store: StoreOption = "results",
@@ -111,6 +115,7 @@ def query(
 
 
 @app.command()
+@relayed
 def landscape(
     name: Name,
     store: StoreOption = "results",
@@ -131,6 +136,7 @@ def landscape(
 
 
 @app.command("ls")
+@relayed
 def list_sweeps(store: StoreOption = "results", output: OutputOption = Output.table) -> None:
     """Lists the sweeps of a store."""
     from ressa.landscape import short_row, sweep_row
@@ -144,6 +150,7 @@ def list_sweeps(store: StoreOption = "results", output: OutputOption = Output.ta
 
 
 @app.command()
+@relayed
 def status(name: Name, store: StoreOption = "results", output: OutputOption = Output.table) -> None:
     """Says how far a sweep is, who drives it and what failed."""
     from ressa.landscape import failures, repair_order, results_table, sweep_row
@@ -162,6 +169,7 @@ def status(name: Name, store: StoreOption = "results", output: OutputOption = Ou
         show(work, output)
     if len(failed):
         show(failed, output)
+        say(f"why: {command('logs', sweep, str(failed['trial'].iloc[0]))}")
         say(f"redo them: {command('resume', sweep, '--failed')}")
     if row["state"] in ("interrupted", "stopped", "cancelled"):
         say(f"go on: {command('resume', sweep)}")

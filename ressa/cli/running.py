@@ -15,11 +15,13 @@ from ressa.cli.app import (
     Sets,
     StoreOption,
     app,
+    client,
     command,
     load,
     opened_store,
     show_results,
 )
+from ressa.cli.relay import ADDRESS, Wait, relay, relayed, resume_there
 from ressa.terminal import Output, draw, say, show, words
 
 if TYPE_CHECKING:
@@ -59,6 +61,12 @@ def run(
             "--fresh", help="Lets each trial do all of its work itself; results are equal."
         ),
     ] = False,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            "--address", metavar="HOST:PORT", help="A Ray to join, of which this machine is a node."
+        ),
+    ] = None,
     output: OutputOption = Output.table,
 ) -> None:
     """Runs a sweep here, on a Ray of its own. Run again, it goes on where it was."""
@@ -67,13 +75,14 @@ def run(
     from ressa.sweep.driver import start
 
     # The board is gone before anything is said: it would wipe the words away with itself.
-    with _interruptible(spec.name, spec.store), _board(spec) as board:
-        sweep = start(spec, board, fresh=fresh)
+    with interruptible(spec.name, spec.store), board(spec) as watcher:
+        sweep = start(spec, watcher, fresh=fresh, address=address)
     _report(sweep, output)
 
 
 @app.command()
 def resume(
+    context: typer.Context,
     name: Name,
     trials: Annotated[
         list[str] | None,
@@ -87,25 +96,43 @@ def resume(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say what would be done.")
     ] = False,
+    wait: Wait = False,
     store: StoreOption = "results",
+    address: Annotated[
+        str | None,
+        typer.Option(
+            "--address",
+            metavar="URL",
+            envvar=ADDRESS,
+            help="A cluster to go on at, http://HEAD:8265, or a Ray to join, HOST:PORT.",
+            show_default=False,
+        ),
+    ] = None,
     output: OutputOption = Output.table,
 ) -> None:
     """Goes on with a stored sweep. No trial that succeeded runs again."""
+    if address is not None and "://" in address:
+        if dry_run:
+            relay(address, context)
+        else:
+            resume_there(address, context, name, store, wait=wait)
+        return
     from ressa.sweep.driver import current_spec, foretell
     from ressa.sweep.driver import resume as continue_sweep
     from ressa.sweep.ledger import Redo
 
     redo = Redo(all=failed, trials=frozenset(trials or ()))
     opened = opened_store(store)
-    with _interruptible(name, store), _board(current_spec(opened.sweep(name))) as board:
+    with interruptible(name, store), board(current_spec(opened.sweep(name))) as watcher:
         if dry_run:
-            foretell(opened, name, board, redo=redo)
+            foretell(opened, name, watcher, redo=redo)
             return
-        sweep = continue_sweep(opened, name, board, redo=redo)
+        sweep = continue_sweep(opened, name, watcher, redo=redo, address=address)
     _report(sweep, output)
 
 
 @app.command()
+@relayed
 def stop(
     name: Name,
     wait: Annotated[
@@ -118,25 +145,34 @@ def stop(
 
 
 @app.command()
+@relayed
 def cancel(name: Name, store: StoreOption = "results") -> None:
     """Ends a sweep and its running trials now, wherever it runs."""
     _steer(opened_store(store).sweep(name), "cancel", wait=True)
 
 
 @contextmanager
-def _board(spec: "SweepSpec") -> Iterator[Any]:
+def board(spec: "SweepSpec") -> Iterator[Any]:
     from ressa.sweep.board import Board
 
-    with Board(spec, words()) as board:
-        yield board
+    class Telling(Board):
+        """Also tells a client elsewhere, when there is one, that its sweep is in good hands."""
+
+        def planned(self, *about: Any) -> None:
+            super().planned(*about)
+            client.taken()
+
+    with Telling(spec, words()) as watcher:
+        yield watcher
 
 
 @contextmanager
-def _interruptible(name: str, store: str) -> Iterator[None]:
+def interruptible(name: str, store: str) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as interruption:
-        again = shlex.join(["ressa", "resume", name, "--store", store])
+        where = ["--address", client.address] if client.address is not None else []
+        again = shlex.join(["ressa", "resume", name, "--store", store, *where])
         how = str(interruption) or "stopped"
         say(f"\n{how}; nothing that finished is lost. Go on with:\n  {again}")
         raise typer.Exit(130) from None
@@ -179,7 +215,7 @@ def _report(sweep: "SweepStore", output: Output) -> None:
 
     show_results(sweep, output)
     unsuccessful = len(failures(sweep))
-    if output is Output.table and (sweep.trials()["role"] == "search").any():
+    if output is Output.table and (sweep.trials(["role"])["role"] != "baseline").any():
         draw(heatmap(results_table(sweep)))
     said = [f"rows       {sweep.store.location}/sweeps/{sweep.name}/"]
     if sweep.store.folder is not None:

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from ressa.cli.app import OutputOption, StoreOption, app, opened_store
+from ressa.cli.relay import relayed
 from ressa.errors import SpecError
 from ressa.terminal import Output, say, show
 
@@ -15,6 +16,7 @@ app.add_typer(stages, name="stages")
 
 
 @stages.command("ls")
+@relayed
 def list_stages(store: StoreOption = "results", output: OutputOption = Output.table) -> None:
     """Lists the stages of a store: size, last use, which sweeps used and which need each."""
     from ressa.sweep.shared import needs_of, uses_of
@@ -29,6 +31,7 @@ def list_stages(store: StoreOption = "results", output: OutputOption = Output.ta
 
 
 @stages.command("gc")
+@relayed
 def collect_stages(
     older_than: Annotated[
         str,

@@ -216,6 +216,7 @@ def sweep_row(sweep: SweepStore) -> dict[str, Any]:
         "planned": state.planned,
         "failed": state.counts.get("failed", 0) + state.counts.get("lost", 0),
         "running": ", ".join(state.running) or None,
+        "waiting": "; ".join(_waits(*one) for one in state.waiting.items()) or None,
         "driver": f"process {driver.pid} on {driver.host}" if driver else None,
         "metric": state.metric,
         "best": state.best_score,
@@ -223,6 +224,12 @@ def sweep_row(sweep: SweepStore) -> dict[str, Any]:
         "reused": state.counts.get("reused"),
         "updated": state.updated,
     }
+
+
+def _waits(trial: str, why: dict[str, Any]) -> str:
+    """Says why a trial has no place yet: what it needs, and what nodes had when that was noted."""
+    nodes = ", ".join(map(str, why.get("nodes") or ["there is no node"]))
+    return f"{trial} needs {why.get('needs', '?')}; {nodes}"
 
 
 def repair_order(frame: "pandas.DataFrame") -> str | None:

@@ -38,6 +38,7 @@ from ressa.spec.space import (
     SpecModel,
     as_tuple,
     exact_decimal,
+    one_scalar,
     scalar_text,
     shorten,
 )
@@ -133,6 +134,16 @@ def _as_names(value: Any) -> Any:
     return (value,) if isinstance(value, str) else as_tuple(value)
 
 
+def _as_points(value: Any) -> Any:
+    if not isinstance(value, list | tuple) or not all(isinstance(one, dict) for one in value):
+        raise ValueError(f"a list of mappings from field to value, got {shorten(value)}.")
+    return tuple(
+        {str(name): scalar_text(one_scalar(item)) for name, item in one.items()} for one in value
+    )
+
+
+Points = Annotated[tuple[dict[str, str], ...], BeforeValidator(_as_points)]
+"""Points of a space: the text of each field's value."""
 Names = Annotated[tuple[str, ...], BeforeValidator(_as_names)]
 
 
@@ -542,12 +553,47 @@ class EarlyStopping(SpecModel):
     )
 
 
+class Margin(SpecModel):
+    """When allocations count as equally good, and how sure a verdict is."""
+
+    margin: Number = Field(
+        default=1.0,
+        gt=0,
+        le=100,
+        description="Near-optimal is what lies less than this below the best, in points of the "
+        "objective (1 is 0.01), in (0, 100].",
+    )
+    confidence: Number = Field(
+        default=0.95,
+        gt=0.5,
+        lt=1,
+        description="1 − the chance that any of the sweep's verdicts is wrong, in (0.5, 1).",
+    )
+
+
 class Resources(SpecModel):
     """What one trial takes."""
 
     workers: int = Field(default=1, ge=1, description="Processes of a trial, ≥ 1.")
-    gpus_per_worker: Number = Field(default=0.0, ge=0, description="GPUs of a worker; 0 on a CPU.")
+    gpus_per_worker: Number = Field(
+        default=0.0,
+        ge=0,
+        description="GPUs of a worker: 0 on a CPU, a share such as 0.5, or a whole number.",
+    )
     cpus_per_worker: int = Field(default=1, ge=1, description="CPU cores of a worker, ≥ 1.")
+    memory_gib: Number = Field(
+        default=0.0,
+        ge=0,
+        description="Main memory that a worker's node keeps free for it, GiB; 0: not counted.",
+    )
+    accelerator: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Which GPUs, by Ray's name, such as A100 or H100; null: any.",
+    )
+    placement: Literal["pack", "spread"] = Field(
+        default="pack", description="Workers on as few nodes as hold them, or as many."
+    )
 
 
 class Retry(SpecModel):
@@ -599,6 +645,12 @@ class SweepSpec(SpecModel):
         "both, and any field of prune or repair under its dotted name. A range, choices, or a "
         "constant."
     )
+    points: Points | None = Field(
+        default=None,
+        min_length=1,
+        description="The points to run, of all that the space holds: a list of mappings, each with "
+        "a value for every field. The space need not be given then.",
+    )
     budget: Annotated[tuple[Share, ...] | None, BeforeValidator(_as_budget)] = Field(
         default=None,
         min_length=1,
@@ -616,6 +668,19 @@ class SweepSpec(SpecModel):
         default=(DataRef(split="validation", samples=2000),),
         min_length=1,
         description="What the models are scored on; the search sees validation examples alone.",
+    )
+    confirm: Annotated[tuple[DataRef, ...], BeforeValidator(as_tuple)] = Field(
+        default=(DataRef(split="test"),),
+        description="What `ressa confirm` scores the best allocations on: test examples, which the "
+        "search never sees. Default: all test examples of what is evaluated.",
+    )
+    confirms: str | None = Field(
+        default=None,
+        description="The sweep that this one confirms; `ressa confirm` writes it. Then evaluate "
+        "is on test examples.",
+    )
+    verdict: Margin = Field(
+        default=Margin(), description="When allocations count as equally good, how surely."
     )
     objective: OneOrMore = Field(
         default=Objective(),
@@ -695,6 +760,7 @@ class SweepSpec(SpecModel):
                 "resources": True,
                 "retry": True,
                 "limits": True,
+                "verdict": True,
             }
         )
         content["data"] = {name: source.identity for name, source in self.data.items()}

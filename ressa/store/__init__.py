@@ -6,6 +6,7 @@ pandas are imported when rows are first read or written.
 """
 
 from ressa.store.lease import Holder, Lease, Wish, acquire, ask, holder
+from ressa.store.logs import LogName, get_log, logs_of, put_log
 from ressa.store.query import matching, parquet_bytes, query
 from ressa.store.schema import SCHEMA_VERSION, TABLES, Column, Table
 from ressa.store.stages import StageFiles, StageStore, StoredStage
@@ -19,6 +20,7 @@ __all__ = [
     "Ended",
     "Holder",
     "Lease",
+    "LogName",
     "StageFiles",
     "StageStore",
     "Store",
@@ -29,9 +31,12 @@ __all__ = [
     "Wish",
     "acquire",
     "ask",
+    "get_log",
     "holder",
+    "logs_of",
     "matching",
     "open_store",
     "parquet_bytes",
+    "put_log",
     "query",
 ]

@@ -290,8 +290,8 @@ EVENTS = Table(
         Column(
             "kind",
             "text",
-            "started, resumed, grown, trial_started; at its end finished, interrupted, stopped, "
-            "cancelled or hopeless",
+            "started, resumed, grown, trial_started, trial_waits (for a place on the nodes), "
+            "trial_placed; at its end finished, interrupted, stopped, cancelled or hopeless",
         ),
         Column("detail", "json", "field → value"),
     ),

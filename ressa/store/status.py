@@ -35,6 +35,8 @@ class SweepStatus:
     """Trials per state; `queued` and `running` are among them."""
     queued: tuple[str, ...] = ()
     running: tuple[str, ...] = ()
+    waiting: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Of those that run, which have no place on the nodes yet: what they need, what nodes have."""
     metric: str | None = None
     best_trial: str | None = None
     best_score: float | None = None
@@ -82,6 +84,7 @@ def sweep_status(sweep: SweepStore) -> SweepStatus:
         counts={state: n for state, n in counts.items() if n},
         queued=tuple(sorted(queued)),
         running=tuple(sorted(running)),
+        waiting=_waiting(events, running, current.epoch if current else -1),
         metric=best["metric"] if best else None,
         best_trial=best["trial"] if best else None,
         best_score=best["score"] if best else None,
@@ -89,6 +92,24 @@ def sweep_status(sweep: SweepStore) -> SweepStatus:
         started=life[0]["committed"] if life else None,
         updated=max((time for time in times if time), default=None),
     )
+
+
+def _waiting(events: "pyarrow.Table", running: set[str], epoch: int) -> dict[str, dict[str, Any]]:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    about = pc.field("kind").isin(["trial_started", "trial_waits", "trial_placed"])
+    about &= (pc.field("epoch") == epoch) & pc.field("trial").isin(
+        pa.array([*running], pa.string())
+    )
+    last: dict[str, dict[str, Any]] = {}
+    for event in events.filter(about).sort_by("committed").to_pylist():
+        last[event["trial"]] = event
+    return {
+        trial: json.loads(event["detail"])
+        for trial, event in sorted(last.items())
+        if event["kind"] == "trial_waits"
+    }
 
 
 def _without(table: "pyarrow.Table", attempts: "pyarrow.Table") -> set[str]:
@@ -128,7 +149,7 @@ def _planned(life: list[dict[str, Any]]) -> int | None:
 def _best(trials: "pyarrow.Table") -> dict[str, Any] | None:
     import pyarrow.compute as pc
 
-    racing = (pc.field("role") == "search") & pc.field("state").isin(["succeeded", "reused"])
+    racing = (pc.field("role") != "baseline") & pc.field("state").isin(["succeeded", "reused"])
     scored = trials.filter(racing & pc.field("score").is_valid())
     at = pc.index(scored["score"], pc.max(scored["score"])).as_py() if len(scored) else -1
     return None if at < 0 else dict(scored.slice(at, 1).to_pylist()[0])

@@ -179,7 +179,7 @@ class SweepStore:
 
     def remove_unfinished(self) -> None:
         """Removes what killed drivers left of files that they had begun."""
-        for folder in ("lease", *self.files):
+        for folder in ("lease", "logs", *self.files):
             self.store.objects.remove_unfinished(f"{self.prefix}/{folder}")
 
     def event(

@@ -7,13 +7,15 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ressa.errors import ConflictError, SpecError, TooManyFailures
 from ressa.spec import SweepSpec, load_spec, spec_from_yaml
 from ressa.store import Ended, Lease, Store, SweepStore, acquire, holder, open_store
-from ressa.sweep.local_ray import local_ray, prepare
+from ressa.sweep import joined_ray, local_ray
+from ressa.sweep.places import Place, check_fits
 from ressa.sweep.plan import SweepPlan, make_plan
 
 if TYPE_CHECKING:
@@ -29,10 +31,15 @@ GROWING = (
     "resources.workers",
     "resources.cpus_per_worker",
     "resources.gpus_per_worker",
+    "resources.memory_gib",
+    "resources.accelerator",
+    "resources.placement",
     "retry.attempts",
     "retry.on",
     "limits.failed_trials",
     "limits.trial_hours",
+    "verdict.margin",
+    "verdict.confidence",
 )
 """Fields in which a stored sweep may differ from the file that asks for more of it."""
 
@@ -65,7 +72,9 @@ def run(
         return start(resolved, board).trials()
 
 
-def start(spec: SweepSpec, watcher: Any, *, fresh: bool = False) -> SweepStore:
+def start(
+    spec: SweepSpec, watcher: Any, *, fresh: bool = False, address: str | None = None
+) -> SweepStore:
     """Runs a sweep, or goes on with the stored one of the same name and spec.
 
     Args:
@@ -73,16 +82,17 @@ def start(spec: SweepSpec, watcher: Any, *, fresh: bool = False) -> SweepStore:
         watcher: is told how it goes.
         fresh: lets each trial make all of its stages itself, and takes none from the store. It
             changes how long a sweep takes, never what it finds.
+        address: host and port of a Ray to join; None starts one of our own on this machine.
 
     Raises:
         ConflictError: the name is taken by another spec, or a live driver works on the sweep.
-        SpecError: a trial cannot fit on this machine, or the data are not what the spec says.
+        SpecError: a trial can never be placed, or the data are not what the spec says.
         StoreError: the store cannot be written to.
-        ClusterError: Ray did not start.
+        ClusterError: Ray did not start, or cannot be joined.
         TooManyFailures: `limits.failed_trials` trials have failed.
         Interrupted: the user stopped it.
     """
-    check_fits(spec)
+    _check_here(spec, address)
     plan = make_plan(spec)
     data = plan.data  # reads the data sets: faults show before anything is written
     store = open_store(spec.store, create=True)
@@ -94,24 +104,34 @@ def start(spec: SweepSpec, watcher: Any, *, fresh: bool = False) -> SweepStore:
     else:
         # Where it lies is not part of it: a store may be moved.
         sweep = store.create_sweep(spec.name, spec.model_copy(update={"store": "."}).to_yaml())
-    _drive(plan, store, sweep, watcher, data=data, grown=grown, redo=None, fresh=fresh)
+    work = _Work(data=data, grown=grown, redo=None, fresh=fresh, address=address)
+    _drive(plan, store, sweep, watcher, work)
     return sweep
 
 
-def resume(store: Store, name: str, watcher: Any, *, redo: "Redo | None" = None) -> SweepStore:
+def resume(
+    store: Store,
+    name: str,
+    watcher: Any,
+    *,
+    redo: "Redo | None" = None,
+    address: str | None = None,
+) -> SweepStore:
     """Goes on with a stored sweep; finished trials are not run again.
 
     Args:
         redo: trials that failed or were lost to be tried again as well.
+        address: of a Ray to join, as for `start`.
 
     Raises:
         NotFoundError: there is no such sweep or trial. Otherwise as `start`.
     """
     sweep = store.sweep(name)
     spec = current_spec(sweep)
-    check_fits(spec)
+    _check_here(spec, address)
     plan = make_plan(spec)
-    _drive(plan, store, sweep, watcher, data=plan.data, grown={}, redo=redo)
+    work = _Work(data=plan.data, grown={}, redo=redo, address=address)
+    _drive(plan, store, sweep, watcher, work)
     return sweep
 
 
@@ -124,25 +144,26 @@ def foretell(store: Store, name: str, watcher: Any, *, redo: "Redo | None" = Non
     watcher.planned(ledger.planned, dict(ledger.results), tuple(ledger.left_over))
 
 
-def _drive(
-    plan: SweepPlan,
-    store: Store,
-    sweep: SweepStore,
-    watcher: Any,
-    *,
-    data: list[dict[str, Any]],
-    grown: dict[str, Any],
-    redo: "Redo | None",
-    fresh: bool = False,
-) -> None:
-    prepare()
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Work:
+    """What a driver is to do beside what the plan says, and where."""
+
+    data: list[dict[str, Any]]
+    grown: dict[str, Any]
+    redo: "Redo | None"
+    fresh: bool = False
+    address: str | None
+
+
+def _drive(plan: SweepPlan, store: Store, sweep: SweepStore, watcher: Any, work: _Work) -> None:
+    (local_ray if work.address is None else joined_ray).prepare()
     from ressa.sweep.ledger import Ledger
     from ressa.sweep.tuner import Cancelled, run_trials
 
     lease = acquire(sweep)
     try:
         _tidy(store, sweep)
-        ledger = Ledger(sweep, plan, epoch=lease.epoch, redo=redo)
+        ledger = Ledger(sweep, plan, epoch=lease.epoch, redo=work.redo)
         watcher.planned(ledger.planned, dict(ledger.results), tuple(ledger.left_over))
         if ledger.is_complete:
             return
@@ -150,18 +171,19 @@ def _drive(
             raise _too_many_failures(ledger, sweep, plan.spec)
         before = "resumed" if len(sweep.events()) else "started"
         sweep.event(before, {"planned": ledger.planned}, epoch=lease.epoch)
-        if grown:
-            sweep.event("grown", grown, epoch=lease.epoch)
-        sweep.commit("data", data, epoch=lease.epoch)
+        if work.grown:
+            sweep.event("grown", work.grown, epoch=lease.epoch)
+        sweep.commit("data", work.data, epoch=lease.epoch)
         ended: Ended = "interrupted"
         try:
-            resources = plan.spec.resources
             with (
                 _stopped_by_signals() as listen,
-                local_ray(cpus=available_cpus(), threads=resources.cpus_per_worker) as session,
+                _ray(work.address, threads=plan.spec.resources.cpus_per_worker) as session,
             ):
                 listen()
-                run_trials(plan, store, ledger, lease, watcher, session, fresh=fresh)
+                if not joined_ray.grows():
+                    check_fits(plan.spec.resources, joined_ray.places())
+                run_trials(plan, store, ledger, lease, watcher, session, fresh=work.fresh)
             ended = _ending(ledger, lease)
             if ended == "stopped":
                 raise Interrupted("stopped, as `ressa stop` asked")
@@ -285,19 +307,29 @@ def available_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def check_fits(spec: SweepSpec) -> None:
-    """Refuses a trial that this machine can never place.
+def _check_here(spec: SweepSpec, address: str | None) -> None:
+    """Refuses what can be seen not to work before anything is read.
 
-    Raises:
-        SpecError: it wants more cores than there are.
+    That is a trial that wants more cores than this machine has, or a Ray that does not answer.
     """
-    wanted = spec.resources.workers * spec.resources.cpus_per_worker
-    if wanted > available_cpus():
-        raise SpecError(
-            f"resources: a trial wants {wanted} CPU cores ({spec.resources.workers} workers of "
-            f"{spec.resources.cpus_per_worker}), this machine has {available_cpus()}. "
-            "Lower workers or cpus_per_worker."
+    if address is not None:
+        joined_ray.check_reachable(address)
+    else:
+        resources = spec.resources.model_copy(
+            update={"gpus_per_worker": 0.0, "accelerator": None, "memory_gib": 0.0}
         )
+        here = Place(name="this machine", has={"CPU": float(available_cpus())})
+        check_fits(resources, [here])
+
+
+@contextlib.contextmanager
+def _ray(address: str | None, *, threads: int) -> Iterator[local_ray.Session]:
+    if address is None:
+        with local_ray.local_ray(cpus=available_cpus(), threads=threads) as session:
+            yield session
+    else:
+        with joined_ray.joined_ray(address, threads=threads) as joined:
+            yield joined
 
 
 @contextlib.contextmanager

@@ -4,15 +4,19 @@ One worker runs in the trial's own process. Several are actors on the bundles of
 placement group, joined in one torch.distributed group whose rank 0 decides.
 """
 
+import platform
 import signal
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ressa.errors import RessaError, TrialError
+from ressa.errors import NotFoundError, RessaError, StoreError, TrialError
 from ressa.records import Outcome, Progress, TrialSpec
 from ressa.spec import Resources
+from ressa.store import open_store
+from ressa.sweep.diary import Diary, Subject
+from ressa.sweep.places import bundle
 
 if TYPE_CHECKING:
     from ressa.kept import Kept
@@ -55,29 +59,34 @@ def _preemptible() -> Iterator[None]:
 class Worker:
     """One rank of a gang: holds the trial's generator and moves it on."""
 
-    def __init__(self, store: str, resources: Resources, fresh: bool) -> None:
-        self._store, self._resources, self._fresh = store, resources, fresh
+    def __init__(self, rank: int, resources: Resources, fresh: bool) -> None:
+        self._resources, self._fresh = resources, fresh
+        self._diary = Diary(rank)
         self._kept: Kept | None = None
         self._steps: Generator[Progress] | None = None
         self._outcome: Outcome | None = None
 
     def rendezvous(self) -> tuple[str, int]:
         """Offers this worker's address and a free port of it for the gang to meet at."""
-        import ray
-
         from ressa import workers
 
-        address: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+        address = self._address()
         return address, workers.free_port(address)
+
+    def _address(self) -> str:
+        """This worker's node's address, as Ray knows it."""
+        import ray
+
+        return str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
 
     def join(self, rank: int, world_size: int, address: str, port: int) -> None:
         """Joins the process group; rank, size and rendezvous come from Ray, never host names."""
         from ressa import workers
 
-        workers.join(rank, world_size, address, port)
+        workers.join(rank, world_size, address, port, own=self._address())
 
-    def begin(self, trial: TrialSpec, earlier: Sequence[str]) -> None:
-        """Starts a trial, which may go on from repair checkpoints of its earlier keys."""
+    def begin(self, trial: TrialSpec, earlier: Sequence[str], subject: Subject) -> None:
+        """Starts an attempt, which may go on from repair checkpoints of the trial's other keys."""
         from ressa import workers
         from ressa.kept import Kept
         from ressa.sweep.claims import RayClaims
@@ -85,13 +94,15 @@ class Worker:
 
         if self._steps is not None:
             self._steps.close()  # of a trial that early stopping ended: its engine goes first
+        check_seen(subject)
+        self._diary.begin(subject)
         workers.use_device(self._resources.gpus_per_worker)
         workers.set_threads(self._resources.cpus_per_worker)
         self._kept = self._kept or Kept()
         self._steps = self._follow(
             run(
                 trial,
-                self._store,
+                subject.store,
                 earlier=earlier,
                 claims=RayClaims(),
                 kept=self._kept,
@@ -106,10 +117,17 @@ class Worker:
             TrialError: the trial failed; "preempted" if the process was told to end.
         """
         assert self._steps is not None, "begin() comes first"
-        with _preemptible():
-            for progress in self._steps:
-                return progress
+        try:
+            with _preemptible():
+                for progress in self._steps:
+                    self._diary.note(_said(progress))
+                    return progress
+        except Exception:
+            self._diary.fail()
+            raise
         assert self._outcome is not None
+        self._diary.note("done")
+        self._diary.store()
         return self._outcome
 
     def _follow(self, steps: Any) -> Generator[Progress]:
@@ -119,7 +137,7 @@ class Worker:
 class Gang(Protocol):
     """What the trainable needs of a trial's workers."""
 
-    def begin(self, trial: TrialSpec, earlier: Sequence[str]) -> None: ...
+    def begin(self, trial: TrialSpec, earlier: Sequence[str], subject: Subject) -> None: ...
     def advance(self) -> Progress | Outcome: ...
     def close(self) -> None: ...
 
@@ -127,12 +145,12 @@ class Gang(Protocol):
 class OwnProcess:
     """A gang of one, in the trial's own process."""
 
-    def __init__(self, store: str, resources: Resources, fresh: bool) -> None:
-        self._worker = Worker(store, resources, fresh)
+    def __init__(self, resources: Resources, fresh: bool) -> None:
+        self._worker = Worker(0, resources, fresh)
 
-    def begin(self, trial: TrialSpec, earlier: Sequence[str]) -> None:
-        """Starts a trial."""
-        self._worker.begin(trial, earlier)
+    def begin(self, trial: TrialSpec, earlier: Sequence[str], subject: Subject) -> None:
+        """Starts an attempt."""
+        self._worker.begin(trial, earlier, subject)
 
     def advance(self) -> Progress | Outcome:
         """Runs to the next report."""
@@ -145,7 +163,7 @@ class OwnProcess:
 class Actors:
     """A gang of actors, one on each bundle of the trial's own placement group."""
 
-    def __init__(self, store: str, resources: Resources, fresh: bool) -> None:
+    def __init__(self, resources: Resources, fresh: bool) -> None:
         import ray
         from ray.util import get_current_placement_group
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
@@ -156,12 +174,11 @@ class Actors:
         # Ray drops the empty bundle of the trial's own process, so workers are bundles 0, 1, …
         self._actors = [
             remote.options(
-                num_cpus=resources.cpus_per_worker,
-                num_gpus=resources.gpus_per_worker,
+                **_options(resources),
                 scheduling_strategy=PlacementGroupSchedulingStrategy(
                     placement_group=group, placement_group_bundle_index=index
                 ),
-            ).remote(store, resources, fresh)
+            ).remote(index, resources, fresh)
             for index in range(resources.workers)
         ]
         address, port = ray.get(self._actors[0].rendezvous.remote())
@@ -203,9 +220,9 @@ class Actors:
             return 0
         return 1 if isinstance(getattr(error, "cause", error), RessaError) else 2
 
-    def begin(self, trial: TrialSpec, earlier: Sequence[str]) -> None:
-        """Starts a trial on every worker."""
-        self._all("begin", lambda rank: (trial, earlier))
+    def begin(self, trial: TrialSpec, earlier: Sequence[str], subject: Subject) -> None:
+        """Starts an attempt on every worker."""
+        self._all("begin", lambda rank: (trial, earlier, subject))
 
     def advance(self) -> Progress | Outcome:
         """Runs every worker to the next report; rank 0's is returned."""
@@ -216,3 +233,32 @@ class Actors:
         """Ends the workers."""
         for actor in self._actors:
             self._ray.kill(actor)
+
+
+def _said(progress: Progress) -> str:
+    return (
+        f"{progress.stage}  {progress.step}/{progress.steps}" if progress.steps else progress.stage
+    )
+
+
+def _options(resources: Resources) -> dict[str, Any]:
+    """What a worker asks of its bundle, in the words of an actor's options."""
+    asks = bundle(resources)
+    named = {"num_cpus": "CPU", "num_gpus": "GPU", "memory": "memory"}
+    options: dict[str, Any] = {name: asks.pop(kind, 0) for name, kind in named.items()}
+    return {name: amount for name, amount in options.items() if amount} | {"resources": asks}
+
+
+def check_seen(subject: Subject) -> None:
+    """Makes sure that this machine sees the store that the driver writes to.
+
+    Raises:
+        StoreError: it does not.
+    """
+    try:
+        open_store(subject.store).sweep(subject.sweep)
+    except NotFoundError as error:
+        raise StoreError(
+            f"{platform.node()} does not see the store {subject.store}, where its driver writes: "
+            f"{error} Every node needs that folder, shared, or a store at a URL."
+        ) from error

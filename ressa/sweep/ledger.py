@@ -40,11 +40,15 @@ class Attempt:
     """Why this is not the first attempt."""
     earlier: tuple[str, ...] = ()
     """Other keys that earlier attempts had, whose repair checkpoints serve this one as well."""
+    confirms: bool = False
+    """Whether the sweep confirms what another one found."""
 
     @property
     def role(self) -> str:
-        """Whether the search proposed the trial."""
-        return "baseline" if self.number is None else "search"
+        """Who asked for the trial: it is a baseline, or the search or `ressa confirm` did."""
+        if self.number is None:
+            return "baseline"
+        return "confirm" if self.confirms else "search"
 
 
 def trial_name(number: int) -> str:
@@ -341,9 +345,7 @@ class Ledger:
 
     def _start(self, again: Again, *, seen: list[str] | None = None, notes: str = "{}") -> Attempt:
         attempt = self._propose(again, seen=seen, notes=notes)
-        self._sweep.event(
-            "trial_started", epoch=self._epoch, trial=attempt.trial, attempt=attempt.attempt
-        )
+        self.note(attempt, "trial_started", {})
         return attempt
 
     def _attempt(self, trial: str, attempt: int, reason: str | None = None) -> Attempt:
@@ -364,6 +366,7 @@ class Ledger:
             point=point,
             reason=reason,
             earlier=tuple(key for key in dict.fromkeys(keys) if key != spec.key),
+            confirms=self._plan.spec.confirms is not None,
         )
 
     def _propose(self, again: Again, *, seen: list[str] | None, notes: str) -> Attempt:
@@ -448,6 +451,12 @@ class Ledger:
             "stopped": stopped,
         }
         self._commit("rungs", [row], attempt)
+
+    def note(self, attempt: Attempt, kind: str, detail: Mapping[str, Any]) -> None:
+        """Stores an event of an attempt."""
+        self._sweep.event(
+            kind, detail, epoch=self._epoch, trial=attempt.trial, attempt=attempt.attempt
+        )
 
     def finish(self, attempt: Attempt, tables: Mapping[str, list[dict[str, Any]]]) -> None:
         """Commits an attempt's rows; its `trials` row comes last and makes them count.

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from ressa.errors import ClusterError
 from ressa.sweep.reaper import end_processes
@@ -20,20 +20,30 @@ _STARTS = 3  # on a machine that others keep busy
 SESSION_VARIABLE = "RESSA_SESSION"
 """Set for every process of one session, so that the reaper finds them all and no others."""
 
-_ENVIRONMENT = {
-    # Ray then binds every server to 127.0.0.1 instead of the machine's address.
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+OF_TRIALS = {
+    "TOKENIZERS_PARALLELISM": "false",
+    "TRANSFORMERS_VERBOSITY": "error",
+}
+"""What the processes of trials are told by their environment."""
+
+OF_DRIVERS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "RAY_AIR_NEW_OUTPUT": "0",
+    # The store is the only truth: Tune's own state is written as seldom as it lets us.
+    "TUNE_GLOBAL_CHECKPOINT_S": "3600",
+    **OF_TRIALS,
+}
+"""What a driver tells Ray by its environment, wherever that Ray runs."""
+
+_ENVIRONMENT = {
+    # Ray then binds every server to 127.0.0.1 instead of the machine's address.
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     # Ray runs workers at niceness 15, where anything else on the machine starves them; a user who
     # wants that says `nice ressa run`.
     "RAY_worker_niceness": "0",
-    # The store is the only truth: Tune's own state is written as seldom as it lets us.
-    "TUNE_GLOBAL_CHECKPOINT_S": "3600",
-    "TOKENIZERS_PARALLELISM": "false",
-    "TRANSFORMERS_VERBOSITY": "error",
+    **OF_DRIVERS,
 }
 
 
@@ -48,8 +58,23 @@ def prepare() -> None:
         constants.ENABLE_RAY_CLUSTER = False  # type: ignore[attr-defined]
 
 
+class Session(Protocol):
+    """A running Ray, as the driver sees it."""
+
+    @property
+    def folder(self) -> Path:
+        """Where Tune may keep its files; it goes when the session does."""
+
+    def check(self) -> None:
+        """Notices at once when Ray has ended, where that would be waited for in silence.
+
+        Raises:
+            ClusterError: it has.
+        """
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Session:
+class LocalSession:
     """A running Ray of our own."""
 
     folder: Path
@@ -78,16 +103,21 @@ def _nothing_idle() -> Iterator[None]:
 
     Three Python processes, about as many seconds of processor time at each start: what would add
     machines, what would relay logs to a driver that does not want them, and the dashboard's server.
+    The agent that is left does without what only a dashboard asks for.
     """
+    from ray._private import utils
     from ray._private.node import Node
 
     idle = ("start_monitor", "start_log_monitor", "start_api_server")
     methods = {name: getattr(Node, name) for name in idle}
     for name in idle:
         setattr(Node, name, lambda *_, **__: None)
+    why_no_dashboard = utils.get_dashboard_dependency_error
+    utils.get_dashboard_dependency_error = lambda: ImportError("not wanted")
     try:
         yield
     finally:
+        utils.get_dashboard_dependency_error = why_no_dashboard
         for name, method in methods.items():
             setattr(Node, name, method)
 
@@ -133,7 +163,7 @@ def _start(session: str, folder: Path, cpus: int, gpus: int | None) -> None:
 
 
 @contextlib.contextmanager
-def local_ray(*, cpus: int, gpus: int | None = None, threads: int = 1) -> Iterator[Session]:
+def local_ray(*, cpus: int, gpus: int | None = None, threads: int = 1) -> Iterator[LocalSession]:
     """Starts Ray for the length of a `with` block.
 
     A reaper process ends everything that is left when this process dies, even by SIGKILL.
@@ -165,7 +195,7 @@ def local_ray(*, cpus: int, gpus: int | None = None, threads: int = 1) -> Iterat
                 "takes free ports on loopback. Check that the disk is not full and the path not "
                 "long (TMPDIR=/tmp moves it), then run again."
             ) from error
-        yield Session(folder=folder)
+        yield LocalSession(folder=folder)
     finally:
         ray.shutdown()
         del os.environ[SESSION_VARIABLE]

@@ -1,5 +1,6 @@
 """One attempt of one trial as a Ray Tune class trainable: `step()` is the trial's `next()`."""
 
+import re
 import traceback
 from typing import Any
 
@@ -11,6 +12,12 @@ from ressa.errors import FailureClass, RessaError, StoreError, TrialError
 from ressa.records import Failure, Outcome, Progress
 from ressa.spec import Resources
 from ressa.sweep.gang import Actors, Gang, OwnProcess
+from ressa.sweep.places import bundle
+
+_LOST_CONNECTION = re.compile(
+    r"^Dist(Backend|Network|Store)Error|^RuntimeError.*(\bgloo\b|NCCL)", re.IGNORECASE
+)
+"""An error of torch.distributed: another worker of the gang, or the way to it, is gone."""
 
 
 class AttemptFailed(Exception):
@@ -26,12 +33,12 @@ class AttemptFailed(Exception):
 
 def placement(resources: Resources) -> PlacementGroupFactory:
     """Says what a trial occupies: its own process, or an empty head and one bundle a worker."""
-    bundle = {"CPU": float(resources.cpus_per_worker)}
-    if resources.gpus_per_worker:
-        bundle["GPU"] = float(resources.gpus_per_worker)
+    each = bundle(resources)
     if resources.workers == 1:
-        return PlacementGroupFactory([bundle])
-    return PlacementGroupFactory([{}] + [bundle] * resources.workers)
+        return PlacementGroupFactory([each])
+    return PlacementGroupFactory(
+        [{}] + [each] * resources.workers, strategy=resources.placement.upper()
+    )
 
 
 class TrialTrainable(tune.Trainable):
@@ -70,12 +77,12 @@ class TrialTrainable(tune.Trainable):
 
     def _advance(self) -> Progress | Outcome:
         if self._gang is None:
-            self._gang = start_gang(
-                self._config["store"], self._config["resources"], self._config["fresh"]
-            )
+            self._gang = start_gang(self._config["resources"], self._config["fresh"])
         if not self._begun:
             self._begun = True
-            self._gang.begin(self._config["trial"], self._config["earlier"])
+            self._gang.begin(
+                self._config["trial"], self._config["earlier"], self._config["subject"]
+            )
         return self._gang.advance()
 
     def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
@@ -91,10 +98,10 @@ class TrialTrainable(tune.Trainable):
             self._gang.close()
 
 
-def start_gang(store: str, resources: Resources, fresh: bool) -> Gang:
+def start_gang(resources: Resources, fresh: bool) -> Gang:
     """Starts the workers of a trial: in this process if it is one, else as actors."""
     gang = OwnProcess if resources.workers == 1 else Actors
-    return gang(store, resources, fresh)
+    return gang(resources, fresh)
 
 
 def describe_failure(error: BaseException, stage: str) -> Failure:
@@ -111,6 +118,8 @@ def describe_failure(error: BaseException, stage: str) -> Failure:
         kind = "oom"
     elif isinstance(error, ray.exceptions.RayActorError):
         kind = kind_of_death(str(error))
+    elif _LOST_CONNECTION.search(f"{type(cause).__name__}: {cause}"):
+        kind = "node"  # Ray may notice the other worker's death half a minute later
     known = isinstance(cause, RessaError)
     return Failure(
         kind=kind,

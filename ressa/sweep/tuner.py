@@ -26,11 +26,17 @@ from ressa.errors import ConflictError, StoreError
 from ressa.records import Failure, Outcome, Progress
 from ressa.store import Lease, Store
 from ressa.sweep import claims, rows
+from ressa.sweep.diary import Subject
+from ressa.sweep.joined_ray import free_places, unplaced_groups
 from ressa.sweep.ledger import Again, Attempt, Ledger
 from ressa.sweep.local_ray import Session
+from ressa.sweep.places import bundle, said
 from ressa.sweep.plan import SweepPlan
 from ressa.sweep.stopping import StopAtRungs
 from ressa.sweep.trainable import AttemptFailed, TrialTrainable, kind_of_death, placement
+
+_LONG_SECONDS = 15.0
+"""After which a trial that has no process waits for a place, and is not just starting."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -181,6 +187,9 @@ class StoreSearcher(Searcher):
         self._deadlines: dict[str, float] = {}
         self._timed_out: set[str] = set()
         self._kills = _memory_kills()
+        self._unplaced: dict[str, float] = {}
+        """When a trial without a process will have waited for long."""
+        self._waiting: set[str] = set()
 
     @_ends_the_sweep
     def glance(self, trials: list[Trial]) -> None:
@@ -198,7 +207,42 @@ class StoreSearcher(Searcher):
                 self._ledger.finish(attempt, tables)
                 self._watcher.ended(attempt, tables["trials"][0])
             raise Cancelled
+        self._note_what_waits()
         self._end_what_takes_too_long()
+
+    def _note_what_waits(self) -> None:
+        """Stores why a trial is not placed, once it has waited for a while, and that it is."""
+        now = time.monotonic()
+        without = []
+        for trial in self._trials:
+            name = trial.trial_id
+            if name not in self._attempts or name in self._held:
+                continue
+            if trial.temporary_state.ray_actor is None:
+                if now > self._unplaced.setdefault(name, now + _LONG_SECONDS):
+                    without.append(name)
+                continue
+            self._unplaced.pop(name, None)
+            if name in self._waiting:
+                self._waiting.remove(name)
+                self._ledger.note(self._attempts[name], "trial_placed", {})
+        if not self._waiting.issuperset(without):
+            # The others have their place, and their processes are slow to start.
+            count = unplaced_groups()
+            for name in set(without[-count:] if count else ()) - self._waiting:
+                self._waiting.add(name)
+                self._ledger.note(self._attempts[name], "trial_waits", self._why())
+            for name in without:
+                self._unplaced[name] = now + _LONG_SECONDS
+
+    def _why(self) -> dict[str, Any]:
+        asks = bundle(self._plan.spec.resources)
+        free = [
+            f"{place.name}: {said({name: place.has.get(name, 0.0) for name in asks})} free"
+            for place in free_places()
+        ]
+        workers = self._plan.spec.resources.workers
+        return {"needs": f"{workers} × {said(asks)}", "nodes": free}
 
     def _end_what_takes_too_long(self) -> None:
         hours = self._plan.spec.limits.trial_hours
@@ -233,7 +277,12 @@ class StoreSearcher(Searcher):
         return {
             "trial": attempt.spec,
             "earlier": attempt.earlier,
-            "store": self._store.location,
+            "subject": Subject(
+                store=self._store.location,
+                sweep=self._plan.spec.name,
+                trial=attempt.trial,
+                attempt=attempt.attempt,
+            ),
             "resources": self._plan.spec.resources,
             "fresh": self._fresh,
         }
@@ -287,6 +336,8 @@ class StoreSearcher(Searcher):
         else:
             make = functools.partial(self._came_to_its_end, attempt, started)
         self._held[trial_id] = make
+        self._unplaced.pop(trial_id, None)
+        self._waiting.discard(trial_id)
         self._release()
 
     def _came_to_its_end(self, attempt: Attempt, started: datetime) -> rows.Rows:

@@ -1,0 +1,97 @@
+"""Sends sweeps to a cluster and follows them there."""
+
+import json
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ressa.cli.app import File, OutputOption, Sets, app
+from ressa.cli.relay import Address, Wait, follow, terminal, there, told_address
+from ressa.errors import SpecError
+from ressa.terminal import Output, say
+
+
+@app.command()
+def submit(
+    context: typer.Context,
+    file: File,
+    set_: Sets = None,
+    store: Annotated[
+        str | None,
+        typer.Option(
+            "--store",
+            metavar="PLACE",
+            help="Replaces the file's `store`: a folder that all nodes share, or a URL.",
+        ),
+    ] = None,
+    wait: Wait = False,
+    ship_code: Annotated[
+        bool,
+        typer.Option("--ship-code", help="Run this checkout there, not the ressa it has."),
+    ] = False,
+    address: Address = None,
+    output: OutputOption = Output.table,
+) -> None:
+    """Sends a sweep to a cluster, which runs it without this command. Sent again, it goes on."""
+    if address is None:
+        raise SpecError(
+            "submit needs a cluster: --address http://HEAD:8265, or RESSA_ADDRESS. "
+            "`ressa run` runs a sweep on this machine."
+        )
+    from ressa.spec import load_spec
+    from ressa.sweep.jobs import Head, Request
+    from ressa.sweep.places import check_fits
+    from ressa.sweep.versions import installed
+
+    sets = [*(set_ or []), *([f"store={json.dumps(store)}"] if store is not None else [])]
+    loaded = load_spec(file, sets)
+    for warning in loaded.warnings:
+        say(warning, "warning:", "yellow")
+    spec = loaded.spec
+    place = there(_place(spec.store))
+    spec = spec.model_copy(update={"store": place})
+    code = _checkout() if ship_code else None
+    head = Head(address)
+    places, grows = head.places()
+    try:
+        check_fits(spec.resources, places)
+    except SpecError as error:
+        if not grows:
+            raise
+        say(f"{error}\nThe cluster adds nodes by itself; it must have such ones.", "warning:")
+    request = Request(
+        words=["run", f"--output={output.value}"],
+        spec=spec.to_yaml(),
+        versions=installed(),
+        drives=True,
+        told_address=told_address(context),
+        variables=terminal() if wait else {},
+    )
+    job, known = head.drive(
+        request, sweep=spec.name, store=place, identity=spec.identity, code=code
+    )
+    if known:
+        say(f"{spec.name} runs there already, as job {job}.")
+    follow(head, job, spec.name, wait=wait)
+
+
+def _place(store: str) -> str:
+    """Returns the file's store, or the user's if the file's means nothing elsewhere."""
+    try:
+        return there(store)
+    except SpecError:
+        return os.environ.get("RESSA_STORE", store)
+
+
+def _checkout() -> Path:
+    import ressa
+
+    root = Path(ressa.__file__).parents[1]
+    if not (root / "pyproject.toml").is_file():
+        raise SpecError(
+            f"--ship-code sends a checkout, and this ressa is installed in {root}. Install the "
+            "same version on the cluster, or run from a checkout."
+        )
+    return root

@@ -1,0 +1,122 @@
+"""Verbs that follow a sweep while it runs: its state, and what its trials say."""
+
+import time
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ressa.cli.app import Name, StoreOption, app, opened_store
+from ressa.cli.relay import relayed
+from ressa.errors import NotFoundError, did_you_mean
+from ressa.terminal import live, say, write
+
+if TYPE_CHECKING:
+    from ressa.store import LogName, SweepStore
+
+_GLANCE_SECONDS = 2.0
+_GOING_ON = ("running", "unknown")
+_LAST = 5  # trials that ended, as `watch` shows
+
+
+@app.command()
+@relayed
+def watch(name: Name, store: StoreOption = "results") -> None:
+    """Shows a sweep as it goes on, until its driver ends. Ctrl-C ends the watching alone."""
+    sweep = opened_store(store).sweep(name)
+    with live() as shown:
+        while True:
+            row, tables = _picture(sweep)
+            shown(tables)
+            if row["state"] not in _GOING_ON:
+                return
+            time.sleep(_GLANCE_SECONDS)
+
+
+def _picture(sweep: "SweepStore") -> tuple[dict[str, Any], list[Any]]:
+    """What `watch` shows: how far the sweep is, and the trials that ended last."""
+    import pandas
+
+    from ressa.landscape import plain_table, sweep_row
+
+    row = sweep_row(sweep)
+    about = pandas.DataFrame([{"what": k, "value": v} for k, v in row.items() if v is not None])
+    columns = ["trial", "state", "score_pruned", "score_repaired", "total_seconds", "finished"]
+    ended = sweep.trials(columns).sort_values("finished", na_position="first").tail(_LAST)
+    tables = [plain_table(about, headings=False)]
+    if len(ended):
+        tables.append(plain_table(ended[columns]))
+    return row, tables
+
+
+@app.command()
+@relayed
+def logs(
+    name: Name,
+    trial: Annotated[str, typer.Argument(metavar="TRIAL", help="As t003.", show_default=False)],
+    rank: Annotated[
+        int | None, typer.Option("--rank", min=0, help="Of one worker alone. Default: all.")
+    ] = None,
+    attempt: Annotated[
+        int | None, typer.Option("--attempt", min=0, help="Of one attempt. Default: the last.")
+    ] = None,
+    follow: Annotated[
+        bool, typer.Option("-f", "--follow", help="Go on until the attempt ends.")
+    ] = False,
+    store: StoreOption = "results",
+) -> None:
+    """Shows what a trial's workers said, and how it ended."""
+    from ressa.store import get_log, logs_of
+
+    sweep = opened_store(store).sweep(name)
+    chosen = _chosen(logs_of(sweep, trial), attempt, rank)
+    while follow and not chosen and trial in sweep.status().running:
+        time.sleep(_GLANCE_SECONDS)  # it has just begun
+        chosen = _chosen(logs_of(sweep, trial), attempt, rank)
+    if not chosen:
+        raise _no_log(sweep, trial)
+    read: dict[LogName, int] = {}
+    while True:
+        goes_on = follow and trial in sweep.status().running
+        for one in chosen:
+            content = get_log(sweep, trial, one)[read.get(one, 0) :]
+            if one not in read and len(chosen) > 1:
+                write(f"── rank {one.rank}\n")
+            elif content and read[one] and len(chosen) > 1:
+                write(f"── rank {one.rank}, goes on\n")
+            read[one] = read.get(one, 0) + len(content)
+            write(content.decode(errors="replace"))
+        if not goes_on:
+            break
+        time.sleep(_GLANCE_SECONDS)
+    _say_how_it_ended(sweep, trial, chosen[0].attempt)
+
+
+def _chosen(names: "list[LogName]", attempt: int | None, rank: int | None) -> "list[LogName]":
+    if attempt is None:
+        attempt = max((one.attempt for one in names), default=0)
+    return [one for one in names if one.attempt == attempt and rank in (None, one.rank)]
+
+
+def _no_log(sweep: "SweepStore", trial: str) -> NotFoundError:
+    from ressa.store import logs_of
+
+    known = [str(row) for row in sweep.proposals()["trial"].unique()]
+    if trial not in known:
+        return NotFoundError(
+            f"sweep {sweep.name!r} has no trial {trial!r}.{did_you_mean(trial, known)}"
+        )
+    there = ", ".join(f"attempt {one.attempt} rank {one.rank}" for one in logs_of(sweep, trial))
+    return NotFoundError(f"{trial} has no such log. It has: {there or 'none yet'}.")
+
+
+def _say_how_it_ended(sweep: "SweepStore", trial: str, attempt: int) -> None:
+    attempts = sweep.attempts()
+    rows = attempts[(attempts["trial"] == trial) & (attempts["attempt"] == attempt)]
+    for row in rows.to_dict("records"):
+        if row["state"] in ("failed", "lost"):
+            say(
+                f"{trial} {row['state']} at {row['failure_stage']} ({row['failure_class']}): "
+                f"{row['error']}"
+            )
+        else:
+            say(f"{trial} {row['state']}")

@@ -1,0 +1,176 @@
+"""Sweeps on several machines, as users have them: submitted, followed, and hit by what happens."""
+
+import os
+import signal
+
+import pytest
+
+from ressa.store import SweepStore, open_store
+from tests.chaos.tables import differences
+from tests.cluster.nodes import SHARED, Cluster, Node
+from tests.s3 import SECRET
+from tests.sweep.place import Place
+from tests.sweep.waiting import wait_for
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(1500)]
+
+STORE = f"{SHARED}/results"
+
+
+def sweep_of(cluster: Cluster, name: str = "small") -> SweepStore:
+    return open_store(cluster.shared / "results").sweep(name)
+
+
+def submit(cluster: Cluster, *options: str) -> None:
+    sent = cluster.ressa("submit", "small.yaml", *options)
+    assert sent.returncode == 0, sent.stderr
+
+
+def finished(cluster: Cluster, *options: str) -> None:
+    """Waits for the sweep's end, as its user does."""
+    done = cluster.ressa("submit", "small.yaml", "--wait", *options)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def wait_for_repair(cluster: Cluster) -> None:
+    """Returns when a first checkpoint of a repair is in the store."""
+    place = cluster.shared / "results" / "stages" / "repair-checkpoint"
+    wait_for(lambda: list(place.glob("*/*")))
+
+
+def worker_off_the_head(cluster: Cluster) -> Node:
+    """A machine, other than the head, on which a worker of the gang runs."""
+    return next(node for node in cluster.nodes[1:] if node.works("ray::Worker"))
+
+
+def test_a_sweep_runs_over_machines_and_is_followed_from_a_laptop(cluster: Cluster) -> None:
+    large = cluster.ressa("submit", "small.yaml", "--set", "resources.workers=5")
+    assert (large.returncode, large.stdout) == (2, "")
+    assert "10.77.0.2 holds 1: it has 1 CPU" in large.stderr
+
+    sent = cluster.ressa("submit", "small.yaml")
+    assert (sent.returncode, sent.stdout) == (0, "small\n"), sent.stderr
+    again = cluster.ressa("submit", "small.yaml")
+    assert (again.returncode, again.stdout) == (0, "small\n"), again.stderr
+    other = cluster.ressa("submit", "small.yaml", "--set", "repair.steps=7")
+    assert (other.returncode, other.stdout) == (4, "")
+    assert "another spec of the name 'small'" in other.stderr
+
+    said = cluster.ressa("logs", "small", "t000", "--follow", "--store", STORE)
+    assert said.returncode == 0, said.stderr
+    ranks = said.stdout.split("── rank ")
+    assert {part[0] for part in ranks if part} == {"0", "1"}
+    assert said.stdout.count("repair  6/6") == 2
+    assert "t000 succeeded" in said.stderr
+
+    done = cluster.ressa("submit", "small.yaml", "--wait", "-o", "csv")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("trial,")
+    assert list(sweep_of(cluster).trials()["state"]) == ["succeeded"]
+
+    stranger = cluster.ressa("ls", "--store", STORE, variables={"RAY_AUTH_TOKEN_PATH": __file__})
+    assert (stranger.returncode, stranger.stdout) == (5, "")
+    assert "refuses our token" in stranger.stderr
+    for log in cluster.folder.rglob("*.log"):
+        assert cluster.token not in log.read_text(errors="replace"), log
+
+
+@pytest.mark.slow
+def test_a_machine_that_dies_in_mid_repair_costs_one_attempt(
+    cluster: Cluster, alone: Place
+) -> None:
+    submit(cluster)
+    wait_for_repair(cluster)
+    dead = worker_off_the_head(cluster)
+    dead.kill()
+    finished(cluster)
+    lost, succeeded = sweep_of(cluster).attempts().to_dict("records")
+    assert (lost["state"], lost["failure_class"]) == ("lost", "node")
+    assert succeeded["state"] == "succeeded"
+    assert differences(sweep_of(cluster), alone.sweep) == []
+
+
+@pytest.mark.slow
+def test_a_machine_cut_off_is_done_without_until_its_ray_is_started_again(
+    cluster: Cluster, alone: Place
+) -> None:
+    submit(cluster)
+    wait_for_repair(cluster)
+    gone = worker_off_the_head(cluster)
+    gone.cut_off()
+    cluster.wait_for_nodes(2)
+    finished(cluster)
+    lost, succeeded = sweep_of(cluster).attempts().to_dict("records")
+    assert (lost["state"], lost["failure_class"]) == ("lost", "node")
+    assert succeeded["state"] == "succeeded"
+    assert differences(sweep_of(cluster), alone.sweep) == []
+
+    gone.reconnect()
+    wait_for(lambda: not gone.works("raylet") and not gone.works("ray::Worker"))
+    assert cluster.alive() == 2, "what was declared dead does not come back"
+    gone.stop_ray()
+    gone.start_ray()
+    cluster.wait_for_nodes(3)
+    finished(cluster, "--set", "name=wide", "--set", "resources.workers=3")
+
+
+@pytest.mark.slow
+def test_when_the_head_dies_the_sweep_is_resumed_on_the_next_one(
+    cluster: Cluster, alone: Place
+) -> None:
+    submit(cluster)
+    wait_for_repair(cluster)
+    for node in cluster.nodes:
+        node.kill()
+    cluster.start_all()
+    known = cluster.ressa("status", "small", "--store", STORE)
+    assert known.returncode == 0, known.stderr
+    resumed = cluster.ressa("resume", "small", "--wait", "--store", STORE)
+    assert resumed.returncode == 0, resumed.stderr
+    assert differences(sweep_of(cluster), alone.sweep) == []
+
+
+@pytest.mark.slow
+def test_a_trial_that_waits_says_for_what_and_takes_a_machine_that_is_added(
+    cluster: Cluster,
+) -> None:
+    submit(cluster, "--set", "search.parallel=2", "--set", "baselines=[dense]")
+    wait_for(lambda: sweep_of(cluster).status().waiting)
+    asked = cluster.ressa("status", "small", "--store", STORE)
+    assert asked.returncode == 0, asked.stderr
+    assert "t000 needs 2 × 1 CPU; " in asked.stdout
+    added = cluster.add("three")
+    added.start_ray()
+    wait_for(lambda: added.works("ray::Worker"))
+    assert not sweep_of(cluster).status().waiting
+    finished(cluster)
+
+
+@pytest.mark.slow
+def test_a_killed_driver_leaves_nothing_in_a_ray_that_it_joined(cluster: Cluster) -> None:
+    (cluster.shared / "small.yaml").write_text((cluster.folder / "small.yaml").read_text())
+    one = cluster.nodes[1]
+    driver = one.start("run", "small.yaml", "--address", f"{cluster.head.address}:6379")
+    wait_for_repair(cluster)
+    for pid, words in one.processes().items():
+        if "small.yaml" in words:
+            os.kill(pid, signal.SIGKILL)
+    driver.communicate()
+    wait_for(lambda: not [pid for node in cluster.nodes for pid in node.works("ray::Worker")])
+    wait_for(lambda: cluster.groups() == 0)
+    assert cluster.alive() == 3, "its Ray is not ours to end"
+    finished(cluster)
+
+
+@pytest.mark.slow
+def test_a_sweep_in_a_bucket_comes_to_the_same_rows(bucket: Cluster, alone: Place) -> None:
+    finished(bucket, "--store", "s3://sweeps/place")
+    for table in ("trials", "scores", "curves", "answers"):
+        how = "columns ('^(trial|state|mask_hash|score|metric|step|loss|answer|value)$')"
+        words = ["query", f"SELECT {how} FROM {table} ORDER BY ALL", "-o", "csv"]
+        there = bucket.ressa(*words, "--store", "s3://sweeps/place")
+        assert there.returncode == 0, there.stderr
+        assert there.stdout == alone.ressa(*words).stdout
+    for path in bucket.folder.rglob("*"):
+        if path.is_file():
+            assert SECRET.encode() not in path.read_bytes(), path

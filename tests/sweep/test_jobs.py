@@ -1,0 +1,63 @@
+"""What a client and a cluster's head say to each other."""
+
+import socket
+
+import pytest
+
+from ressa.errors import ClusterError, SpecError
+from ressa.sweep.jobs import Frame, Head, Request
+from ressa.sweep.joined_ray import joined_ray
+from ressa.sweep.versions import CODE, differences, installed
+
+
+def test_any_bytes_travel_in_one_line() -> None:
+    frame = Frame("file", bytes(range(256)) * 3 + b"\n\r\n", "map.png")
+    assert frame.line().count("\n") == 1
+    assert Frame.of(frame.line().rstrip("\n")) == frame
+    assert Frame.of(Frame("taken").line().rstrip("\n")) == Frame("taken", b"", "-")
+
+
+@pytest.mark.parametrize(
+    "line", ["", "~ressa", "~ressa out - %%%", "(raylet) ~ressa out - eA==", "x"]
+)
+def test_what_others_write_into_a_log_is_no_frame(line: str) -> None:
+    assert Frame.of(line) is None
+
+
+def test_a_request_is_one_word_of_a_command_line() -> None:
+    request = Request(
+        words=["query", "SELECT 'ü\n' -- \"$x\""], versions={"a": "1"}, spec="a: 1\n" * 1000
+    )
+    word = request.encode()
+    assert word.replace("-", "").replace("_", "").replace("=", "").isalnum()
+    assert Request.decode(word) == request
+
+
+def test_versions_that_differ_are_named_and_what_the_client_lacks_is_not() -> None:
+    here = installed()
+    assert {"python", CODE, "ray"} <= here.keys()
+    assert "(code " in here[CODE]
+    assert differences(here, here) == []
+    there = {**here, "torch": "1.0", "more": "2"}
+    del there["optuna"]
+    assert differences(here, there) == [
+        f"torch {here['torch']} here, 1.0 on the cluster",
+        f"optuna {here['optuna']} here, none on the cluster",
+    ]
+
+
+def test_an_address_that_cannot_be_one_is_refused() -> None:
+    with pytest.raises(SpecError, match=r"http://10\.0\.0\.1:8265, got '10"):
+        Head("10.0.0.1:6379")
+    with pytest.raises(SpecError, match="`ressa submit`"), joined_ray("http://h:8265", threads=1):
+        pass
+
+
+def test_where_nothing_answers_is_said_at_once() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    with pytest.raises(ClusterError, match=r"no Ray answers at http://.*Connection refused"):
+        Head(f"http://{address}")
+    with pytest.raises(ClusterError, match="no Ray answers at 127"), joined_ray(address, threads=1):
+        pass

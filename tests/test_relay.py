@@ -1,0 +1,142 @@
+"""Verbs with an address: what is sent, and what the far end makes of it, without a cluster."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ressa.cli import relay
+from ressa.cli.relay import passed_on
+from ressa.store import SweepStore
+from ressa.sweep.jobs import Frame, Request
+from ressa.sweep.versions import CODE, installed
+from tests.test_cli import QUICKSTART, Ressa, ressa, sweep  # noqa: F401
+
+AT = "http://127.0.0.1:8265"
+
+
+def answered(request: Request) -> list[Frame]:
+    """Runs the far end, as a job does, and returns its frames."""
+    done = subprocess.run(
+        [sys.executable, "-m", "ressa.cli.answer", request.encode()],
+        env={**os.environ, "RESSA_ADDRESS": "http://nowhere", "RESSA_STORE": "/nowhere"},
+        capture_output=True,
+        text=True,
+    )
+    frames = [Frame.of(line) for line in done.stdout.splitlines()]
+    assert None not in frames, done.stdout + done.stderr
+    assert done.returncode == int(frames[-1].content)  # type: ignore[union-attr]
+    return [frame for frame in frames if frame is not None]
+
+
+def content(frames: list[Frame], kind: str) -> str:
+    return b"".join(frame.content for frame in frames if frame.kind == kind).decode()
+
+
+@pytest.fixture
+def sent(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """The command lines that would have gone to a cluster."""
+    words: list[list[str]] = []
+    monkeypatch.setattr(relay, "relay", lambda _, context: words.append(relay.words_of(context)))
+    return words
+
+
+def test_options_travel_as_they_were_given(
+    ressa: Ressa,  # noqa: F811
+    sent: list[list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("RESSA_ADDRESS", AT)
+    monkeypatch.setenv("RESSA_STORE", "s3://bucket/place")
+    for arguments in (
+        ["query", "SELECT 1", "-o", "json"],
+        ["landscape", "small", "--out", "here/map.png", "--store", "/shared"],
+        ["stages", "gc", "--dry-run"],
+        ["stop", "small", "--wait"],
+        ["results", "--", "-odd"],
+    ):
+        said = ressa(*arguments)
+        assert said.code == 0, said.err
+    assert sent == [
+        ["query", "--store=s3://bucket/place", "--output=json", "--", "SELECT 1"],
+        ["landscape", "--store=/shared", "--out=map.png", "--", "small"],
+        ["stages", "gc", "--dry-run", "--store=s3://bucket/place"],
+        ["stop", "--wait", "--store=s3://bucket/place", "--", "small"],
+        ["results", "--store=s3://bucket/place", "--", "-odd"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["ls", "--address", AT], "the absolute path of a folder that they share"),
+        (["ls", "--address", AT, "--store", "results"], "got 'results'"),
+        (["submit", QUICKSTART, "--address", AT], "or set RESSA_STORE"),
+        (["submit", QUICKSTART], "submit needs a cluster"),
+        (["ls", "--address", "10.0.0.1:6379", "--store", "/s"], "the dashboard of a Ray's head"),
+        (["run", QUICKSTART, "--address", AT], "`ressa submit` sends a sweep"),
+        (["resume", "quickstart", "--address", AT], "the store must be named"),
+    ],
+)
+def test_what_a_cluster_cannot_be_asked_is_said_here(
+    ressa: Ressa,  # noqa: F811
+    sweep: SweepStore,  # noqa: F811
+    arguments: list[str],
+    message: str,
+) -> None:
+    said = ressa(*arguments)
+    assert (said.code, said.out) == (2, "")
+    assert message in said.err
+
+
+def test_the_far_end_answers_what_the_verb_says_here(
+    ressa: Ressa,  # noqa: F811
+    sweep: SweepStore,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    store = f"--store={sweep.store.location}"
+    here = ressa("status", "quickstart", store, "-o", "json")
+    frames = answered(
+        Request(words=["status", store, "--output=json", "--", "quickstart"], versions=installed())
+    )
+    assert json.loads(content(frames, "out")) == json.loads(here.out)
+    assert content(frames, "exit") == "0"
+    frames = answered(
+        Request(
+            words=["landscape", store, "--out=map.svg", "--", "quickstart"],
+            versions={**installed(), CODE: "0.0.1"},
+        )
+    )
+    assert "warning: ressa 0.0.1 here" in content(frames, "err")
+    assert passed_on(frames, tmp_path) == 0
+    assert (tmp_path / "map.svg").read_text().startswith("<?xml")
+
+
+def test_the_far_end_ends_as_the_verb_does(sweep: SweepStore) -> None:  # noqa: F811
+    words = ["results", f"--store={sweep.store.location}", "--", "nope"]
+    frames = answered(Request(words=words, versions=installed()))
+    assert "Sweeps here: quickstart." in content(frames, "err")
+    assert content(frames, "exit") == "3"
+
+
+def test_hints_name_the_address_that_was_typed(sweep: SweepStore) -> None:  # noqa: F811
+    words = ["status", f"--store={sweep.store.location}", "--", "quickstart"]
+    frames = answered(Request(words=words, versions=installed(), told_address=AT))
+    assert f"--address {AT}" in content(frames, "err")
+
+
+def test_a_driver_with_other_packages_is_refused() -> None:
+    versions = {**installed(), "torch": "1.0"}
+    frames = answered(Request(words=["run"], versions=versions, drives=True, spec="ressa: 1\n"))
+    assert "torch 1.0 here" in content(frames, "err")
+    assert "--ship-code" in content(frames, "err")
+    assert content(frames, "exit") == "5"
+
+
+def test_a_file_goes_where_it_was_asked_for_whatever_its_name_says(tmp_path: Path) -> None:
+    frames = [Frame("file", b"x", "../../etc/passwd"), Frame("exit", b"0")]
+    assert passed_on(frames, tmp_path) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["passwd"]
