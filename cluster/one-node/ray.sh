@@ -8,6 +8,7 @@ export RAY_AUTH_MODE=token
 unset RAY_AUTH_TOKEN RAY_AUTH_TOKEN_PATH
 # With this Ray binds every port, not only the dashboard's, to 127.0.0.1.
 export RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0
+export RAY_worker_niceness=0 # not Ray's 15, where all else on the machine comes first
 
 ray=${RESSA_VENV:-$(dirname "$0")/../../.venv}/bin/ray
 "$ray" get-auth-token --generate >/dev/null 2>&1
