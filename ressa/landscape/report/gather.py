@@ -62,6 +62,9 @@ def gather(sweep: SweepStore) -> dict[str, Any]:
 
 
 def _question(spec: SweepSpec, about: About) -> str:
+    """What the sweep file asks, or else what the sweep does."""
+    if spec.question:
+        return spec.question
     names = [objective.maximize for objective in spec.objectives]
     budgets = ", ".join(f"{percent(float(budget))} %" for budget in spec.budget or ())
     where = f" when {budgets} of the prunable weights are zero" if budgets else ""
@@ -165,7 +168,7 @@ def _failures(sweep: SweepStore) -> tuple[list[dict[str, Any]], int]:
 def _provenance(sweep: SweepStore, spec: SweepSpec) -> list[tuple[str, str]]:
     versions = [f"{package}_version" for package in _PACKAGES]
     about = ["cpu", "host", "started", "finished", "workers", "total_seconds", "cpu_seconds"]
-    trials = sweep.trials([*versions, *about])
+    trials = sweep.trials([*versions, *about, "ressa_commit"])
     rows = [("store", sweep.store.location), ("model", _model(spec))]
     known = [
         f"{package} {_all(trials[column])}"
@@ -174,6 +177,7 @@ def _provenance(sweep: SweepStore, spec: SweepSpec) -> list[tuple[str, str]]:
     ]
     rows += [
         ("versions", ", ".join(known)),
+        ("git", _all(trials["ressa_commit"])),
         ("hardware", f"{_all(trials['cpu'])}; workers a trial: {_all(trials['workers']) or '?'}"),
         ("machines", _all(trials["host"])),
         (
