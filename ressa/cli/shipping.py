@@ -105,7 +105,7 @@ def report(
     sweep = opened_store(store).sweep(name)
 
     def gathered() -> dict[str, Any]:
-        return gather(sweep, verdicts=_verdicts(sweep))
+        return gather(sweep, verdicts=verdicts_of(sweep))
 
     if not watch:
         write_page(out, page(gathered()))
@@ -120,7 +120,7 @@ def report(
             return
 
 
-def _verdicts(sweep: "SweepStore") -> list[str]:
+def verdicts_of(sweep: "SweepStore") -> list[str]:
     """What was confirmed of a sweep, in sentences; none where nothing was, or it cannot be told."""
     from ressa.landscape import confirmed, judge
     from ressa.sweep.confirm import confirmations, searched

@@ -27,8 +27,8 @@ _STEPS = 120
 _FAILURES = 200
 _DIGITS = 6
 _UNCONFIRMED = (
-    "Nothing is confirmed yet. The best of a search's noisy scores is biased upwards; fresh seeds on "
-    "examples that no search saw tell: "
+    "Nothing is confirmed yet. The best of a search's noisy scores is biased upwards; fresh seeds "
+    "on examples that no search saw tell: "
 )
 
 _ENDED_WELL = ("succeeded", "reused", "stopped")
