@@ -96,7 +96,7 @@ def sweep(tmp_path: Path) -> SweepStore:
     ("arguments", "code", "message"),
     [
         ("frob", 2, "No such command 'frob'"),
-        ("reslts", 2, "Did you mean 'results'?"),
+        ("reslts", 2, "Did you mean 'results', 'best'?"),
         ("validate", 2, "Missing argument 'FILE'"),
         ("results quickstart -o xml", 2, "'table', 'json', 'csv'"),
         ("ls --stroe x", 2, "No such option: --stroe"),
@@ -110,7 +110,11 @@ def sweep(tmp_path: Path) -> SweepStore:
         (f"run {QUICKSTART} --store file", 5, "is a file, not a folder"),
         (f"run {QUICKSTART} --store file/below", 5, "A file stands where a folder should"),
         (f"run {QUICKSTART} --set repair.steps=7", 4, "they differ in repair"),
-        (f"run {QUICKSTART} --set resources.cpus_per_worker=999", 2, "this machine has"),
+        (
+            f"run {QUICKSTART} --set resources.cpus_per_worker=999",
+            2,
+            "this machine is too small: it has",
+        ),
         ("results quickstat", 3, "Did you mean 'quickstart'?"),
         ("results ../quickstart", 3, "no sweep '../quickstart'"),
         ("status nope", 3, "Sweeps here: quickstart."),
@@ -227,6 +231,48 @@ def test_what_cannot_be_chosen_is_said(
     said = ressa("results", "quickstart", option, value)
     assert (said.code, said.out) == (2, "")
     assert message in said.err
+
+
+def test_the_best_is_one_a_line_or_several(ressa: Ressa, sweep: SweepStore) -> None:
+    (row,) = json.loads(ressa("best", "quickstart", "-o", "json").out)
+    assert (row["trial"], row["budget"], row["runs"]) == ("t000", 0.5, 1)
+    near = json.loads(ressa("best", "quickstart", "--within", "1se", "-o", "json").out)
+    assert [one["trial"] for one in near] == ["t000", "t003"]
+    assert near[1]["below_best"] <= near[0]["standard_error"]
+    assert json.loads(ressa("best", "quickstart", "--budget", "0.5", "-o", "json").out) == [row]
+    front = json.loads(ressa("best", "quickstart", "--pareto", "-o", "json").out)
+    scores = [one["score"] for one in front]
+    assert scores == sorted(scores, reverse=True)
+    assert "ressa confirm quickstart" in ressa("best", "quickstart").err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        ("best quickstart --budget 0.7", 2, "quickstart has 0.5"),
+        ("best quickstart --within 1", 2, "such as 1se"),
+        ("compare quickstart quickstart/t000", 2, "two sweeps or two trials"),
+        ("compare quickstart/t000 quickstart/t001", 3, "no repaired answers of easy-vqa"),
+        ("verdict quickstart", 1, "nothing of quickstart is confirmed yet: ressa confirm"),
+        ("confirm quickstart --more 2", 3, "nothing of quickstart was confirmed yet"),
+    ],
+)
+def test_what_cannot_be_judged_is_said(
+    ressa: Ressa, sweep: SweepStore, arguments: str, code: int, message: str
+) -> None:
+    said = ressa(*arguments.split())
+    assert (said.code, said.out) == (code, "")
+    assert message in said.err
+
+
+def test_a_confirmation_is_told_before_it_runs(ressa: Ressa, sweep: SweepStore) -> None:
+    said = ressa("confirm", "quickstart", "--top", "2", "--seeds", "4", "--dry-run")
+    assert (said.code, said.out) == (0, ""), said.err
+    assert "vision 0.5 language 0.5: among the best, equal split" in said.err
+    assert "language only" in said.err
+    assert "× 4 seeds" in said.err
+    assert "9,673 questions of easy-vqa/test on 1,000 images; seeds from 1 on" in said.err
+    assert not sweep.store.has_sweep("quickstart-confirm")
 
 
 def test_json_keeps_what_pandas_would_lose(ressa: Ressa, sweep: SweepStore) -> None:

@@ -16,11 +16,22 @@ from ressa.terminal import prepare, say, write
 from ressa.cli import running  # isort: skip
 from ressa.cli import clusters  # isort: skip
 from ressa.cli import reading  # isort: skip
+from ressa.cli import judging  # isort: skip
 from ressa.cli import following  # isort: skip
 from ressa.cli import shipping  # isort: skip
 from ressa.cli import upkeep  # isort: skip
 
-__all__ = ["app", "clusters", "following", "main", "reading", "running", "shipping", "upkeep"]
+__all__ = [
+    "app",
+    "clusters",
+    "following",
+    "judging",
+    "main",
+    "reading",
+    "running",
+    "shipping",
+    "upkeep",
+]
 
 
 def main() -> None:

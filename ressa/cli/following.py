@@ -64,7 +64,7 @@ def logs(
     ] = False,
     store: StoreOption = "results",
 ) -> None:
-    """Shows what a trial's workers said, one after the other, and how it ended if not well."""
+    """Shows what a trial's workers said, and how it ended."""
     from ressa.store import get_log, logs_of
 
     sweep = opened_store(store).sweep(name)

@@ -75,8 +75,8 @@ def run(
     from ressa.sweep.driver import start
 
     # The board is gone before anything is said: it would wipe the words away with itself.
-    with _interruptible(spec.name, spec.store), _board(spec) as board:
-        sweep = start(spec, board, fresh=fresh, address=address)
+    with interruptible(spec.name, spec.store), board(spec) as watcher:
+        sweep = start(spec, watcher, fresh=fresh, address=address)
     _report(sweep, output)
 
 
@@ -123,11 +123,11 @@ def resume(
 
     redo = Redo(all=failed, trials=frozenset(trials or ()))
     opened = opened_store(store)
-    with _interruptible(name, store), _board(current_spec(opened.sweep(name))) as board:
+    with interruptible(name, store), board(current_spec(opened.sweep(name))) as watcher:
         if dry_run:
-            foretell(opened, name, board, redo=redo)
+            foretell(opened, name, watcher, redo=redo)
             return
-        sweep = continue_sweep(opened, name, board, redo=redo, address=address)
+        sweep = continue_sweep(opened, name, watcher, redo=redo, address=address)
     _report(sweep, output)
 
 
@@ -152,7 +152,7 @@ def cancel(name: Name, store: StoreOption = "results") -> None:
 
 
 @contextmanager
-def _board(spec: "SweepSpec") -> Iterator[Any]:
+def board(spec: "SweepSpec") -> Iterator[Any]:
     from ressa.sweep.board import Board
 
     class Telling(Board):
@@ -162,12 +162,12 @@ def _board(spec: "SweepSpec") -> Iterator[Any]:
             super().planned(*about)
             client.taken()
 
-    with Telling(spec, words()) as board:
-        yield board
+    with Telling(spec, words()) as watcher:
+        yield watcher
 
 
 @contextmanager
-def _interruptible(name: str, store: str) -> Iterator[None]:
+def interruptible(name: str, store: str) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as interruption:
@@ -215,7 +215,7 @@ def _report(sweep: "SweepStore", output: Output) -> None:
 
     show_results(sweep, output)
     unsuccessful = len(failures(sweep))
-    if output is Output.table and (sweep.trials()["role"] == "search").any():
+    if output is Output.table and (sweep.trials(["role"])["role"] != "baseline").any():
         draw(heatmap(results_table(sweep)))
     said = [f"rows       {sweep.store.location}/sweeps/{sweep.name}/"]
     if sweep.store.folder is not None:

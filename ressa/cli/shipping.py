@@ -74,3 +74,41 @@ def verify(
         f"{len(said['matrices'])} pruned matrices, {pruned:,} pruned weights, all exactly zero.\n"
         f"digest of its certificate: {said['digest']}"
     )
+
+
+@app.command()
+def report(
+    name: Name,
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The page to write.")] = Path(
+        "report.html"
+    ),
+    watch: Annotated[
+        bool,
+        typer.Option(
+            "--watch", help="Keeps it fresh until Ctrl-C, and serves it to this machine alone."
+        ),
+    ] = False,
+    port: Annotated[
+        int, typer.Option("--port", min=0, max=65535, help="Where --watch serves it; 0: any free.")
+    ] = 0,
+    store: StoreOption = "results",
+) -> None:
+    """Writes a sweep as one page. Map, trials, curves, layers, failures. It needs no network."""
+    import time
+
+    from ressa.landscape.report import gather, page, serve, write_page
+
+    sweep = opened_store(store).sweep(name)
+    if not watch:
+        write_page(out, page(gather(sweep)))
+        say(f"wrote {out}")
+        return
+    with serve(
+        lambda: gather(sweep), port=port, changed=lambda data: write_page(out, page(data))
+    ) as served:
+        say(f"{served.address} shows {sweep.name} and stays fresh, as does {out}; Ctrl-C ends it.")
+        try:
+            while True:
+                time.sleep(3600)
+        except KeyboardInterrupt:
+            return

@@ -3,6 +3,8 @@
 matplotlib and scipy are imported when a picture is drawn, pandas when a table is made.
 """
 
+from ressa.landscape.best import best_table
+from ressa.landscape.compare import compare
 from ressa.landscape.heatmap import heatmap
 from ressa.landscape.picture import plot
 from ressa.landscape.render import json_lines, json_rows, latex_table, plain_table, render_table
@@ -16,14 +18,28 @@ from ressa.landscape.tables import (
     short_row,
     sweep_row,
 )
+from ressa.landscape.verdicts import (
+    Allocated,
+    Verdict,
+    allocation_rows,
+    confirmed,
+    judge,
+)
 
 __all__ = [
     "About",
+    "Allocated",
+    "Verdict",
+    "allocation_rows",
+    "best_table",
     "chosen",
+    "compare",
+    "confirmed",
     "failures",
     "heatmap",
     "json_lines",
     "json_rows",
+    "judge",
     "latex_table",
     "plain_table",
     "plot",

@@ -59,7 +59,7 @@ class Heatmap:
 
     def __init__(self, frame: "pandas.DataFrame") -> None:
         self.about: About = frame.attrs["about"]
-        searched = frame[(frame["role"] == "search") & frame["score"].notna()]
+        searched = frame[(frame["role"] != "baseline") & frame["score"].notna()]
         self._points: list[dict[str, Any]] = searched.to_dict("records")
         self._columns = _levels(self._points, "vision")
         self._rows = _levels(self._points, "language")[::-1]

@@ -80,7 +80,7 @@ def _draw_panel(
     axes.set_xticks([0, 0.2, 0.4, 0.6, 0.8, 1])
     axes.set_yticks([0, 0.2, 0.4, 0.6, 0.8, 1])
     axes.spines[["top", "right"]].set_visible(False)
-    searched = drawn[(drawn["role"] == "search") & drawn[state].notna()]
+    searched = drawn[(drawn["role"] != "baseline") & drawn[state].notna()]
     if searched.empty:
         axes.text(0.5, 0.5, "no trial has succeeded yet", ha="center", color=_FAINT)
         return
@@ -315,7 +315,7 @@ def _title(about: About) -> str:
 
 
 def _footnote(about: About, drawn: "pandas.DataFrame") -> list[str]:
-    searched = drawn[drawn["role"] == "search"]
+    searched = drawn[drawn["role"] != "baseline"]
     said = []
     if about.items:
         error = searched["standard_error"].median()

@@ -51,8 +51,10 @@ class Proposer:
         self._replicates = spec.replicates
         self._identify = identify
         self._keys: dict[tuple[str, ...], str | None] = {}
+        self._listed = spec.points
         sizes = [dimension.size for dimension in self._dimensions]
         size = 0 if None in sizes else math.prod(filter(None, sizes))
+        size = size if self._listed is None else len(self._listed)
         self._size = size if size <= _LARGEST_GRID else 0
         """Points of a space that can be listed; 0 of one that cannot."""
         self._points = fixed.Fixed(self._stream(), self._can_be, endless=not self._size)
@@ -74,7 +76,7 @@ class Proposer:
         """The keys of all distinct trials of the space; None if it cannot be listed."""
         if not self._size:
             return None
-        points = fixed.grid(self._dimensions)
+        points = self._all()
         runs = (self._run(point, run) for point in points for run in range(self._replicates))
         return frozenset(filter(None, map(self._key, runs)))
 
@@ -109,8 +111,15 @@ class Proposer:
 
     @cached_property
     def _first_runs(self) -> frozenset[str]:
-        points = (self._run(point, 0) for point in fixed.grid(self._dimensions))
+        points = (self._run(point, 0) for point in self._all())
         return frozenset(filter(None, map(self._key, points)))
+
+    def _all(self) -> Iterator[dict[str, str]]:
+        """Every point of a space that can be listed, without its runs."""
+        if self._listed is None:
+            return fixed.grid(self._dimensions)
+        names = [dimension.name for dimension in self._dimensions]
+        return ({name: point[name] for name in names} for point in self._listed)
 
     def _run(self, point: Point, run: int) -> dict[str, Any]:
         """One of the runs of a point."""
@@ -119,11 +128,11 @@ class Proposer:
     def _stream(self) -> Iterator[dict[str, str]]:
         axes, seed = self._dimensions, self._search.seed
         if self._search.sampler == "grid":
-            return fixed.grid(axes)
+            return self._all()
         if self._search.sampler == "qmc":
             drawn = fixed.sobol(axes, seed)
             # Sobol's points come to a point of a discrete space by chance: the list has the rest.
-            return chain(islice(drawn, 16 * self._size), fixed.grid(axes)) if self._size else drawn
+            return chain(islice(drawn, 16 * self._size), self._all()) if self._size else drawn
         return fixed.shuffled(axes, seed) if self._size else fixed.chance(axes, seed)
 
     def _key(self, point: Point) -> str | None:
@@ -143,7 +152,7 @@ class Proposer:
     def _nearest(self, point: Point, taken: frozenset[str], number: int) -> dict[str, str] | None:
         """The point nearest to a word whose trial is new; None if there is none."""
         others = (
-            fixed.grid(self._dimensions)
+            self._all()
             if self._size
             else islice(fixed.chance(self._dimensions, (self._search.seed, number)), fixed.PATIENCE)
         )

@@ -224,7 +224,7 @@ def _reserved(data: DataRef) -> str:
 def _check_evaluate(spec: SweepSpec) -> Iterator[Problem]:
     for index, data in enumerate(spec.evaluate):
         yield from _check_examples(spec, data, ("evaluate", index))
-        if data.split != "validation":
+        if spec.confirms is None and data.split != "validation":
             message = f"a sweep is scored on split 'validation' alone, got {data.split!r}."
             hint = _reserved(data)
             if data.split == "test":
@@ -234,6 +234,55 @@ def _check_evaluate(spec: SweepSpec) -> Iterator[Problem]:
             yield Problem(
                 ("evaluate", index, "task"), f"{data.task!r} is scored already. Once each."
             )
+
+
+def _check_confirm(spec: SweepSpec) -> Iterator[Problem]:
+    for index, data in enumerate(spec.confirm):
+        yield from _check_examples(spec, data, ("confirm", index))
+        if data.split != "test":
+            message = f"what was searched is confirmed on split 'test' alone, got {data.split!r}."
+            yield Problem(("confirm", index, "split"), message)
+        if data.task in [other.task for other in spec.confirm[:index]]:
+            message = f"{data.task!r} is scored already. Once each."
+            yield Problem(("confirm", index, "task"), message)
+        if spec.confirms is None and data.task not in [ref.task for ref in spec.evaluate]:
+            message = f"{data.task!r} is not evaluated: nothing was searched by it."
+            yield Problem(("confirm", index, "task"), message)
+    if spec.confirms is None:
+        return
+    if spec.points is None:
+        message = "a sweep that confirms another lists its points: `ressa confirm` writes it."
+        yield Problem(("confirms",), message)
+    for index, data in enumerate(spec.evaluate):
+        if data.split != "test":
+            message = f"a sweep that confirms another is scored on 'test', got {data.split!r}."
+            yield Problem(("evaluate", index, "split"), message)
+
+
+def _check_points_listed(spec: SweepSpec) -> Iterator[Problem]:
+    if spec.points is None:
+        return
+    if spec.budget is not None:
+        message = "listed points say what each tower loses. Leave the budget out."
+        yield Problem((BUDGET,), message)
+    if spec.search.sampler != "grid":
+        message = f"listed points are visited in order, by grid, got {spec.search.sampler}."
+        yield Problem(("search", "sampler"), message)
+    axes = {axis.name: axis.values or () for axis in spec.dimensions}
+    for index, point in enumerate(spec.points):
+        path: Path = ("points", index)
+        if set(point) != set(spec.space):
+            missing, unknown = set(spec.space) - set(point), set(point) - set(spec.space)
+            message = "each point has a value for every field"
+            message += f"; this one lacks {', '.join(sorted(missing))}" if missing else ""
+            message += f"; the space lacks {', '.join(sorted(unknown))}" if unknown else ""
+            yield Problem(path, f"{message}.")
+            continue
+        if point in spec.points[:index]:
+            yield Problem(path, "this point is listed already. Once each.")
+        for name, value in point.items():
+            if value not in axes[name]:
+                yield Problem((*path, name), f"the space has no such value, got {value}.")
 
 
 def _check_objective(spec: SweepSpec) -> Iterator[Problem]:
@@ -470,6 +519,8 @@ def _check_search(spec: SweepSpec) -> Iterator[Problem]:
         yield Problem(("search", "sampler"), message)
         return
     sizes = [axis.size or 1 for axis in spec.dimensions]
+    if spec.points is not None:
+        sizes = [len(spec.points), spec.replicates]
     if max(sizes) <= _MOST_VALUES < math.prod(sizes):
         message = (
             f"a grid of {math.prod(sizes)} points; at most {_MOST_VALUES}. Take larger steps, or "
@@ -534,6 +585,8 @@ _CHECKS: tuple[tuple[_Check, tuple[str, ...]], ...] = (
     (_check_resources, ("resources",)),
     (_check_deepspeed, ("repair",)),
     (_check_evaluate, ("evaluate", "data")),
+    (_check_confirm, ("evaluate", "confirm", "points", "data")),
+    (_check_points_listed, ("points", "space", "search", BUDGET)),
     (_check_objective, ("evaluate", "objective", "data")),
     (_check_towers, ("space", BUDGET)),
     (_check_space, ()),

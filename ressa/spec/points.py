@@ -104,6 +104,10 @@ def apply_point(spec: SweepSpec, inventory: Inventory, point: Point) -> Effectiv
         SpecError: the point is not one of this space.
     """
     _check_names(spec, point)
+    if spec.points is not None and {n: str(v) for n, v in point.items() if n != REPLICATE} not in (
+        spec.points
+    ):
+        raise InfeasibleAllocation("it is none of the points that are listed")
     fields = {name: value for name, value in point.items() if name in spec.space}
     try:
         prune, repair = override(spec, fields)
@@ -357,6 +361,11 @@ def no_point(spec: SweepSpec, inventory: Inventory) -> str | None:
 
 
 def _grid(spec: SweepSpec) -> Iterator[dict[str, str]]:
+    if spec.points is not None:
+        for point, run in itertools.product(spec.points, range(spec.replicates)):
+            runs = {REPLICATE: str(run)} if spec.replicates > 1 else {}
+            yield {**{name: point[name] for name in spec.space}, **runs}
+        return
     axes = []
     for dimension in spec.dimensions:
         if dimension.values is None:

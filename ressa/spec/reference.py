@@ -25,6 +25,7 @@ _TEXT: JsonSchemaValue = {"type": "string"}
 _NUMBER: JsonSchemaValue = {"type": "number"}
 _SHARE: JsonSchemaValue = {"type": "number", "minimum": 0, "maximum": 1}
 _SCALAR: JsonSchemaValue = {"type": ["number", "string", "boolean"]}
+_POINT: JsonSchemaValue = {"type": "object", "minProperties": 1, "additionalProperties": _SCALAR}
 _LAYERS: JsonSchemaValue = {
     "anyOf": [
         {"enum": list(models.LAYERWISE)},
@@ -44,12 +45,13 @@ _ONLY_FORMS: Mapping[Any, JsonSchemaValue] = {
     models._as_share: _SHARE,
     models._as_layers: _LAYERS,
     models._as_layers_or_none: {"anyOf": [*_LAYERS["anyOf"], {"type": "null"}]},
+    models._as_points: {"type": "array", "minItems": 1, "items": _POINT},
     space.exact_decimal: _NUMBER,
-    space._one_scalar: _SCALAR,
+    space.one_scalar: _SCALAR,
 }
 """All that a file may say, where a function alone decides."""
 _FOLLOWS = {
-    "SweepSpec": ("name", "objective", "baselines"),
+    "SweepSpec": ("name", "space", "confirm", "objective", "baselines"),
     "Repair": ("train",),
     "DataRef": ("split", "samples"),
 }
@@ -88,6 +90,7 @@ def json_schema() -> dict[str, Any]:
         for name, value in described["properties"].items():
             if name in follow or "Default:" in value.get("description", ""):
                 value.pop("default", None)
+    made["anyOf"] = [{"required": ["space"]}, {"required": ["points"]}]
     dialect = "https://json-schema.org/draft/2020-12/schema"
     return {"$schema": dialect, **made, "title": "Sweep file of ressa", "$defs": definitions}
 
@@ -99,10 +102,10 @@ _HEAD = f"""\
 and checks in an editor: [{SCHEMA_FILE}]({SCHEMA_FILE}), by a first line
 `# yaml-language-server: $schema=…/docs/{SCHEMA_FILE}`.*
 
-`ressa: 1`, `model` and `space` are all that a file needs. `ressa validate FILE` finds every fault
-at once, with its line; `ressa plan FILE` shows what the file would run. Any field can be changed
-for one run: `--set repair.steps=50`. YAML is read by version 1.2, without tags, anchors and
-aliases; numbers are exact decimals. Complete files, each with its question:
+`ressa: 1`, `model` and `space` (or `points`) are all that a file needs. `ressa validate FILE` finds
+every fault at once, with its line; `ressa plan FILE` shows what the file would run. Any field can
+be changed for one run: `--set repair.steps=50`. YAML is read by version 1.2, without tags, anchors
+and aliases; numbers are exact decimals. Complete files, each with its question:
 [sweeps/](../sweeps/README.md).
 """
 

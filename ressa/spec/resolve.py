@@ -15,7 +15,7 @@ from ressa.sparsity import Inventory
 from ressa.spec.check import Problem, check_inventory, check_spec, unreachable_budgets
 from ressa.spec.faults import explain, path_of, slugify
 from ressa.spec.points import grid_points
-from ressa.spec.schema import SweepSpec, is_integer
+from ressa.spec.schema import QUESTION_LENGTH, SweepSpec, is_integer
 from ressa.spec.space import SPARSITIES, SPARSITY
 from ressa.spec.yaml import MAX_BYTES, Fault, Node, Path, parse
 
@@ -56,7 +56,8 @@ def load_spec(path: str | FilePath, sets: Sequence[str] = ()) -> LoadedSpec:
         SpecError: with every fault of the file, each with its line; `faults` lists them.
     """
     source = str(path)
-    tree, faults = parse(_read(FilePath(path)), source)
+    content = _read(FilePath(path))
+    tree, faults = parse(content, source)
     if tree is None and not faults:
         faults.append(Fault(source, "", f"the file is empty. {_LEAST}"))
     if tree is not None and not isinstance(tree.value, dict):
@@ -67,7 +68,7 @@ def load_spec(path: str | FilePath, sets: Sequence[str] = ()) -> LoadedSpec:
         raise AssertionError("a file without a tree has a fault")
     for text in sets:
         faults += _set(tree, text)
-    return _resolve(tree, source, faults, stem=FilePath(path).stem)
+    return _resolve(tree, source, faults, stem=FilePath(path).stem, question=_question(content))
 
 
 def spec_from_mapping(content: Mapping[str, Any], name: str = "sweep") -> LoadedSpec:
@@ -182,10 +183,25 @@ def _tree(value: Any, where: str) -> Node:
     return Node(where, value)
 
 
-def _resolve(tree: Node, source: str, faults: list[Fault], stem: str) -> LoadedSpec:
+def _question(text: str) -> str:
+    """Returns the first paragraph of the comment at a file's top, without commands in it."""
+    lines: list[str] = []
+    for line in text.splitlines():
+        words = line.removeprefix("#")
+        if words == line or (lines and not words.strip()):
+            break
+        if not words.startswith(("  ", " yaml-language-server")):
+            lines.append(words.strip())
+    return " ".join(filter(None, lines))[:QUESTION_LENGTH]
+
+
+def _resolve(
+    tree: Node, source: str, faults: list[Fault], stem: str, question: str = ""
+) -> LoadedSpec:
     content = tree.plain()
     asked_trials = "trials" in _mapping(content.get("search"))
     complete(content, stem)
+    content.setdefault("question", question)
     spec, problems, dropped = _validate(content)
     problems += check_spec(spec, dropped)
     inventory = None
@@ -202,6 +218,8 @@ def _resolve(tree: Node, source: str, faults: list[Fault], stem: str) -> LoadedS
 def _with_grid_trials(spec: SweepSpec, inventory: Inventory | None) -> SweepSpec:
     if inventory is not None:
         trials = len(grid_points(spec, inventory)[0])
+    elif spec.points is not None:
+        trials = len(spec.points) * spec.replicates
     else:  # an upper bound; the layers of the model are not known yet
         trials = math.prod(axis.size or 1 for axis in spec.dimensions)
     return spec.model_copy(update={"search": spec.search.model_copy(update={"trials": trials})})
@@ -265,8 +283,12 @@ def complete(content: dict[str, Any], stem: str) -> None:
         _merge(repair, defaults)
     _merge(repair, {"data": {"split": "train", "samples": 6000}})
     _merge(repair, {"train": _trained(content)})
+    if "points" in content:
+        content.setdefault("space", _space_of(content["points"]))
     for data in content["evaluate"] if isinstance(content.get("evaluate"), list) else ():
         _merge(_mapping(data), {"split": "validation", "samples": 2000})
+    for data in content["confirm"] if isinstance(content.get("confirm"), list) else ():
+        _merge(_mapping(data), {"split": "test"})
     _complete_data(content)
     if repair.get("method") == "none":
         content.setdefault("baselines", ["dense"])
@@ -274,6 +296,17 @@ def complete(content: dict[str, Any], stem: str) -> None:
     search.setdefault("sampler", "grid" if _is_discrete(_mapping(content.get("space"))) else "tpe")
     parallel = search.get("parallel", 1)
     search.setdefault("window", 2 * parallel if type(parallel) is int and parallel > 0 else 2)
+
+
+def _space_of(points: Any) -> dict[str, Any]:
+    """Returns the space that listed points lie in: each field's values, in order, each once."""
+    listed = [_mapping(point) for point in points] if isinstance(points, list) else []
+    names = dict.fromkeys(name for point in listed for name in point)
+    values = {name: [point[name] for point in listed if name in point] for name in names}
+    return {
+        name: {"choices": list({str(value): value for value in found}.values())}
+        for name, found in values.items()
+    }
 
 
 def _complete_data(content: dict[str, Any]) -> None:
@@ -290,10 +323,22 @@ def _complete_data(content: dict[str, Any]) -> None:
     names = (
         [_mapping(data).get("task") for data in evaluated] if isinstance(evaluated, list) else []
     )
+    if names and "confirm" not in content:
+        content["confirm"] = [
+            {"task": name, "split": "test"} for name in names if _has_test(content, name)
+        ]
     first = names[0] if names else None
     if isinstance(first, str) and "easy-vqa" not in names:
         one = f"{first}.{task_facts(tasks.get(first, first)).main[0]}"
         _merge(_section(content, "objective"), {"maximize": "macro" if names[1:] else one})
+
+
+def _has_test(content: dict[str, Any], name: Any) -> bool:
+    """Whether a task has test examples: easy-VQA has, a data set if its splits say so."""
+    if not isinstance(name, str):
+        return False
+    source = _mapping(content.get("data")).get(name)
+    return source is None or "test" in _mapping(_mapping(source).get("splits"))
 
 
 def _trained(content: dict[str, Any]) -> list[str]:

@@ -38,6 +38,7 @@ from ressa.spec.space import (
     SpecModel,
     as_tuple,
     exact_decimal,
+    one_scalar,
     scalar_text,
     shorten,
 )
@@ -133,6 +134,16 @@ def _as_names(value: Any) -> Any:
     return (value,) if isinstance(value, str) else as_tuple(value)
 
 
+def _as_points(value: Any) -> Any:
+    if not isinstance(value, list | tuple) or not all(isinstance(one, dict) for one in value):
+        raise ValueError(f"a list of mappings from field to value, got {shorten(value)}.")
+    return tuple(
+        {str(name): scalar_text(one_scalar(item)) for name, item in one.items()} for one in value
+    )
+
+
+Points = Annotated[tuple[dict[str, str], ...], BeforeValidator(_as_points)]
+"""Points of a space: the text of each field's value."""
 Names = Annotated[tuple[str, ...], BeforeValidator(_as_names)]
 
 
@@ -542,6 +553,24 @@ class EarlyStopping(SpecModel):
     )
 
 
+class Margin(SpecModel):
+    """When allocations count as equally good, and how sure a verdict is."""
+
+    margin: Number = Field(
+        default=1.0,
+        gt=0,
+        le=100,
+        description="Near-optimal is what lies less than this below the best, in points of the "
+        "objective (1 is 0.01), in (0, 100].",
+    )
+    confidence: Number = Field(
+        default=0.95,
+        gt=0.5,
+        lt=1,
+        description="1 − the chance that any of the sweep's verdicts is wrong, in (0.5, 1).",
+    )
+
+
 class Resources(SpecModel):
     """What one trial takes."""
 
@@ -593,6 +622,10 @@ class Limits(SpecModel):
     )
 
 
+QUESTION_LENGTH = 1000
+"""Characters of a sweep's question at most."""
+
+
 class SweepSpec(SpecModel):
     """One sweep: one question, one file."""
 
@@ -601,6 +634,12 @@ class SweepSpec(SpecModel):
         max_length=64,
         pattern=r"^[a-z0-9][a-z0-9_-]*$",
         description="Name of the sweep in the store: a-z, 0-9, - and _. Default: the file's name.",
+    )
+    question: str = Field(
+        default="",
+        max_length=QUESTION_LENGTH,
+        description="What the sweep asks, in words, for its report. Default: the first paragraph "
+        "of the comment at the file's top.",
     )
     model: Annotated[ModelRef, BeforeValidator(_as_model)] = Field(
         description="The model: a name alone, or a mapping."
@@ -615,6 +654,12 @@ class SweepSpec(SpecModel):
         description="What varies: vision_sparsity and language_sparsity, or one sparsity for "
         "both, and any field of prune or repair under its dotted name. A range, choices, or a "
         "constant."
+    )
+    points: Points | None = Field(
+        default=None,
+        min_length=1,
+        description="The points to run, of all that the space holds: a list of mappings, each with "
+        "a value for every field. The space need not be given then.",
     )
     budget: Annotated[tuple[Share, ...] | None, BeforeValidator(_as_budget)] = Field(
         default=None,
@@ -633,6 +678,19 @@ class SweepSpec(SpecModel):
         default=(DataRef(split="validation", samples=2000),),
         min_length=1,
         description="What the models are scored on; the search sees validation examples alone.",
+    )
+    confirm: Annotated[tuple[DataRef, ...], BeforeValidator(as_tuple)] = Field(
+        default=(DataRef(split="test"),),
+        description="What `ressa confirm` scores the best allocations on: test examples, which the "
+        "search never sees. Default: all test examples of what is evaluated.",
+    )
+    confirms: str | None = Field(
+        default=None,
+        description="The sweep that this one confirms; `ressa confirm` writes it. Then evaluate "
+        "is on test examples.",
+    )
+    verdict: Margin = Field(
+        default=Margin(), description="When allocations count as equally good, how surely."
     )
     objective: OneOrMore = Field(
         default=Objective(),
@@ -707,11 +765,13 @@ class SweepSpec(SpecModel):
         content = self.model_dump(
             exclude={
                 "name": True,
+                "question": True,
                 "store": True,
                 "search": {"trials", "parallel", "window"},
                 "resources": True,
                 "retry": True,
                 "limits": True,
+                "verdict": True,
             }
         )
         content["data"] = {name: source.identity for name, source in self.data.items()}

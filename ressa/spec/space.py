@@ -87,7 +87,8 @@ def as_tuple(value: Any) -> Any:
 ExactNumber = Annotated[Decimal, BeforeValidator(exact_decimal)]
 
 
-def _one_scalar(value: Any) -> Scalar:
+def one_scalar(value: Any) -> Scalar:
+    """Returns a single value of a field, numbers exactly; refuses anything else."""
     if isinstance(value, float | Decimal):
         return exact_decimal(value)
     if isinstance(value, bool | int | str):
@@ -123,7 +124,7 @@ class Choices(SpecModel):
     """Values to choose from; a constant is a single choice."""
 
     choices: Annotated[
-        tuple[Annotated[Scalar, PlainValidator(_one_scalar)], ...], BeforeValidator(as_tuple)
+        tuple[Annotated[Scalar, PlainValidator(one_scalar)], ...], BeforeValidator(as_tuple)
     ] = Field(
         min_length=1,
         description="The values, in the order in which a grid visits them.",

@@ -149,7 +149,7 @@ def _planned(life: list[dict[str, Any]]) -> int | None:
 def _best(trials: "pyarrow.Table") -> dict[str, Any] | None:
     import pyarrow.compute as pc
 
-    racing = (pc.field("role") == "search") & pc.field("state").isin(["succeeded", "reused"])
+    racing = (pc.field("role") != "baseline") & pc.field("state").isin(["succeeded", "reused"])
     scored = trials.filter(racing & pc.field("score").is_valid())
     at = pc.index(scored["score"], pc.max(scored["score"])).as_py() if len(scored) else -1
     return None if at < 0 else dict(scored.slice(at, 1).to_pylist()[0])

@@ -124,7 +124,7 @@ class Board:
         scores = {
             trial: row["score"]
             for trial, row in self._finished.items()
-            if row["role"] == "search" and row["state"] == "succeeded"
+            if row["role"] != "baseline" and row["state"] == "succeeded"
         }
         if not scores:
             return "no score yet"

@@ -38,6 +38,8 @@ GROWING = (
     "retry.on",
     "limits.failed_trials",
     "limits.trial_hours",
+    "verdict.margin",
+    "verdict.confidence",
 )
 """Fields in which a stored sweep may differ from the file that asks for more of it."""
 

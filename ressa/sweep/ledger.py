@@ -40,11 +40,15 @@ class Attempt:
     """Why this is not the first attempt."""
     earlier: tuple[str, ...] = ()
     """Other keys that earlier attempts had, whose repair checkpoints serve this one as well."""
+    confirms: bool = False
+    """Whether the sweep confirms what another one found."""
 
     @property
     def role(self) -> str:
-        """Whether the search proposed the trial."""
-        return "baseline" if self.number is None else "search"
+        """Who asked for the trial: it is a baseline, or the search or `ressa confirm` did."""
+        if self.number is None:
+            return "baseline"
+        return "confirm" if self.confirms else "search"
 
 
 def trial_name(number: int) -> str:
@@ -362,6 +366,7 @@ class Ledger:
             point=point,
             reason=reason,
             earlier=tuple(key for key in dict.fromkeys(keys) if key != spec.key),
+            confirms=self._plan.spec.confirms is not None,
         )
 
     def _propose(self, again: Again, *, seen: list[str] | None, notes: str) -> Attempt:

@@ -7,7 +7,15 @@ import pytest
 
 from ressa.errors import InfeasibleAllocation, SpecError
 from ressa.sparsity import Target, round_half_up, tower_zeros
-from ressa.spec import Ecoflap, Owl, apply_point, baseline, grid_points, spec_from_yaml
+from ressa.spec import (
+    Ecoflap,
+    Owl,
+    apply_point,
+    baseline,
+    grid_points,
+    spec_from_mapping,
+    spec_from_yaml,
+)
 
 SWEEP = """\
 ressa: 1
@@ -233,3 +241,69 @@ def test_floors_and_a_budget_are_warned_of(load):
     text = SWEEP.replace("prune: {", "prune: {counting: reference, ")
     assert any("misses its budget" in warning for warning in load(text).warnings)
     assert not any("misses its budget" in warning for warning in load(SWEEP).warnings)
+
+
+LISTED = {
+    "ressa": 1,
+    "model": "pocket-blip2",
+    "points": [
+        {"vision_sparsity": 0.5, "language_sparsity": "2:4", "repair.steps": 20},
+        {"vision_sparsity": 0, "language_sparsity": 0.875, "repair.steps": 40},
+    ],
+    "replicates": 2,
+}
+
+
+def test_listed_points_are_run_in_their_order_and_no_other():
+    loaded = spec_from_mapping(LISTED)
+    assert loaded.spec.search.trials == 4
+    points, skipped = grid_points(loaded.spec, loaded.inventory)
+    assert [(p["vision_sparsity"], p["replicate"]) for p in points] == [
+        ("0.5", "0"), ("0.5", "1"), ("0", "0"), ("0", "1"),
+    ]  # fmt: skip
+    assert not skipped
+    other = {"vision_sparsity": "0.5", "language_sparsity": "0.875", "repair.steps": "20"}
+    with pytest.raises(InfeasibleAllocation, match="none of the points that are listed"):
+        apply_point(loaded.spec, loaded.inventory, {**other, "replicate": "0"})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"points": [{"vision_sparsity": 0.5}, {"language_sparsity": 0.5}]}, "this one lacks"),
+        ({"points": [{"vision_sparsity": 0.5, "language_sparsity": 0.5}] * 2}, "listed already"),
+        ({"points": [{"vision_sparsity": [0.5], "language_sparsity": 0.5}]}, "a number, a text"),
+        ({"points": {"vision_sparsity": 0.5}}, "a list of mappings"),
+        ({"budget": 0.5}, "Leave the budget out"),
+        ({"search": {"sampler": "tpe"}}, "visited in order, by grid"),
+        ({"space": {"vision_sparsity": 0.4, "language_sparsity": 0.5}}, "the space lacks"),
+    ],
+)
+def test_what_is_wrong_with_a_list_of_points_is_said(change, message):
+    with pytest.raises(SpecError, match=message):
+        spec_from_mapping(LISTED | change)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"confirm": [{"split": "validation"}]}, "on split 'test' alone"),
+        ({"confirm": [{}, {}]}, "scored already"),
+        ({"confirms": "other"}, "lists its points"),
+        ({"verdict": {"margin": 0}}, "verdict.margin"),
+        ({"verdict": {"confidence": 95}}, "verdict.confidence"),
+    ],
+)
+def test_what_is_wrong_with_a_confirmation_is_said(change, message):
+    content = LISTED | {"points": None} | change
+    del content["points"]
+    content["space"] = {"vision_sparsity": 0.4, "language_sparsity": 0.5}
+    with pytest.raises(SpecError, match=message):
+        spec_from_mapping(content)
+
+
+def test_a_margin_is_declared_and_may_be_declared_anew():
+    one = spec_from_mapping(LISTED).spec
+    other = spec_from_mapping(LISTED | {"verdict": {"margin": 0.5}}).spec
+    assert one.verdict.margin == 1
+    assert one.identity == other.identity

@@ -51,6 +51,7 @@ def test_the_json_schema_takes_resolved_sweeps(name: str) -> None:
     [
         {},
         {"model": {"id": "org/model", "towers": {"vision": "encoder", "language": ["a", "b"]}}},
+        {"points": [{"vision_sparsity": "2:4", "language_sparsity": 0.5}]},
         {"budget": 0.5, "constraints": "density >= 0.4"},
         {"budget": [0.4, 0.5], "constraints": ["density >= 0.4"]},
         {"space": {"vision_sparsity": {"choices": [0.5, "2:4"]}, "repair.steps": 5}},

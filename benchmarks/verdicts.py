@@ -1,0 +1,275 @@
+"""`python -m benchmarks.verdicts [STORE]`: how often tests and verdicts claim what is not so.
+
+Simulated: questions are right with probability sigmoid(θ + effects of picture, of allocation and
+picture, of seed, of seed and picture), all normal; five questions a picture, both the pictures and
+the seeds new in every pair. Allocations of one kind are exchangeable, so that on average no one is
+better; two of different spread are brought to one mean by integration over their effects.
+
+Recorded: STORE holds sweeps/verdicts; runs of one allocation are dealt to two sides at random.
+
+Prints the tables of docs/verdicts.md. Rates come with Wilson's 95 % interval.
+"""
+
+import argparse
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import brentq
+from scipy.special import expit
+from scipy.stats import t as student
+
+from ressa.landscape import Allocated, judge
+from ressa.landscape.items import Items, read_items
+from ressa.landscape.significance import allocations, same_checkpoints
+from ressa.landscape.verdicts import EQUAL_QUESTION
+from ressa.store import open_store
+
+Floats = NDArray[np.float64]
+
+PAIRS, QUESTIONS, LEVEL, MARGIN = 1000, 5, 0.05, 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """How much scores vary, as standard deviations of the log-odds."""
+
+    name: str
+    seeds: tuple[float, float] = (0.15, 0.15)
+    """Of the two allocations."""
+    pictures: float = 1.0
+    allocation_and_picture: float = 0.5
+    seed_and_picture: float = 0.5
+    mean: float = 0.9
+
+
+WORLDS = (
+    World("A/A: one allocation, other seeds", allocation_and_picture=0.0),
+    World("two allocations, equally good"),
+    World("seeds hardly matter", seeds=(0.02, 0.02)),
+    World("seeds matter much", seeds=(0.6, 0.6)),
+    World("one allocation near the cliff", seeds=(0.1, 0.8)),
+    World("near the ceiling", mean=0.985),
+    World("pictures differ much", allocation_and_picture=1.5),
+)
+
+
+def main() -> None:
+    """Prints the tables."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.verdicts", description=__doc__)
+    parser.add_argument(
+        "store", nargs="?", type=Path, help="where the sweeps of sweeps/verdicts are"
+    )
+    parser.add_argument("--pairs", type=int, default=PAIRS, help="simulated pairs of each kind")
+    given = parser.parse_args()
+    _print_simulated(given.pairs)
+    _print_verdicts(given.pairs)
+    if given.store is not None:
+        _print_recorded(given.store)
+
+
+def _print_simulated(pairs: int) -> None:
+    print(f"\nFalse positives of two-sided tests at 5 %, {pairs:,} simulated pairs a row\n")
+    print("| world | seeds | pictures | ours | t over seeds | bootstrap of both | pictures alone |")
+    print("|---|---|---|---|---|---|---|")
+    for world in WORLDS:
+        for runs, pictures in ((3, 100), (5, 100), (5, 400)):
+            draw = np.random.default_rng((runs, pictures, WORLDS.index(world)))
+            wrong = np.zeros(4)
+            for one, other in _pairs(world, draw, pairs, runs, pictures):
+                wrong += _claims(one, other, draw)
+            cells = " | ".join(_rate(int(count), pairs) for count in wrong)
+            print(f"| {world.name} | {runs} | {pictures:,} | {cells} |", flush=True)
+
+
+def _claims(one: Floats, other: Floats, draw: np.random.Generator) -> Floats:
+    """Which of four tests claim that two allocations differ."""
+    spread = allocations(one, other)
+    ours = abs(spread.value) > spread.half_width(1 - LEVEL / 2)
+    differences = one - other
+    by_seed = differences.mean(axis=1)
+    error = by_seed.std(ddof=1) / len(by_seed) ** 0.5
+    seeds = abs(by_seed.mean()) > error * student.ppf(1 - LEVEL / 2, len(by_seed) - 1)
+    runs, pictures = differences.shape
+    of_runs = draw.multinomial(runs, np.full(runs, 1 / runs), 200) / runs
+    of_pictures = draw.multinomial(pictures, np.full(pictures, 1 / pictures), 200) / pictures
+    resampled = ((of_runs @ differences) * of_pictures).sum(axis=1)
+    low, high = np.quantile(resampled, [LEVEL / 2, 1 - LEVEL / 2])
+    first = differences[0]
+    reach = 1.96 * first.std(ddof=1) / pictures**0.5
+    return np.array([ours, seeds, low > 0 or high < 0, abs(first.mean()) > reach], float)
+
+
+def _pairs(
+    world: World, draw: np.random.Generator, pairs: int, runs: int, pictures: int
+) -> Iterator[tuple[Floats, Floats]]:
+    """Yields what each picture says of each run of two allocations, equal on average."""
+    middles = [_middle(world, seeds) for seeds in world.seeds]
+    for _ in range(pairs):
+        shared = draw.normal(0, world.pictures, pictures)
+        yield tuple(  # type: ignore[misc]
+            _said(world, draw, runs, shared, middle, seeds)
+            for middle, seeds in zip(middles, world.seeds, strict=True)
+        )
+
+
+def _said(
+    world: World,
+    draw: np.random.Generator,
+    runs: int,
+    shared: Floats,
+    middle: float,
+    seeds: float,
+) -> Floats:
+    pictures = len(shared)
+    odds = (
+        middle
+        + shared
+        + draw.normal(0, seeds, (runs, 1))
+        + draw.normal(0, world.allocation_and_picture, pictures)
+        + draw.normal(0, world.seed_and_picture, (runs, pictures))
+    )
+    return np.asarray(draw.binomial(QUESTIONS, expit(odds)) / QUESTIONS)
+
+
+def _middle(world: World, seeds: float, mean: float | None = None) -> float:
+    """The log-odds at which an allocation's mean score, over all effects, is the world's."""
+    places, weights = np.polynomial.hermite_e.hermegauss(101)
+    spread = np.sqrt(
+        seeds**2 + world.pictures**2 + world.allocation_and_picture**2 + world.seed_and_picture**2
+    )
+
+    def off(middle: float) -> float:
+        average = (weights * expit(middle + spread * places)).sum() / weights.sum()
+        return float(average - (world.mean if mean is None else mean))
+
+    return float(brentq(off, -20, 20))
+
+
+def _print_verdicts(pairs: int) -> None:
+    print(f"\nVerdicts at 95 %, margin {MARGIN:g} point, {pairs:,} simulated sweeps a row\n")
+    print("| what is so | seeds | pictures | wrong verdicts in a sweep | decided rightly |")
+    print("|---|---|---|---|---|")
+    edge = MARGIN / 100
+    truths = {
+        "three lines, four equally good allocations each: near-optimal": (0.0, 0.0, 0.0),
+        "three lines, the best just the margin above the equal split": (edge * 1.0001, 0.0, 0.0),
+        "three lines, three of four just the margin above it": (edge * 1.0001,) * 3,
+        "three lines, one of four 3 points above it": (0.03, 0.0, 0.0),
+    }
+    for name, gains in truths.items():
+        right = "yes" if max(gains) <= edge else "no"
+        for runs, pictures in ((3, 1000), (5, 1000), (5, 4000)):
+            draw = np.random.default_rng((runs, pictures, len(gains), int(1e6 * sum(gains))))
+            wrong = decided = 0
+            for _ in range(pairs // 10):
+                verdicts = judge(
+                    _sweep(draw, runs, pictures, gains), margin=MARGIN, confidence=0.95
+                )
+                answers = [v.answer for v in verdicts if v.question == EQUAL_QUESTION]
+                wrong += any(answer not in (right, "not decided") for answer in answers)
+                decided += sum(answer == right for answer in answers) / len(answers)
+            count = pairs // 10
+            print(
+                f"| {name} | {runs} | {pictures:,} | {_rate(wrong, count)} | "
+                f"{100 * decided / count:.0f} % |",
+                flush=True,
+            )
+
+
+def _sweep(
+    draw: np.random.Generator, runs: int, pictures: int, gains: tuple[float, ...]
+) -> list[Allocated]:
+    """Three lines; on each an equal split and others that are better by so much."""
+    world = World("", mean=0.95)
+    shared = draw.normal(0, world.pictures, pictures)
+    found = []
+    for line in (0.4, 0.5, 0.6):
+        for at, gain in enumerate((0.0, *gains)):
+            middle = _cached_middle(world, round(world.mean + gain, 7))
+            said = _said(world, draw, runs, shared, middle, world.seeds[0])
+            seeds = [("s", str(run)) for run in range(runs)]
+            found.append(
+                Allocated(
+                    line=line,
+                    name=str(at),
+                    vision=line - at / 20,
+                    language=line,
+                    runs=dict.fromkeys(seeds, ("s", "t")),
+                    said=dict(zip(seeds, said, strict=True)),
+                )
+            )
+    return found
+
+
+_MIDDLES: dict[float, float] = {}
+
+
+def _cached_middle(world: World, mean: float) -> float:
+    if mean not in _MIDDLES:
+        _MIDDLES[mean] = _middle(world, world.seeds[0], mean)
+    return _MIDDLES[mean]
+
+
+def _print_recorded(folder: Path) -> None:
+    store = open_store(folder)
+    print("\nRecorded runs of one allocation, dealt to two sides at random\n")
+    print("| allocation | state | runs | test | pairs | claims a difference |")
+    print("|---|---|---|---|---|---|")
+    for name in store.sweeps():
+        sweep = store.sweep(name)
+        trials = sweep.trials()
+        trials = trials[(trials["role"] == "search") & (trials["state"] == "succeeded")]
+        for (vision, _), rows in trials.groupby(["vision_target", "language_target"]):
+            if len(rows) < 10:
+                continue
+            items = read_items({sweep: rows})
+            state = "pruned" if rows["score_repaired"].isna().all() else "repaired"
+            split = f"{name} {vision}:{float(rows['language_sparsity'].iloc[0]):.2f}"
+            for test, runs, claims in _recorded(items):
+                wrong, pairs = sum(claims), len(claims)
+                print(
+                    f"| {split} | {state} | {len(rows)} | {test}, {runs} against {runs} | {pairs} |"
+                    f" {_rate(wrong, pairs)} |",
+                    flush=True,
+                )
+
+
+def _recorded(items: Items) -> Iterator[tuple[str, int, list[bool]]]:
+    """Yields a test, how many runs a side, and whether it claims something of each pair."""
+    draw = np.random.default_rng(0)
+    said, count = items.said, len(items.runs)
+
+    def over_seeds(order: NDArray[np.int64], runs: int) -> bool:
+        spread = allocations(said[order[:runs]], said[order[runs : 2 * runs]])
+        return abs(spread.value) > spread.half_width(1 - LEVEL / 2)
+
+    def as_they_are(order: NDArray[np.int64], runs: int) -> bool:
+        one, other = items.runs[order[0]], items.runs[order[1]]
+        return same_checkpoints(items, one, other).p_value <= LEVEL
+
+    tests: tuple[
+        tuple[str, Callable[[NDArray[np.int64], int], bool], tuple[int, ...], int], ...
+    ] = (
+        ("over seeds and pictures", over_seeds, (3, 5), 400),
+        ("as checkpoints", as_they_are, (1,), 100),
+    )
+    for name, test, sizes, pairs in tests:
+        for runs in sizes:
+            if 2 * runs <= count:
+                yield name, runs, [test(draw.permutation(count), runs) for _ in range(pairs)]
+
+
+def _rate(count: int, of: int) -> str:
+    """A share in percent with Wilson's 95 % interval."""
+    z = 1.96
+    share = count / of
+    middle = (share + z * z / (2 * of)) / (1 + z * z / of)
+    reach = z * np.sqrt(share * (1 - share) / of + z * z / (4 * of * of)) / (1 + z * z / of)
+    return f"{100 * share:.1f} % ({100 * (middle - reach):.1f}–{100 * (middle + reach):.1f})"
+
+
+if __name__ == "__main__":
+    main()

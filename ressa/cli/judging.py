@@ -1,0 +1,188 @@
+"""Verbs that say what a sweep's results are worth."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ressa.cli.app import Name, OutputOption, StoreOption, app, command, opened_store
+from ressa.cli.relay import relayed
+from ressa.cli.running import board, interruptible
+from ressa.terminal import Output, say, show, write
+
+if TYPE_CHECKING:
+    from ressa.store import SweepStore
+    from ressa.sweep.confirm import Confirmation
+
+ConfidenceOption = Annotated[
+    float, typer.Option("--confidence", min=0.5, max=0.9999, help="Of the intervals.")
+]
+
+
+@app.command()
+@relayed
+def best(
+    name: Name,
+    budget: Annotated[
+        float | None, typer.Option("--budget", help="Of this line alone.", show_default=False)
+    ] = None,
+    pareto: Annotated[
+        bool, typer.Option("--pareto", help="All that none beats in sparsity and score.")
+    ] = False,
+    within: Annotated[
+        str,
+        typer.Option("--within", metavar="1se", help="All so close to the best of their line."),
+    ] = "",
+    store: StoreOption = "results",
+    output: OutputOption = Output.table,
+) -> None:
+    """Shows the best allocation of each line."""
+    from ressa.landscape import best_table
+
+    sweep = opened_store(store).sweep(name)
+    found = best_table(sweep, budget=budget, pareto=pareto, within=within)
+    show(found.drop(columns="best").dropna(axis="columns", how="all"), output)
+    if output is Output.table:
+        say(
+            "the best of noisy scores is biased upwards; again with fresh seeds, on test examples: "
+            f"{command('confirm', sweep)}"
+        )
+
+
+@app.command()
+@relayed
+def compare(
+    one: Annotated[
+        str, typer.Argument(metavar="A", help="A sweep, or SWEEP/TRIAL.", show_default=False)
+    ],
+    other: Annotated[str, typer.Argument(metavar="B", help="Likewise.", show_default=False)],
+    confidence: ConfidenceOption = 0.95,
+    store: StoreOption = "results",
+    output: OutputOption = Output.table,
+) -> None:
+    """Compares two trials, or two sweeps, question by question."""
+    from ressa.landscape import compare as paired
+
+    rows = paired(opened_store(store), one, other, confidence=confidence)
+    show(rows, output)
+    if output is Output.table:
+        say("difference: one − other, in points; p_holm: p adjusted for all rows")
+
+
+@app.command()
+def confirm(
+    name: Name,
+    top: Annotated[int, typer.Option("--top", min=1, help="How many of the best.")] = 3,
+    per_line: Annotated[
+        bool, typer.Option("--per-line", help="So many of each budget, not in all.")
+    ] = False,
+    seeds: Annotated[int, typer.Option("--seeds", min=1, max=100, help="Runs of each.")] = 5,
+    more: Annotated[
+        int | None,
+        typer.Option(
+            "--more",
+            min=1,
+            max=100,
+            help="So many more runs of what was confirmed already.",
+            show_default=False,
+        ),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be run.")] = False,
+    store: StoreOption = "results",
+    address: Annotated[
+        str | None,
+        typer.Option(
+            "--address", metavar="HOST:PORT", help="A Ray to join, of which this machine is a node."
+        ),
+    ] = None,
+    output: OutputOption = Output.table,
+) -> None:
+    """Runs the best again: fresh seeds, test examples."""
+    from ressa.sweep.confirm import check_unseen, confirmation, further
+    from ressa.sweep.driver import start
+    from ressa.sweep.plan import make_plan
+
+    sweep = opened_store(store).sweep(name)
+    if more is not None:
+        spec = further(sweep, more)
+        say(f"{spec.name}: {len(spec.points or ())} allocations again, {more} more seeds of each")
+    else:
+        found = confirmation(sweep, top=top, per_line=per_line, seeds=seeds)
+        spec = found.spec
+        _announce(found)
+    check_unseen(sweep, make_plan(spec))
+    if dry_run:
+        return
+    with interruptible(spec.name, spec.store), board(spec) as watcher:
+        start(spec, watcher, address=address)
+    _judge(sweep, output)
+
+
+def _announce(found: "Confirmation") -> None:
+    """Says what will be run, why and at which cost."""
+    from ressa.sweep.confirm import rows
+    from ressa.sweep.plan import make_plan
+
+    spec = found.spec
+    plan = make_plan(spec)
+    lines = rows(found, plan)
+    for row in lines:
+        score = "" if row["score"] is None else f", {100 * row['score']:.1f} in the sweep"
+        split = f"vision {row['vision']} language {row['language']} {row['also']}".rstrip()
+        say(f"{row['line']:<7g} {split}: {row['why']}{score}")
+    for reason in found.left_out:
+        say(f"left out: {reason}")
+    trials = len(lines) * spec.replicates
+    tests = [row for row in plan.data if row["purpose"] == "evaluate"]
+    data = ", ".join(
+        f"{row['samples']:,} questions of {row['task']}/{row['split']} on "
+        f"{len(row['image_ids']):,} images"
+        for row in tests
+    )
+    say(
+        f"{spec.name}: {len(lines)} allocations × {spec.replicates} seeds = {trials} trials, and "
+        f"the dense model; {data}; seeds from {spec.prune.calibration.seed} on"
+    )
+    if found.seconds is not None:
+        minutes = found.seconds * trials / spec.search.parallel / 60
+        say(
+            f"about {minutes:.0f} min, {spec.search.parallel} at once, if a trial takes "
+            f"{found.seconds:.0f} s as in the sweep, with as many questions to answer"
+        )
+
+
+@app.command()
+@relayed
+def verdict(
+    name: Name, store: StoreOption = "results", output: OutputOption = Output.table
+) -> None:
+    """Says what was confirmed: yes, no or not decided."""
+    _judge(opened_store(store).sweep(name), output)
+
+
+def _judge(sweep: "SweepStore", output: Output) -> None:
+    import pandas
+
+    from ressa.landscape import allocation_rows, confirmed, judge
+    from ressa.sweep.confirm import confirmations, searched
+    from ressa.sweep.driver import current_spec
+
+    sweep = searched(sweep)
+    asked = current_spec(sweep).verdict
+    rounds = confirmations(sweep)
+    found = confirmed(rounds)
+    if not found:
+        say(f"nothing of {sweep.name} is confirmed yet: {command('confirm', sweep)}")
+        raise typer.Exit(1)
+    verdicts = judge(found, margin=asked.margin, confidence=asked.confidence)
+    if output is not Output.table:
+        show([one.row() | {"sentence": one.sentence} for one in verdicts], output)
+        return
+    rows = pandas.DataFrame(allocation_rows(found, confidence=asked.confidence))
+    show(rows.dropna(axis="columns", how="all"), output)
+    write("".join(f"{one.sentence}\n" for one in verdicts) or "no line has what to compare\n")
+    say(
+        f"from {', '.join(one.name for one in rounds)} alone: fresh seeds, test examples; all "
+        f"verdicts together are right with {asked.confidence:.0%} confidence"
+    )
+    if any(one.more_trials and one.answer == "not decided" for one in verdicts):
+        say(f"more seeds: {command('confirm', sweep, '--more', '3')}")

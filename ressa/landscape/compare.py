@@ -1,0 +1,139 @@
+"""Two trials, or two sweeps allocation by allocation, paired by the questions both answered."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from ressa.errors import NotFoundError, SpecError, did_you_mean
+from ressa.landscape.best import RUN
+from ressa.landscape.items import read_items
+from ressa.landscape.significance import LEAST_SEEDS, allocations, holm, same_checkpoints
+from ressa.landscape.tables import results_table
+from ressa.store import Store, SweepStore
+
+if TYPE_CHECKING:
+    import pandas
+
+_READ = ["trial", "role", "state", "reused_trial", "metric", "score_repaired"]
+_RESULTS = ("succeeded", "reused")
+
+
+def compare(store: Store, one: str, other: str, *, confidence: float) -> list[dict[str, Any]]:
+    """Compares two trials, or each allocation that two sweeps share; one row each.
+
+    Two trials are compared as the checkpoints that they are: paired bootstrap over pictures, or
+    McNemar's test where it applies. Allocations with three or more runs of the same number in both
+    sweeps are compared over seeds and pictures. p is also given adjusted for all rows, by Holm.
+
+    Args:
+        store: where they are.
+        one: a sweep, or a trial as SWEEP/TRIAL.
+        other: likewise.
+        confidence: of the two-sided intervals.
+
+    Raises:
+        NotFoundError: there is no such sweep or trial, or none in common.
+        SpecError: a sweep and a trial; or their scores cannot be paired by items.
+    """
+    (sweep, trial), (other_sweep, other_trial) = _named(store, one), _named(store, other)
+    if (trial is None) != (other_trial is None):
+        raise SpecError("compare two sweeps or two trials, such as quickstart/t000.")
+    if trial is not None and other_trial is not None:
+        pairs: list[Any] = [([_run(sweep, trial)], [_run(other_sweep, other_trial)], {})]
+        chosen = {sweep: [trial]}
+        chosen.setdefault(other_sweep, []).append(other_trial)
+    else:
+        pairs = _pairs(sweep, other_sweep)
+        chosen = {}
+        for at, where in enumerate((sweep, other_sweep)):
+            named = [name for pair in pairs for _, name in pair[at]]
+            chosen.setdefault(where, []).extend(named)
+    trials = {where: _rows(where, set(names)) for where, names in chosen.items()}
+    items = read_items(trials)
+    rows = []
+    for ours, theirs, about in pairs:
+        row = {"one": _names(ours), "other": _names(theirs), **about}
+        said = items.of([*ours, *theirs]).said
+        first, second = said[: len(ours)], said[len(ours) :]
+        row |= {"score_one": first.mean(), "score_other": second.mean()}
+        if len(ours) >= LEAST_SEEDS:
+            spread = allocations(first, second)
+            reach = spread.half_width((1 + confidence) / 2)
+            row |= {
+                "difference_points": 100 * spread.value,
+                "low_points": 100 * (spread.value - reach),
+                "high_points": 100 * (spread.value + reach),
+                "p_value": min(1.0, 2 * min(spread.p_above(0.0), spread.p_below(0.0))),
+                "test": "seeds and pictures",
+                "pictures": spread.pictures,
+                "runs": len(ours),
+            }
+        else:
+            found = same_checkpoints(items, ours[0], theirs[0], confidence=confidence)
+            row |= {
+                "difference_points": 100 * found.value,
+                "low_points": 100 * found.low,
+                "high_points": 100 * found.high,
+                "p_value": found.p_value,
+                "test": found.test,
+                "pictures": found.pictures,
+                "runs": 1,
+                "score_one": first[0].mean(),
+                "score_other": second[0].mean(),
+            }
+        rows.append(row)
+    adjusted = holm([row["p_value"] for row in rows])
+    return [row | {"p_holm": p} for row, p in zip(rows, adjusted, strict=True)]
+
+
+def _named(store: Store, text: str) -> tuple[SweepStore, str | None]:
+    name, slash, trial = text.partition("/")
+    return store.sweep(name), trial if slash else None
+
+
+def _run(sweep: SweepStore, trial: str) -> tuple[str, str]:
+    return sweep.name, trial
+
+
+def _names(runs: "list[tuple[str, str]]") -> str:
+    rest = f" and {len(runs) - 1} more" if len(runs) > 1 else ""
+    return f"{runs[0][0]}/{runs[0][1]}{rest}"
+
+
+def _rows(sweep: SweepStore, names: set[str]) -> "pandas.DataFrame":
+    trials = sweep.trials(_READ)
+    known = trials["trial"].tolist()
+    for name in sorted(names - set(known)):
+        hint = did_you_mean(name, known)
+        raise NotFoundError(f"sweep {sweep.name!r} has no trial {name!r} that ended.{hint}")
+    found = trials[trials["trial"].isin(names)]
+    for row in found[~found["state"].isin(_RESULTS)].to_dict("records"):
+        raise NotFoundError(f"{sweep.name}/{row['trial']} came to no result: it is {row['state']}.")
+    return found
+
+
+def _pairs(one: SweepStore, other: SweepStore) -> list[Any]:
+    """The allocations that two sweeps share, with the runs of each that have the same number."""
+    ours, theirs = _allocations(one), _allocations(other)
+    pairs = []
+    for key, runs in ours.items():
+        common = [number for number in runs if number in theirs.get(key, {})]
+        if common:
+            about = dict(zip(("vision", "language", "options"), key, strict=True))
+            mine = [_run(one, runs[number]) for number in common]
+            pairs.append((mine, [_run(other, theirs[key][number]) for number in common], about))
+    if not pairs:
+        raise NotFoundError(f"{one.name} and {other.name} have no allocation in common.")
+    return pairs
+
+
+def _allocations(sweep: SweepStore) -> Mapping[tuple[Any, ...], dict[str, str]]:
+    """Trials that came to a result, by allocation and number of the run."""
+    frame = results_table(sweep)
+    frame = frame[(frame["role"] != "baseline") & frame["state"].isin(_RESULTS)]
+    found: dict[tuple[Any, ...], dict[str, str]] = {}
+    for row in frame.to_dict("records"):
+        run = RUN.search(row["options"])
+        number = run[0].strip() if run else ""
+        key = (row["vision"], row["language"], RUN.sub("", row["options"]).strip())
+        found.setdefault(key, {})[number] = row["trial"]
+    return found

@@ -1,0 +1,259 @@
+"""What a report shows, read from the store as plain values that JSON has."""
+
+import math
+import shlex
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from ressa.landscape.render import percent
+from ressa.landscape.tables import COLUMNS, About, colour_range, results_table, sweep_row
+from ressa.spec import SweepSpec, spec_from_yaml
+from ressa.store import SweepStore
+
+if TYPE_CHECKING:
+    import pandas
+
+_SHOWN = (
+    *("trial", "state", "role", "vision", "language", "vision_sparsity", "language_sparsity"),
+    *("sparsity", "whole", "budget", "pruned", "repaired", "standard_error", "score"),
+    *("recovery", "recovery_repaired", "blank_pruned", "blank_repaired", "seconds", "options"),
+    *("best", "error"),
+)
+_DETAILED = 60
+"""Trials whose curves and layers are in the page: the baselines and the best."""
+_STEPS = 120
+"""Points of a curve at most: a longer one is thinned."""
+_FAILURES = 200
+_DIGITS = 6
+
+_ENDED_WELL = ("succeeded", "reused", "stopped")
+_PACKAGES = ("ressa", "python", "torch", "ray", "deepspeed", "transformers", "optuna")
+
+
+def gather(sweep: SweepStore) -> dict[str, Any]:
+    """Reads a sweep as the report's page wants it; strings are as they were written, unescaped."""
+    frame = results_table(sweep)
+    about: About = frame.attrs["about"]
+    spec = spec_from_yaml(sweep.spec_text())
+    state = sweep_row(sweep)
+    first = _ranked(frame)
+    detailed = [*frame.loc[frame["role"] == "baseline", "trial"], *first][:_DETAILED]
+    failed, more = _failures(sweep)
+    return {
+        "sweep": sweep.name,
+        "question": _question(spec, about),
+        "stand": _stand(state),
+        "facts": _facts(frame, about),
+        "verdicts": [],
+        "range": list(colour_range(frame)),
+        "lines": list(_lines(frame, about)),
+        "meanings": {name: COLUMNS[name] for name in _SHOWN},
+        "trials": {name: _values(frame[name]) for name in _SHOWN},
+        "first": list(first[:5]),
+        "curves": _curves(sweep, detailed),
+        "layers": _layers(sweep, detailed),
+        "failures": failed,
+        "more_failures": more,
+        "provenance": _provenance(sweep, spec),
+        "spec": sweep.spec_text(),
+        "again": _again(sweep),
+    }
+
+
+def _question(spec: SweepSpec, about: About) -> str:
+    """What the sweep file asks, or else what the sweep does."""
+    if spec.question:
+        return spec.question
+    names = [objective.maximize for objective in spec.objectives]
+    budgets = ", ".join(f"{percent(float(budget))} %" for budget in spec.budget or ())
+    where = f" when {budgets} of the prunable weights are zero" if budgets else ""
+    how = f", pruned by {about.methods}" if about.methods else ""
+    return (
+        f"How to split the sparsity of {spec.model.id} between vision and language{where}, for the "
+        f"highest {' and '.join(names)}{how}?"
+    )
+
+
+def _stand(state: dict[str, Any]) -> str:
+    planned = "" if state["planned"] is None else f" of {state['planned']:,}"
+    failed = f", {state['failed']} failed" if state["failed"] else ""
+    updated = (
+        "" if state["updated"] is None else f", last row {state['updated']:%Y-%m-%d %H:%M} UTC"
+    )
+    return f"{state['state']}: {state['done']:,}{planned} trials are done{failed}{updated}."
+
+
+def _facts(frame: "pandas.DataFrame", about: About) -> list[tuple[str, str]]:
+    best = frame[frame["best"].astype(bool) & frame["score"].notna()].sort_values("score")
+    facts: list[tuple[str, str]] = []
+    for row in best.tail(1).to_dict("records"):
+        error = row["standard_error"]
+        spread = "" if error != error else f" ± {percent(error)}"
+        facts.append(
+            (f"{percent(row['score'])}{spread} %", f"the best of the search: {row['trial']}")
+        )
+    others = (
+        (about.dense, "dense"),
+        (about.dense_repaired, "dense, repaired alike"),
+        (about.floor_dense_blank, "dense on blank pictures"),
+        (about.floor_majority, "most frequent answer"),
+    )
+    facts += [(f"{percent(value)} %", name) for value, name in others if value is not None]
+    if about.items:
+        facts.append((f"{about.items:,}", "questions behind each score"))
+    return facts
+
+
+def _lines(frame: "pandas.DataFrame", about: About) -> Iterable[tuple[float, ...]]:
+    """Yields, per budget, the ends of its line on the map: x, y, x, y."""
+    vision, language = about.vision_prunable, about.language_prunable
+    if not vision or not language:
+        return
+    for budget in sorted(set(frame.loc[frame["role"] == "search", "budget"].dropna())):
+        zeros = float(budget) * (vision + language)
+        low, high = max(0.0, (zeros - language) / vision), min(1.0, zeros / vision)
+        yield low, (zeros - low * vision) / language, high, (zeros - high * vision) / language
+
+
+def _ranked(frame: "pandas.DataFrame") -> list[str]:
+    """The trials of the search with a score, the best first."""
+    scored = frame[(frame["role"] != "baseline") & frame["score"].notna()]
+    return list(scored.sort_values("score", ascending=False, kind="stable")["trial"])
+
+
+def _curves(sweep: SweepStore, trials: Sequence[str]) -> dict[str, dict[str, list[Any]]]:
+    found = sweep.read("curves", columns=["trial", "step", "loss"], in_order=False).to_pandas()
+    found = found[found["trial"].isin(trials)].sort_values(["trial", "step"])
+    curves = {}
+    for trial, own in found.groupby("trial"):
+        thinned = own.iloc[:: max(math.ceil(len(own) / _STEPS), 1)]
+        curves[str(trial)] = {name: _values(thinned[name]) for name in ("step", "loss")}
+    return curves
+
+
+def _layers(sweep: SweepStore, trials: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
+    columns = ["name", "tower", "block", "sparsity", "output_error"]
+    found = sweep.read("layers", columns=["trial", *columns], in_order=False).to_pandas()
+    found = found[found["trial"].isin(trials)]
+    return {
+        str(trial): [
+            {name: _plain(value) for name, value in row.items()}
+            for row in own[columns].to_dict("records")
+        ]
+        for trial, own in found.groupby("trial")
+    }
+
+
+def _failures(sweep: SweepStore) -> tuple[list[dict[str, Any]], int]:
+    columns = ["trial", "state", "failure_stage", "failure_class", "error", "traceback"]
+    trials = sweep.trials(columns)
+    failed = trials[~trials["state"].isin(_ENDED_WELL)]
+    rows = []
+    for row in failed.head(_FAILURES).to_dict("records"):
+        where = [row[name] for name in ("failure_stage", "failure_class") if _plain(row[name])]
+        rows.append(
+            {
+                "trial": row["trial"],
+                "state": row["state"],
+                "where": " · ".join(where),
+                "error": _plain(row["error"]),
+                "traceback": _plain(row["traceback"]),
+                "command": _command("resume", sweep, row["trial"]),
+            }
+        )
+    return rows, max(len(failed) - _FAILURES, 0)
+
+
+def _provenance(sweep: SweepStore, spec: SweepSpec) -> list[tuple[str, str]]:
+    versions = [f"{package}_version" for package in _PACKAGES]
+    about = ["cpu", "host", "started", "finished", "workers", "total_seconds", "cpu_seconds"]
+    trials = sweep.trials([*versions, *about, "ressa_commit"])
+    rows = [("store", sweep.store.location), ("model", _model(spec))]
+    known = [
+        f"{package} {_all(trials[column])}"
+        for package, column in zip(_PACKAGES, versions, strict=True)
+        if trials[column].notna().any()
+    ]
+    rows += [
+        ("versions", ", ".join(known)),
+        ("git", _all(trials["ressa_commit"])),
+        ("hardware", f"{_all(trials['cpu'])}; workers a trial: {_all(trials['workers']) or '?'}"),
+        ("machines", _all(trials["host"])),
+        (
+            "cost",
+            f"{trials['total_seconds'].sum() / 3600:.2f} hours of trials, "
+            f"{trials['cpu_seconds'].sum() / 3600:.2f} processor-hours",
+        ),
+    ]
+    times = [trials["started"].min(), trials["finished"].max()]
+    if all(time == time and time is not None for time in times):
+        rows.append(("time", " to ".join(f"{time:%Y-%m-%d %H:%M} UTC" for time in times)))
+    for row in (
+        sweep.data().drop_duplicates(["purpose", "task", "split", "seed"]).to_dict("records")
+    ):
+        rows.append(
+            (
+                f"data: {row['purpose']}",
+                f"{row['samples']:,} questions on {len(row['image_ids']):,} pictures of "
+                f"{row['task']} {row['split']}, seed {row['seed']}",
+            )
+        )
+    repair = "" if spec.repair.method == "none" else f", repair {spec.repair.seed}"
+    rows.append(
+        (
+            "seeds",
+            f"search {spec.search.seed}, calibration {spec.prune.calibration.seed}{repair}; "
+            f"{spec.replicates} run(s) of each point",
+        )
+    )
+    rows.append(("read", f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"))
+    return [(name, value) for name, value in rows if value]
+
+
+def _model(spec: SweepSpec) -> str:
+    revision = f" at {spec.model.revision}" if spec.model.revision else ""
+    return f"{spec.model.id}{revision}, {spec.model.dtype}"
+
+
+def _again(sweep: SweepStore) -> str:
+    save = f"# save the sweep file below as {sweep.name}.yaml; its `store` is where rows will go"
+    return "\n".join(
+        [
+            save,
+            shlex.join(["ressa", "run", f"{sweep.name}.yaml"]),
+            "# or look at these rows",
+            _command("results", sweep),
+            _command("export", sweep, "TRIAL", "--to", "model"),
+        ]
+    )
+
+
+def _command(verb: str, sweep: SweepStore, *options: str) -> str:
+    return shlex.join(["ressa", verb, sweep.name, *options, "--store", sweep.store.location])
+
+
+def _all(column: "pandas.Series") -> str:
+    """All values that a column has, of which there are few."""
+    return ", ".join(str(value) for value in sorted(set(column.dropna()), key=str)[:8])
+
+
+def _values(column: "pandas.Series") -> list[Any]:
+    """A column as JSON has it: null for what is not there, numbers rounded."""
+    import pandas as pd
+
+    if pd.api.types.is_float_dtype(column):
+        return [_plain(value) for value in column.astype("float64").tolist()]
+    return [_plain(value) for value in column.astype(object).where(column.notna(), None).tolist()]
+
+
+def _plain(value: Any) -> Any:
+    import pandas as pd
+
+    if value is None or value is pd.NA or value != value:
+        return None
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            return None
+        return float(f"{value:.{_DIGITS}g}")
+    return value.item() if hasattr(value, "item") else value

@@ -1,0 +1,460 @@
+"use strict";
+// Every string comes from a sweep, which may be a stranger's: all go in as text, none as HTML.
+const VIRIDIS = ["#440154", "#481a6c", "#472f7d", "#414487", "#39568c", "#31688e", "#2a788e",
+  "#23888e", "#1f988b", "#22a884", "#35b779", "#54c568", "#7ad151", "#a5db36", "#d2e21b", "#fde725"];
+// Okabe and Ito's, told apart by the colour-blind; dashes tell them apart in grey.
+const HUES = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8a8a8a"];
+const DASHES = ["", "7 3", "2 3", "9 3 2 3", "", "7 3", "2 3"];
+const WORDS = new Intl.Collator("en", { numeric: true }); // t9 before t10
+const ROW = 28; // pixels of a row of the table
+const COLUMNS = [ // field, heading, kind
+  ["trial", "trial", "text"], ["vision_sparsity", "vision", "tower"],
+  ["language_sparsity", "language", "tower"],
+  ["sparsity", "sparsity", "share"], ["pruned", "before", "share"], ["repaired", "after", "share"],
+  ["standard_error", "± s.e.", "share"], ["recovery", "recovery", "share"],
+  ["blank_repaired", "blank", "share"], ["seconds", "seconds", "number"], ["state", "state", "text"],
+  ["options", "options", "text"],
+];
+
+let data = JSON.parse(document.getElementById("data").textContent);
+const state = { after: true, sort: "score", down: true, filter: "", chosen: [] };
+let rows = [];      // the trials, as objects
+let shown = [];     // those that the filter leaves, in order
+let spots = [];     // where the map drew which trial
+let frame = 0;
+
+const $ = (id) => document.getElementById(id);
+
+function make(tag, text, attributes = {}) {
+  const element = document.createElement(tag);
+  if (text !== undefined && text !== null) element.textContent = text;
+  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+  return element;
+}
+
+function draw(tag, attributes, text) {
+  const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+  if (text !== undefined) element.textContent = text;
+  return element;
+}
+
+const known = (value) => value !== null && value !== undefined;
+const percent = (value) => (known(value) ? (100 * value).toFixed(1) : "");
+
+function cell(row, field, kind) {
+  const value = row[field];
+  if (!known(value)) return "";
+  if (kind === "tower") {
+    const asked = row[field.split("_")[0]];
+    return known(asked) && asked.includes(":") ? asked : percent(value);
+  }
+  if (kind === "share") return percent(value);
+  if (kind === "number") return value.toFixed(1);
+  return String(value);
+}
+
+function colour(value) {
+  const [low, high] = data.range;
+  const place = Math.min(Math.max((value - low) / (high - low), 0), 1) * (VIRIDIS.length - 1);
+  const at = Math.min(Math.floor(place), VIRIDIS.length - 2);
+  const parts = [at, at + 1].map((n) => [1, 3, 5].map((i) => parseInt(VIRIDIS[n].slice(i, i + 2), 16)));
+  const mix = parts[0].map((part, i) => Math.round(part + (place - at) * (parts[1][i] - part)));
+  return `rgb(${mix.join(",")})`;
+}
+
+// ---- what was read -----------------------------------------------------------------------------
+
+function take(found) {
+  data = found;
+  const names = Object.keys(data.trials);
+  const count = names.length ? data.trials[names[0]].length : 0;
+  rows = [];
+  for (let n = 0; n < count; n++) {
+    const row = { at: n };
+    for (const name of names) row[name] = data.trials[name][n];
+    row.words = [row.trial, row.state, row.vision, row.language, row.options, row.error, row.role]
+      .filter(known).join(" ").toLowerCase();
+    rows.push(row);
+  }
+  const there = new Set(rows.map((row) => row.trial));
+  state.chosen = state.chosen.filter((trial) => there.has(trial));
+}
+
+function everything() {
+  head();
+  verdicts();
+  states();
+  choose();
+  failures();
+  provenance();
+}
+
+// ---- the question and its answer in short -------------------------------------------------------
+
+function head() {
+  document.title = `${data.sweep}: ressa report`;
+  $("name").textContent = data.sweep;
+  $("question").textContent = data.question;
+  $("stand").textContent = data.stand;
+  const facts = data.facts.map(([value, label]) => {
+    const box = make("div");
+    box.append(make("b", value), make("span", label));
+    return box;
+  });
+  $("facts").replaceChildren(...facts);
+}
+
+function verdicts() {
+  $("verdicts").hidden = !data.verdicts.length;
+  $("verdict-list").replaceChildren(...data.verdicts.map((text) => make("li", text)));
+}
+
+// ---- filter and order ---------------------------------------------------------------------------
+
+function states() {
+  const found = [...new Set(rows.map((row) => row.state))].sort();
+  const options = ["all states", ...found].map((name, n) => make("option", name, { value: n ? name : "" }));
+  const before = $("state").value;
+  $("state").replaceChildren(...options);
+  $("state").value = found.includes(before) ? before : "";
+}
+
+const COMPARE = {
+  "<": (a, b) => a < b, ">": (a, b) => a > b, "<=": (a, b) => a <= b, ">=": (a, b) => a >= b,
+  "=": (a, b) => a === b, "!=": (a, b) => a !== b,
+};
+
+function test(token) {
+  const found = token.match(/^(\w+)(<=|>=|!=|=|<|>)(.+)$/);
+  if (!found) return (row) => row.words.includes(token.toLowerCase());
+  const [, field, sign, text] = found;
+  if (!(field in data.trials)) throw new Error(`no column ${field}. Columns: ${Object.keys(data.trials).join(", ")}.`);
+  const number = Number(text);
+  return (row) => known(row[field]) && (typeof row[field] === "number"
+    ? COMPARE[sign](row[field], number) : COMPARE[sign](String(row[field]), text));
+}
+
+function choose() {
+  let tests = [];
+  $("fault").textContent = "";
+  try {
+    tests = state.filter.split(/\s+/).filter(Boolean).map(test);
+  } catch (error) {
+    $("fault").textContent = error.message;
+  }
+  const only = $("state").value;
+  if (only) tests.push((row) => row.state === only);
+  shown = rows.filter((row) => tests.every((one) => one(row)));
+  const field = state.sort, way = state.down ? -1 : 1;
+  shown.sort((a, b) => {
+    const one = a[field], other = b[field];
+    if (!known(one) || !known(other)) return known(other) - known(one) || a.at - b.at;
+    if (one === other) return a.at - b.at;
+    return way * (typeof one === "number" ? one - other : WORDS.compare(one, other));
+  });
+  $("count").textContent = `${shown.length.toLocaleString("en")} of ${rows.length.toLocaleString("en")} trials`;
+  heading();
+  fill();
+  map();
+  figures();
+}
+
+function heading() {
+  const cells = COLUMNS.map(([field, text, kind]) => {
+    const sorted = state.sort === field;
+    const order = sorted ? (state.down ? "descending" : "ascending") : "none";
+    const button = make("button", text + (sorted ? (state.down ? " ↓" : " ↑") : ""), { type: "button" });
+    button.title = data.meanings[field] || "";
+    button.addEventListener("click", () => {
+      state.down = sorted ? !state.down : kind !== "text";
+      state.sort = field;
+      choose();
+      $("heads").children[COLUMNS.findIndex((one) => one[0] === field)].firstChild.focus();
+    });
+    const head = make("th", null, { "aria-sort": order, scope: "col", class: kind === "text" ? "" : "number" });
+    head.append(button);
+    return head;
+  });
+  $("heads").replaceChildren(...cells);
+  $("scroll").scrollTop = 0;
+}
+
+function gap(height) {
+  const row = make("tr", null, { class: "gap" });
+  const cell = make("td", null, { colspan: COLUMNS.length });
+  cell.style.height = `${height}px`;
+  row.append(cell);
+  return row;
+}
+
+// Only the rows that can be seen are in the page, so that ten thousand are as quick as ten.
+function fill() {
+  const box = $("scroll");
+  const first = Math.max(Math.floor(box.scrollTop / ROW) - 10, 0);
+  const last = Math.min(first + Math.ceil(box.clientHeight / ROW) + 20, shown.length);
+  const made = [gap(first * ROW)];
+  for (const row of shown.slice(first, last)) {
+    const line = make("tr", null, { class: state.chosen.includes(row.trial) ? "chosen" : "" });
+    for (const [field, , kind] of COLUMNS) {
+      const one = make("td", null, { class: kind === "text" ? "" : "number" });
+      if (field === "trial") {
+        const pressed = state.chosen.includes(row.trial);
+        const button = make("button", (row.best ? "★ " : "") + row.trial, { type: "button", "aria-pressed": pressed });
+        button.addEventListener("click", () => toggle(row.trial));
+        one.append(button);
+      } else {
+        one.textContent = cell(row, field, kind);
+        if (kind === "text") one.title = one.textContent;
+      }
+      line.append(one);
+    }
+    made.push(line);
+  }
+  made.push(gap((shown.length - last) * ROW));
+  $("body").replaceChildren(...made);
+}
+
+function toggle(trial) {
+  state.chosen = state.chosen.includes(trial)
+    ? state.chosen.filter((one) => one !== trial) : [...state.chosen, trial].slice(-HUES.length);
+  fill();
+  map();
+  figures();
+}
+
+// ---- the map ------------------------------------------------------------------------------------
+
+function map() {
+  const canvas = $("map"), style = getComputedStyle(document.documentElement);
+  const [ink, faint, line, paper] = ["--ink", "--faint", "--line", "--paper"].map((name) => style.getPropertyValue(name));
+  const width = canvas.clientWidth, height = Math.round(Math.min(width * 0.86, 560));
+  const sharp = window.devicePixelRatio || 1;
+  canvas.width = width * sharp;
+  canvas.height = height * sharp;
+  canvas.style.height = `${height}px`;
+  const pen = canvas.getContext("2d");
+  pen.scale(sharp, sharp);
+  const left = 48, bottom = height - 42, top = 12, right = width - 14;
+  const x = (value) => left + value * (right - left), y = (value) => bottom - value * (bottom - top);
+  pen.font = "12px system-ui, sans-serif";
+  pen.fillStyle = faint;
+  pen.strokeStyle = line;
+  for (let n = 0; n <= 5; n++) {
+    pen.beginPath();
+    pen.moveTo(x(n / 5), top); pen.lineTo(x(n / 5), bottom);
+    pen.moveTo(left, y(n / 5)); pen.lineTo(right, y(n / 5));
+    pen.stroke();
+    pen.textAlign = "center"; pen.fillText((n / 5).toFixed(1), x(n / 5), bottom + 16);
+    pen.textAlign = "right"; pen.fillText((n / 5).toFixed(1), left - 6, y(n / 5) + 4);
+  }
+  pen.fillStyle = ink;
+  pen.textAlign = "center"; pen.fillText("vision sparsity", (left + right) / 2, height - 8);
+  pen.save(); pen.translate(13, (top + bottom) / 2); pen.rotate(-Math.PI / 2);
+  pen.fillText("language sparsity", 0, 0); pen.restore();
+  pen.strokeStyle = faint;
+  pen.setLineDash([5, 4]);
+  for (const [a, b, c, d] of data.lines) {
+    pen.beginPath(); pen.moveTo(x(a), y(b)); pen.lineTo(x(c), y(d)); pen.stroke();
+  }
+  pen.setLineDash([]);
+  const field = state.after ? "repaired" : "pruned";
+  const points = shown.filter((row) => known(row[field]) && known(row.vision_sparsity) && known(row.language_sparsity));
+  points.sort((a, b) => a[field] - b[field]); // the best of those on one spot is seen
+  spots = points.map((row) => ({ row, x: x(row.vision_sparsity), y: y(row.language_sparsity) }));
+  const size = points.length > 2000 ? 3 : points.length > 300 ? 4.5 : 7;
+  for (const spot of spots) {
+    const { row } = spot, chosen = state.chosen.includes(row.trial);
+    pen.beginPath();
+    if (`${row.vision}${row.language}`.includes(":")) pen.rect(spot.x - size, spot.y - size, 2 * size, 2 * size);
+    else pen.arc(spot.x, spot.y, size, 0, 7);
+    pen.fillStyle = colour(row[field]);
+    pen.fill();
+    pen.lineWidth = chosen ? 3 : size > 3 ? 1 : 0.4;
+    pen.strokeStyle = chosen ? ink : paper;
+    pen.stroke();
+  }
+  pen.lineWidth = 1;
+  pen.font = "20px system-ui, sans-serif";
+  pen.textAlign = "center";
+  const best = spots.filter((spot) => spot.row.role !== "baseline" && spot.row.state !== "failed").at(-1);
+  if (best) {
+    pen.lineWidth = 3; pen.strokeStyle = paper; pen.strokeText("★", best.x, best.y - size - 3);
+    pen.fillStyle = ink; pen.fillText("★", best.x, best.y - size - 3);
+  }
+  if (!spots.length) {
+    pen.font = "14px system-ui, sans-serif";
+    pen.fillStyle = ink;
+    pen.fillText("no trial has a score here", (left + right) / 2, (top + bottom) / 2);
+  }
+  $("after").setAttribute("aria-pressed", state.after);
+  $("before").setAttribute("aria-pressed", !state.after);
+  $("ramp").style.background = `linear-gradient(90deg, ${VIRIDIS.join(",")})`;
+  [$("low").textContent, $("high").textContent] = data.range.map((value) => `${percent(value)} %`);
+}
+
+function near(event) {
+  const box = $("map").getBoundingClientRect();
+  const at = { x: event.clientX - box.left, y: event.clientY - box.top };
+  let found = null, least = 15 ** 2;
+  for (const spot of spots) { // later ones lie on top
+    const far = (spot.x - at.x) ** 2 + (spot.y - at.y) ** 2;
+    if (far <= least) { least = far; found = spot; }
+  }
+  return found;
+}
+
+function hover(event) {
+  const spot = near(event), tip = $("tip");
+  tip.hidden = !spot;
+  if (!spot) return;
+  const row = spot.row;
+  const share = (name, value) => (known(value) ? `${name} ${percent(value)} %` : null);
+  const error = known(row.standard_error) ? ` ± ${percent(row.standard_error)}` : "";
+  tip.textContent = [row.trial + (row.best ? " ★" : ""),
+    `vision ${known(row.vision) ? row.vision : row.vision_sparsity.toFixed(3)}, language ${known(row.language) ? row.language : row.language_sparsity.toFixed(3)}`,
+    share("before repair", row.pruned), known(row.repaired) ? share("after repair", row.repaired) + error : null,
+    share("recovery", row.recovery), row.options || null].filter(known).join("\n");
+  const width = $("map").clientWidth;
+  tip.style.left = spot.x > width / 2 ? "auto" : `${spot.x + 14}px`;
+  tip.style.right = spot.x > width / 2 ? `${width - spot.x + 14}px` : "auto";
+  tip.style.top = `${Math.max(spot.y - 20, 0)}px`;
+}
+
+// ---- repair curves and layers --------------------------------------------------------------------
+
+function looked() {
+  return state.chosen.length ? state.chosen : data.first;
+}
+
+function axes(svg, box, low, high, label, ticks) {
+  for (let n = 0; n <= 4; n++) {
+    const value = low + (n / 4) * (high - low), y = box.bottom - (n / 4) * (box.bottom - box.top);
+    svg.append(draw("line", { class: "grid", x1: box.left, x2: box.right, y1: y, y2: y }));
+    svg.append(draw("text", { x: box.left - 6, y: y + 4, "text-anchor": "end" }, Number(value.toPrecision(2)).toString()));
+  }
+  svg.append(draw("line", { class: "axis", x1: box.left, x2: box.right, y1: box.bottom, y2: box.bottom }));
+  svg.append(draw("text", { x: box.left, y: box.top - 8 }, label));
+  for (const [x, text] of ticks) svg.append(draw("text", { x, y: box.bottom + 16, "text-anchor": "middle" }, text));
+}
+
+function figures() {
+  const trials = looked();
+  const curved = trials.filter((trial) => data.curves[trial]);
+  const svg = draw("svg", { viewBox: "0 0 560 320", role: "img", "aria-label": "loss over the steps of repair" });
+  if (curved.length) {
+    const box = { left: 52, right: 545, top: 26, bottom: 220 };
+    const lines = curved.map((trial) => data.curves[trial]);
+    const end = Math.max(...lines.flatMap((line) => line.step)), losses = lines.flatMap((line) => line.loss).filter(known);
+    const high = Math.max(...losses, 0.001), x = (step) => box.left + (step / end) * (box.right - box.left);
+    axes(svg, box, 0, high, "loss", [0, 0.25, 0.5, 0.75, 1].map((part) => [x(part * end), String(Math.round(part * end))]));
+    curved.forEach((trial, n) => {
+      const { step, loss } = data.curves[trial];
+      const points = step.map((one, i) => (known(loss[i]) ? `${x(one).toFixed(1)},${(box.bottom - (loss[i] / high) * (box.bottom - box.top)).toFixed(1)}` : "")).join(" ");
+      svg.append(draw("polyline", { points, fill: "none", stroke: HUES[n % HUES.length], "stroke-width": 2, "stroke-dasharray": DASHES[n % DASHES.length] }));
+      const [left, top] = [56 + (n % 4) * 122, 256 + Math.floor(n / 4) * 20];
+      svg.append(draw("line", { x1: left, x2: left + 26, y1: top, y2: top, stroke: HUES[n % HUES.length], "stroke-width": 2, "stroke-dasharray": DASHES[n % DASHES.length] }));
+      svg.append(draw("text", { x: left + 32, y: top + 4 }, trial.slice(0, 14)));
+    });
+  }
+  $("curves").replaceChildren(curved.length ? svg : make("p", "No repair curve of these trials is in this page.", { class: "faint" }));
+  // The one that was chosen last; of none chosen, the best.
+  const order = state.chosen.length ? [...trials].reverse() : trials;
+  const trial = order.find((one) => data.layers[one]);
+  $("layers").replaceChildren(...(trial ? ["vision", "language"].map((tower) => profile(trial, tower))
+    : [make("p", "No layers of these trials are in this page.", { class: "faint" })]));
+  $("layered").textContent = trial ? `of ${trial}` : "";
+}
+
+function profile(trial, tower) {
+  const found = data.layers[trial].filter((layer) => layer.tower === tower);
+  const svg = draw("svg", { viewBox: "0 0 560 170", role: "img", "aria-label": `${tower}: error and sparsity of each layer` });
+  if (!found.length) return svg;
+  const has = found.some((layer) => known(layer.output_error));
+  const field = has ? "output_error" : "sparsity";
+  const box = { left: 52, right: 545, top: 26, bottom: 140 };
+  const high = Math.max(...found.map((layer) => layer[field] || 0), 1e-6);
+  const wide = (box.right - box.left) / found.length;
+  const blocks = [...new Set(found.map((layer) => layer.block))];
+  const middle = (block) => {
+    const at = found.map((layer, n) => [layer.block, n]).filter(([one]) => one === block).map(([, n]) => n);
+    return box.left + wide * ((at[0] + at.at(-1) + 1) / 2);
+  };
+  const every = Math.ceil(blocks.length / 12);
+  axes(svg, box, 0, high, `${tower}: ${has ? "share of its output that pruning loses" : "sparsity"}, layer by layer`,
+    blocks.filter((_, n) => n % every === 0).map((block) => [middle(block), `block ${block}`]));
+  found.forEach((layer, n) => {
+    const tall = ((layer[field] || 0) / high) * (box.bottom - box.top);
+    const bar = draw("rect", { x: box.left + n * wide + 0.1 * wide, width: 0.8 * wide, y: box.bottom - tall, height: tall, fill: HUES[blocks.indexOf(layer.block) % 2 ? 5 : 0] });
+    bar.append(draw("title", {}, `${layer.name}\nsparsity ${percent(layer.sparsity)} %${known(layer.output_error) ? `, error ${layer.output_error.toPrecision(3)}` : ""}`));
+    svg.append(bar);
+  });
+  return svg;
+}
+
+// ---- failures and provenance --------------------------------------------------------------------
+
+function failures() {
+  $("failed").hidden = !data.failures.length;
+  $("failures").replaceChildren(...data.failures.map((one) => {
+    const box = make("div");
+    box.append(make("p", `${one.trial}: ${one.state}${one.where ? ` at ${one.where}` : ""}`), make("p", one.error || "", { class: "bad" }));
+    if (one.traceback) {
+      const more = make("details");
+      more.append(make("summary", "where it happened"), make("pre", one.traceback));
+      box.append(more);
+    }
+    box.append(make("pre", one.command));
+    return box;
+  }), ...(data.more_failures ? [make("p", `and ${data.more_failures} more`)] : []));
+}
+
+function provenance() {
+  $("provenance").replaceChildren(...data.provenance.map(([name, value]) => {
+    const row = make("tr");
+    row.append(make("th", name, { scope: "row" }), make("td", value));
+    return row;
+  }));
+  $("spec").textContent = data.spec;
+  $("again").textContent = data.again;
+}
+
+// ---- while the sweep runs -----------------------------------------------------------------------
+
+let version = null;
+
+async function look() {
+  try {
+    const answer = await fetch("data.json", { headers: version ? { "If-None-Match": version } : {} });
+    if (answer.status === 200) {
+      version = answer.headers.get("ETag");
+      const at = $("scroll").scrollTop;
+      take(await answer.json());
+      everything();
+      $("scroll").scrollTop = at;
+    }
+    $("fresh").textContent = `looked at ${new Date().toLocaleTimeString()}`;
+  } catch {
+    $("fresh").textContent = "the server is gone: this is the last that it said";
+  }
+}
+
+function listen() {
+  $("before").addEventListener("click", () => { state.after = false; map(); });
+  $("after").addEventListener("click", () => { state.after = true; map(); });
+  $("filter").addEventListener("input", (event) => { state.filter = event.target.value; choose(); });
+  $("state").addEventListener("change", choose);
+  $("scroll").addEventListener("scroll", () => { cancelAnimationFrame(frame); frame = requestAnimationFrame(fill); });
+  $("map").addEventListener("pointermove", hover);
+  $("map").addEventListener("pointerleave", () => { $("tip").hidden = true; });
+  $("map").addEventListener("click", (event) => { const spot = near(event); if (spot) toggle(spot.row.trial); });
+  window.addEventListener("resize", () => { map(); fill(); });
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", map);
+}
+
+take(data);
+state.after = rows.some((row) => known(row.repaired));
+$("switch").hidden = !state.after;
+listen();
+everything();
+if (data.watch) setInterval(look, 1000 * data.watch);

@@ -1,0 +1,134 @@
+"""Shows a report to browsers of this machine, and keeps it fresh while its sweep runs."""
+
+import hashlib
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+from ressa.errors import RessaError
+from ressa.landscape.report.page import page
+
+EVERY = 5
+"""Seconds between two looks of a page."""
+
+_NAMES = ("127.0.0.1", "localhost")
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """Where a report is shown."""
+
+    address: str
+
+
+class _Latest:
+    """The data as they were a moment ago: many pages cost no more than one."""
+
+    def __init__(self, gather: Callable[[], Mapping[str, Any]], changed: Callable[[], None]):
+        self._gather, self._changed = gather, changed
+        self._lock = threading.Lock()
+        self._read_at = float("-inf")
+        self.data: Mapping[str, Any] = {}
+        self.version = ""
+
+    def look(self) -> None:
+        """Reads the store again, unless somebody just did."""
+        with self._lock:
+            if time.monotonic() - self._read_at < EVERY / 2:
+                return
+            data = self._gather()
+            # When it was read changes each time, and nothing else by itself.
+            rest = [(name, value) for name, value in data["provenance"] if name != "read"]
+            text = json.dumps({**data, "provenance": rest}, sort_keys=True)
+            version = hashlib.sha256(text.encode()).hexdigest()
+            self.data, self._read_at = data, time.monotonic()
+            if version != self.version:
+                self.version = version
+                self._changed()
+
+
+@contextmanager
+def serve(
+    gather: Callable[[], Mapping[str, Any]],
+    *,
+    port: int = 0,
+    changed: Callable[[Mapping[str, Any]], None] | None = None,
+) -> Iterator[Served]:
+    """Serves a report on the loopback interface alone, until the end of the block.
+
+    Args:
+        gather: reads the data anew.
+        port: where; 0 takes a free one.
+        changed: is told the data whenever they have changed, and at the beginning.
+
+    Raises:
+        RessaError: the port is taken.
+    """
+    latest = _Latest(gather, lambda: changed(latest.data) if changed is not None else None)
+    latest.look()
+
+    class Handler(BaseHTTPRequestHandler):
+        server_version, sys_version = "ressa", ""
+
+        def do_GET(self) -> None:
+            # Another site's name that leads here is not ours: its page must not read the sweep.
+            if (self.headers.get("Host") or "").rpartition(":")[0] not in _NAMES:
+                self._answer(403, b"", "text/plain")
+            elif self.path == "/":
+                latest.look()
+                text = page(latest.data, watch=EVERY)
+                self._answer(200, text.encode(), "text/html; charset=utf-8")
+            elif self.path == "/data.json":
+                latest.look()
+                if self.headers.get("If-None-Match") == latest.version:
+                    self._answer(304, b"", "application/json")
+                else:
+                    text = json.dumps({**latest.data, "watch": EVERY}, allow_nan=False)
+                    self._answer(200, text.encode(), "application/json")
+            else:
+                self._answer(404, b"", "text/plain")
+
+        def _answer(self, code: int, content: bytes, kind: str) -> None:
+            self.send_response(code)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(content)))
+            self.send_header("ETag", latest.version)
+            self.send_header("Cache-Control", "no-store")
+            self.send_header("X-Content-Type-Options", "nosniff")
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, format: str, *args: Any) -> None:
+            """Says nothing: words are the verb's."""
+
+    try:
+        server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+    except OSError as error:
+        raise RessaError(f"port {port} of 127.0.0.1 cannot be used: {error.strerror}.") from error
+    server.daemon_threads = True
+    serving = threading.Thread(target=server.serve_forever, daemon=True)
+    serving.start()
+    stop = threading.Event()
+
+    def keep() -> None:
+        while not stop.wait(EVERY):  # the file is kept fresh though no page looks
+            try:
+                latest.look()
+            except RessaError:
+                continue  # a store that cannot be reached may be again
+
+    keeping = threading.Thread(target=keep, daemon=True)
+    keeping.start()
+    try:
+        yield Served(f"http://127.0.0.1:{server.server_address[1]}/")
+    finally:
+        stop.set()
+        server.shutdown()
+        server.server_close()
+        serving.join()
+        keeping.join()

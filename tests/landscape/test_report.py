@@ -1,0 +1,319 @@
+"""The report: one page, whatever a sweep's strings are, and what it does in a real Chromium."""
+
+import json
+import math
+import re
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.browser import CHROMIUM, Browser, browser
+from ressa.landscape.report import gather, page, serve, write_page
+from ressa.landscape.report.page import as_script
+from ressa.spec import spec_from_mapping
+from ressa.store import SweepStore, open_store
+from tests.landscape.conftest import commit
+
+EVIL = (
+    "</script><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
+)
+CONTENT: dict[str, Any] = {
+    "ressa": 1,
+    "name": "asked",
+    "model": "pocket-blip2",
+    "space": {"vision_sparsity": {"choices": ["0.3", "0.5", "0.7", "2:4"]}},
+    "budget": [0.5, 0.6],
+}
+
+
+@pytest.fixture
+def asked(tmp_path: Path) -> SweepStore:
+    """A sweep with baselines, seven trials with curves and layers, and one that failed."""
+    store = open_store(tmp_path / "results", create=True)
+    made = store.create_sweep("asked", spec_from_mapping(CONTENT).spec.to_yaml())
+    made.event("started", {"planned": 10}, epoch=1)
+    commit(made, "dense", "0", "0", repair=False)
+    commit(made, "dense-repaired", "0", "0")
+    points = [("0.3", "127795/196608"), ("0.5", "0.5"), ("0.7", "68813/196608"), ("2:4", "0.5")]
+    points += [("0.5", "132710/196608"), ("0.7", "103219/196608"), ("2:4", "132710/196608")]
+    for number, (vision, language) in enumerate(points):
+        trial = f"t{number:03d}"
+        commit(made, trial, vision, language, budget=0.5 if number < 4 else 0.6)
+        steps = [{"step": n, "loss": 1 / (n + number), "ce": None} for n in range(1, 101)]
+        layers = [
+            {"name": f"{tower}.{n}", "tower": tower, "block": n // 2, "sparsity": 0.5}
+            | {"output_error": 0.01 * (n + 1)}
+            for tower in ("vision", "language")
+            for n in range(6)
+        ]
+        made.commit("curves", steps, epoch=1, trial=trial)
+        made.commit("layers", layers, epoch=1, trial=trial)
+    failed = {"role": "search", "number": 7, "state": "failed", "failure_stage": "repair"}
+    failed |= {"failure_class": "numeric", "error": EVIL, "traceback": EVIL, "host": EVIL}
+    failed |= {"point": json.dumps({"vision_sparsity": "0.3", "prune.method": EVIL})}
+    made.commit("trials", [failed], epoch=1, trial="t007")
+    return made
+
+
+def test_it_says_what_was_asked_found_and_failed(asked: SweepStore) -> None:
+    data = gather(asked)
+    assert "pocket-blip2" in data["question"]
+    assert "50.0 %, 60.0 %" in data["question"]
+    assert data["trials"]["trial"][:2] == ["dense", "dense-repaired"]
+    assert len(data["lines"]) == 2
+    assert data["facts"][0][1].startswith("the best of the search: t0")
+    assert len(data["curves"]) == 7
+    assert len(data["layers"]["t000"]) == 12
+    (failure,) = data["failures"]
+    assert failure["error"] == EVIL
+    assert failure["command"].startswith("ressa resume asked t007 --store ")
+    assert dict(data["provenance"])["seeds"].startswith("search 0, calibration 0, repair 0")
+    json.dumps(data, allow_nan=False)  # no number that JSON does not have
+
+
+def test_a_sweep_without_a_row_has_a_page_too(tmp_path: Path) -> None:
+    store = open_store(tmp_path / "results", create=True)
+    made = store.create_sweep("asked", spec_from_mapping(CONTENT).spec.to_yaml())
+    data = gather(made)
+    assert data["trials"]["trial"] == []
+    assert "asked" in page(data)
+
+
+def test_no_string_ends_the_data_and_nothing_is_asked_of_the_network(asked: SweepStore) -> None:
+    text = page(gather(asked))
+    (held,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', text)
+    assert json.loads(held)["failures"][0]["error"] == EVIL
+    assert text.count("<script") == 2
+    assert "onerror=" not in text.replace(r"onerror=\"", "")
+    assert not re.findall(r"""(?:src|href)=|@import|url\(""", text.replace(held, ""))
+    policy = re.findall(r'Content-Security-Policy" content="([^"]*)"', text)[0]
+    assert "default-src 'none'" in policy
+    assert "connect-src 'none'" in policy
+    assert "unsafe" not in policy
+    assert "\\u2028" in as_script("\u2028")
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        as_script(math.nan)
+
+
+def test_the_page_is_replaced_whole(tmp_path: Path) -> None:
+    for text in ("one", "two"):
+        write_page(tmp_path / "made" / "page.html", text)
+        assert (tmp_path / "made" / "page.html").read_text() == text
+    assert len(list((tmp_path / "made").iterdir())) == 1
+
+
+def fetch(address: str, **headers: str) -> tuple[int, str, str]:
+    request = urllib.request.Request(address, headers=headers)
+    try:
+        with urllib.request.urlopen(request) as answer:
+            return answer.status, answer.read().decode(), answer.headers["ETag"]
+    except urllib.error.HTTPError as error:
+        return error.code, "", ""
+
+
+def test_it_is_served_to_this_machine_alone_and_says_whether_it_is_new(
+    asked: SweepStore, monkeypatch
+) -> None:
+    monkeypatch.setattr("ressa.landscape.report.serving.EVERY", 0.5)
+    written = []
+    with serve(lambda: gather(asked), changed=written.append) as served:
+        assert served.address.startswith("http://127.0.0.1:")
+        code, text, version = fetch(served.address)
+        assert code == 200
+        assert "connect-src 'self'" in text
+        assert fetch(served.address + "data.json", **{"If-None-Match": version})[0] == 304
+        assert fetch(served.address + "data.json", Host="evil.example:80")[0] == 403
+        assert fetch(served.address + "etc/passwd")[0] == 404
+        commit(asked, "t008", "0.4", "0.6")
+        time.sleep(0.5)
+        code, text, newer = fetch(served.address + "data.json", **{"If-None-Match": version})
+        assert code == 200
+        assert newer != version
+        assert "t008" in json.loads(text)["trials"]["trial"]
+    assert "t008" in written[-1]["trials"]["trial"]
+    assert "t008" not in written[0]["trials"]["trial"]
+    with pytest.raises(urllib.error.URLError):
+        fetch(served.address)
+
+
+def test_the_verb_writes_it(asked: SweepStore, tmp_path: Path, monkeypatch, capsys) -> None:
+    from ressa.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["ressa", "report", "asked", "--out", "page.html"])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 0
+    assert "asked" in (tmp_path / "page.html").read_text()
+    assert capsys.readouterr().out == ""
+
+
+# ---- in a real Chromium ------------------------------------------------------------------------
+
+needs_chromium = pytest.mark.skipif(
+    CHROMIUM is None, reason="no Chromium here: apt-get install chromium"
+)
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    with browser() as opened:
+        yield opened
+
+
+@pytest.fixture
+def shown(asked: SweepStore, tmp_path: Path, chromium: Browser) -> Browser:
+    """The page, opened from its file."""
+    chromium.look(width=1200, height=900)
+    write_page(tmp_path / "page.html", page(gather(asked)))
+    chromium.problems.clear()
+    chromium.asked.clear()
+    chromium.open((tmp_path / "page.html").as_uri())
+    return chromium
+
+
+def trials_of(page: Browser) -> list[str]:
+    found: list[str] = page.run(
+        "[...document.querySelectorAll('#body button')].map(b => b.textContent.replace('★ ', ''))"
+    )
+    return found
+
+
+def sort_by(page: Browser, heading: str) -> None:
+    page.run(
+        "[...document.querySelectorAll('#heads button')]"
+        f".find(b => b.textContent.startsWith({heading!r})).click()"
+    )
+
+
+def filter_by(page: Browser, text: str) -> None:
+    page.run(
+        "document.getElementById('filter').value = ''; document.getElementById('filter').focus()"
+    )
+    page.write(text)
+
+
+@needs_chromium
+def test_it_loads_without_a_complaint_and_asks_for_nothing(shown: Browser) -> None:
+    assert shown.problems == []
+    assert len(shown.asked) == 1
+    assert shown.run("document.title") == "asked: ressa report"
+    assert shown.run("document.images.length") == 0, "a stranger's words stay words"
+    assert EVIL in shown.run("document.getElementById('failures').textContent")
+    assert len(trials_of(shown)) == 10
+
+
+@needs_chromium
+def test_a_page_that_a_stranger_wrote_into_runs_nothing(
+    asked: SweepStore, tmp_path: Path, chromium: Browser
+) -> None:
+    """Even where a string came to stand as HTML, the page's policy lets it do nothing."""
+    text = page(gather(asked)).replace("<h1", f"{EVIL.removeprefix('</script>')}<h1", 1)
+    write_page(tmp_path / "page.html", text)
+    chromium.problems.clear()
+    chromium.open((tmp_path / "page.html").as_uri())
+    assert chromium.run("document.title") == "asked: ressa report"
+    assert any("Content Security Policy" in problem for problem in chromium.problems)
+
+
+@needs_chromium
+def test_sorting_and_filtering_change_the_table_and_the_map(shown: Browser) -> None:
+    drawn = "[...spots].map(s => s.row.trial).sort().join(' ')"
+    sort_by(shown, "trial")
+    assert trials_of(shown)[0] == "dense"
+    sort_by(shown, "trial")
+    assert trials_of(shown)[0] == "t007"
+    sort_by(shown, "vision")
+    assert (
+        shown.run("document.querySelector('#heads [aria-sort=descending]').textContent")
+        == "vision ↓"
+    )
+    filter_by(shown, "sparsity>=0.55 vision!=2:4")
+    assert set(trials_of(shown)) == {"t004", "t005"}
+    assert shown.run(drawn) == "t004 t005"
+    assert shown.run("document.getElementById('count').textContent") == "2 of 10 trials"
+    filter_by(shown, "owned")
+    assert trials_of(shown) == ["t007"]
+    filter_by(shown, "colour=red")
+    assert "no column colour" in shown.run("document.getElementById('fault').textContent")
+    filter_by(shown, "t00")
+    shown.run("document.getElementById('state').value = 'failed'; choose()")
+    assert trials_of(shown) == ["t007"]
+
+
+@needs_chromium
+def test_hovering_tells_a_trial_and_a_click_chooses_it(shown: Browser) -> None:
+    shown.run("document.getElementById('map').scrollIntoView()")
+    box = shown.run(
+        "(() => { const b = document.getElementById('map').getBoundingClientRect();"
+        " const { x, y } = spots.find(s => s.row.trial === 't001');"
+        " return [b.left + x, b.top + y] })()"
+    )
+    shown.point(*box)
+    told = shown.run("document.getElementById('tip').textContent")
+    assert told.startswith(("t001", "t003"))  # 2:4 lies on 0.5
+    assert "before repair" in told
+    shown.point(*box, click=True)
+    chosen = told.split("\n")[0].removesuffix(" ★")
+    assert shown.run("document.querySelectorAll('tr.chosen').length") == 1
+    assert shown.run("document.querySelectorAll('#curves polyline').length") == 1
+    assert shown.run("document.getElementById('layered').textContent") == f"of {chosen}"
+    assert shown.run("document.querySelectorAll('#layers rect').length") == 12
+    shown.run("document.getElementById('before').click()")
+    assert shown.run("document.getElementById('before').getAttribute('aria-pressed')") == "true"
+    shown.point(1, 1)
+    assert shown.run("document.getElementById('tip').hidden")
+
+
+@needs_chromium
+def test_it_fits_narrow_windows_and_follows_the_users_scheme(shown: Browser) -> None:
+    paper = "getComputedStyle(document.body).backgroundColor"
+    light = shown.run(paper)
+    for width in (320, 700, 1600):
+        shown.look(width=width, height=800, dark=True)
+        assert shown.run("document.documentElement.scrollWidth") <= width
+    assert shown.run(paper) != light
+
+
+@needs_chromium
+def test_a_served_page_shows_new_rows_and_keeps_what_was_chosen(
+    asked: SweepStore, chromium: Browser, monkeypatch
+) -> None:
+    monkeypatch.setattr("ressa.landscape.report.serving.EVERY", 1)
+    with serve(lambda: gather(asked)) as served:
+        chromium.problems.clear()
+        chromium.open(served.address)
+        filter_by(chromium, "t00")
+        commit(asked, "t008", "0.4", "0.6")
+        chromium.until("rows.some(row => row.trial === 't008')")
+        assert chromium.run("document.getElementById('filter').value") == "t00"
+        assert chromium.run("document.getElementById('count').textContent") == "9 of 11 trials"
+        assert [p for p in chromium.problems if "favicon" not in p and "404" not in p] == []
+    chromium.until("document.getElementById('fresh').textContent.startsWith('the server is gone')")
+
+
+@needs_chromium
+def test_ten_thousand_trials_are_sorted_and_filtered(
+    asked: SweepStore, tmp_path: Path, chromium: Browser
+) -> None:
+    data = gather(asked)
+    count = 10_000
+    trials = {name: (values * count)[:count] for name, values in data["trials"].items()}
+    trials["trial"] = [f"t{number:05d}" for number in range(count)]
+    for number, name in enumerate(("vision_sparsity", "language_sparsity", "repaired")):
+        trials[name] = [(n * (number + 1) * 0.618034) % 1 for n in range(count)]
+    write_page(tmp_path / "page.html", page({**data, "trials": trials}))
+    chromium.open((tmp_path / "page.html").as_uri())
+    assert chromium.run("rows.length") == count
+    assert chromium.run("document.querySelectorAll('#body tr').length") < 100
+    chromium.run("state.sort = 'repaired'; state.down = false; state.filter = 'repaired>0.5 t0'")
+    chromium.run("choose()")
+    assert chromium.run("shown.every((row, n) => !n || shown[n - 1].repaired <= row.repaired)")
+    assert 4_000 < chromium.run("shown.length") < 6_000
+    chromium.run("document.getElementById('scroll').scrollTop = 1e9")
+    chromium.until("document.getElementById('body').textContent.includes(shown.at(-1).trial)")

@@ -1,0 +1,279 @@
+"""A difference is told from noise of pictures and seeds; nothing is claimed that was not shown."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ressa.errors import NotFoundError, SpecError
+from ressa.landscape import Allocated, compare, judge
+from ressa.landscape.items import Items, read_items
+from ressa.landscape.significance import allocations, holm, mcnemar, same_checkpoints
+from ressa.landscape.verdicts import EQUAL_QUESTION, LANGUAGE_QUESTION
+from ressa.store import SweepStore, open_store
+
+A, B = ("s", "a"), ("s", "b")
+
+
+def _items(values: list[list[float]], pictures: list[int], strata: list[int]) -> Items:
+    return Items(
+        runs=(A, B)[: len(values)],
+        values=np.array(values, float),
+        picture=np.array(pictures),
+        stratum=np.array(strata),
+    )
+
+
+def _random_items(pictures: int = 40, strata: int = 3) -> Items:
+    draw = np.random.default_rng(0)
+    count = pictures * 5
+    return Items(
+        runs=(A, B),
+        values=draw.integers(0, 2, (2, count)).astype(float),
+        picture=np.repeat(np.arange(pictures), 5),
+        stratum=draw.integers(0, strata, count),
+    )
+
+
+def test_a_score_is_the_mean_over_strata_of_their_means() -> None:
+    items = _items([[1, 1, 1, 0], [0, 0, 0, 1]], [0, 0, 1, 1], [0, 0, 0, 1])
+    assert items.scores.tolist() == [0.5, 0.5]
+    assert items.said.mean(axis=1) == pytest.approx(items.scores)
+
+
+def test_what_pictures_say_has_the_standard_error_of_evaluation() -> None:
+    items = _random_items()
+    said = items.said[0]
+    score, values, strata = items.scores[0], items.values[0], items.stratum
+    from ressa.evaluate.metrics import clustered_error
+
+    means = [values[strata == k].mean() for k in range(3)]
+    sizes = np.bincount(strata)
+    influence = [
+        (x - means[k]) / (3 * sizes[k]) for x, k in zip(values, strata.tolist(), strict=True)
+    ]
+    expected = clustered_error(influence, [str(p) for p in items.picture])
+    assert score == pytest.approx(np.mean(means))
+    assert said.std(ddof=1) / len(said) ** 0.5 == pytest.approx(expected)
+
+
+def test_resamples_spread_as_the_standard_error_says() -> None:
+    items = _random_items(pictures=200, strata=1)
+    drawn = items.resampled(2000, seed=1)
+    expected = items.said.std(axis=1, ddof=1) / 200**0.5
+    assert drawn.std(axis=0) == pytest.approx(expected, rel=0.1)
+    assert drawn.mean(axis=0) == pytest.approx(items.scores, abs=0.005)
+
+
+def test_equal_answers_are_no_difference() -> None:
+    items = _random_items()
+    same = Items(
+        runs=items.runs,
+        values=items.values[[0, 0]],
+        picture=items.picture,
+        stratum=items.stratum,
+    )
+    found = same_checkpoints(same, A, B)
+    assert (found.value, found.low, found.high, found.p_value) == (0, 0, 0, 1)
+
+
+def test_pictures_are_drawn_whole() -> None:
+    """Ten questions that always go together count as one, not as ten."""
+    draw = np.random.default_rng(1)
+    right = draw.integers(0, 2, (2, 60)).astype(float)
+    one = _items(right.tolist(), list(range(60)), [0] * 60)
+    ten = _items(
+        np.repeat(right, 10, axis=1).tolist(), np.repeat(range(60), 10).tolist(), [0] * 600
+    )
+    assert same_checkpoints(one, A, B).standard_error == pytest.approx(
+        same_checkpoints(ten, A, B).standard_error, rel=1e-9
+    )
+
+
+def test_mcnemars_test_is_for_one_question_a_picture_alone() -> None:
+    right = [[1, 1, 1, 1, 0, 1, 0, 1], [0, 0, 0, 0, 0, 1, 0, 0]]
+    one_each = _items(right, list(range(8)), [0] * 8)
+    found = same_checkpoints(one_each, A, B)
+    assert found.test == "McNemar, exact"
+    assert (found.better, found.worse) == (5, 0)
+    assert found.p_value == 2 / 2**5
+    assert mcnemar(0, 0) == mcnemar(3, 3) == 1
+    two_each = _items(right, [0, 0, 1, 1, 2, 2, 3, 3], [0] * 8)
+    assert same_checkpoints(two_each, A, B).test == "paired bootstrap over pictures"
+    balanced = _items(right, list(range(8)), [0, 1] * 4)
+    assert same_checkpoints(balanced, A, B).test == "paired bootstrap over pictures"
+    graded = _items([[0.3, *right[0][1:]], right[1]], list(range(8)), [0] * 8)
+    assert same_checkpoints(graded, A, B).test == "paired bootstrap over pictures"
+
+
+def _drawn(seed: int, shift: float, *, runs: int = 5, pictures: int = 200) -> np.ndarray:
+    draw = np.random.default_rng(seed)
+    of_seeds = draw.normal(0, 0.004, (runs, 1))
+    return shift + of_seeds + draw.normal(0, 0.05, (runs, pictures))
+
+
+def test_variances_of_seeds_and_pictures_are_told_apart() -> None:
+    draw = np.random.default_rng(0)
+    differences = (
+        draw.normal(0, 2, (400, 1)) + draw.normal(0, 3, (1, 300)) + draw.normal(0, 5, (400, 300))
+    )
+    found = allocations(differences, np.zeros_like(differences))
+    both = 25 / (400 * 300)
+    assert found.of_seeds == pytest.approx(4 / 400 + both, rel=0.2)
+    assert found.of_pictures == pytest.approx(9 / 300, rel=0.2)
+    assert found.of_both == pytest.approx(both, rel=0.02)
+
+
+def test_p_is_the_level_at_which_the_bound_reaches() -> None:
+    found = allocations(_drawn(0, 0.01), np.zeros((5, 200)))
+    bound = found.value - found.half_width(0.95)
+    assert found.p_above(bound) == pytest.approx(0.05, abs=1e-6)
+    assert found.p_below(bound) == pytest.approx(0.95, abs=1e-6)
+    assert found.p_above(found.value) == pytest.approx(0.5, abs=1e-6)
+
+
+def test_fewer_seeds_reach_less_far() -> None:
+    found = allocations(_drawn(0, 0.01), np.zeros((5, 200)))
+    assert found.with_seeds(10).half_width(0.95) < found.half_width(0.95)
+    assert found.with_seeds(3).half_width(0.95) > found.half_width(0.95)
+
+
+def test_without_any_spread_a_difference_is_certain() -> None:
+    found = allocations(np.full((3, 5), 0.25), np.zeros((3, 5)))
+    assert (found.p_above(0), found.p_below(0), found.p_above(0.25)) == (0, 1, 1)
+    assert found.half_width(0.95) == 0
+
+
+def test_holm_asks_most_of_the_smallest() -> None:
+    assert holm([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06])
+    assert holm([]) == []
+
+
+def _allocated(line: float, vision: float, language: float, said: np.ndarray) -> Allocated:
+    seeds = [("c", str(run)) for run in range(len(said))]
+    return Allocated(
+        line=line,
+        name=f"{100 * vision:.0f}:{100 * language:.0f}",
+        vision=vision,
+        language=language,
+        runs={seed: ("c", f"t{at}") for at, seed in enumerate(seeds)},
+        said=dict(zip(seeds, said, strict=True)),
+    )
+
+
+def _line(*shifts: float, runs: int = 5) -> list[Allocated]:
+    """An equal split, its neighbour and language alone, scores 0.9 plus shifts."""
+    splits = ((0.5, 0.5), (0.4, 0.58), (0.0, 0.875))
+    return [
+        _allocated(0.5, *split, _drawn(at, 0.9 + shift, runs=runs))
+        for at, (split, shift) in enumerate(zip(splits, shifts, strict=True))
+    ]
+
+
+def test_near_optimal_is_shown_and_not_assumed() -> None:
+    equal, language = judge(_line(0.0, -0.01, -0.1), margin=2, confidence=0.95)
+    assert (equal.question, equal.answer) == (EQUAL_QUESTION, "yes")
+    assert (language.question, language.answer) == (LANGUAGE_QUESTION, "no")
+    assert equal.sentence.startswith("the equal split is near-optimal on line 0.5: yes (")
+    assert equal.high_points < 2
+    worse, beats = judge(_line(-0.1, -0.05, 0.1), margin=2, confidence=0.95)
+    assert (worse.answer, beats.answer) == ("no", "yes")
+    assert worse.against == "0:88"
+
+
+def test_too_few_seeds_decide_nothing() -> None:
+    for verdict in judge(_line(-0.3, 0.0, 0.3, runs=2), margin=1, confidence=0.95):
+        assert verdict.answer == "not decided"
+        assert "at least 3 seeds" in verdict.why
+        assert verdict.more_trials == 3
+
+
+def test_what_is_close_needs_more_trials_and_says_how_many() -> None:
+    (near, _) = judge(_line(0.0, 0.006, -0.1, runs=3), margin=1, confidence=0.95)
+    assert near.answer == "not decided"
+    assert near.more_trials is not None
+    assert near.more_trials % 3 == 0
+    assert f"needs about {near.more_trials} more trials" in near.sentence
+    (never, _) = judge(_line(0.0, 0.0, -0.1, runs=3), margin=0.001, confidence=0.95)
+    assert never.more_trials is None
+    assert "more pictures would" in never.sentence
+
+
+def test_several_questions_share_one_error() -> None:
+    alone = judge(_line(0.0, -0.01, -0.1)[:2], margin=1, confidence=0.95)
+    p = alone[0].p_value
+    assert p is not None
+    assert alone[0].answer == "yes"
+    lines = [one for line in range(8) for one in _renamed(_line(0.0, -0.01, -0.1)[:2], line)]
+    strict = judge(lines, margin=1, confidence=1 - 4 * p)
+    assert {one.answer for one in strict} == {"not decided"}
+
+
+def _renamed(line: list[Allocated], number: int) -> list[Allocated]:
+    return [
+        _allocated(0.1 + number / 100, one.vision, one.language, np.stack([*one.said.values()]))
+        for one in line
+    ]
+
+
+@pytest.fixture
+def answered(tmp_path: Path) -> SweepStore:
+    """Two trials and a repeat, with answers to the same questions, two a picture."""
+    sweep = open_store(tmp_path, create=True).create_sweep("answered", "")
+    for number, right in enumerate(([1, 1, 1, 0, 1, 1], [1, 0, 0, 0, 1, 0])):
+        answers = [
+            {
+                **{"task": "easy-vqa", "split": "validation", "state": "pruned", "image": "real"},
+                **{"example_id": f"q{at}", "image_id": f"p{at // 2}", "value": value},
+                "true_answer": "yes" if at % 3 else "no",
+            }
+            for at, value in enumerate(right)
+        ]
+        sweep.commit("answers", answers, trial=f"t00{number}", epoch=1)
+        _finish(sweep, f"t00{number}", state="succeeded")
+    _finish(sweep, "t002", state="reused", reused_trial="t001")
+    _finish(sweep, "t003", state="failed", metric=None)
+    return sweep
+
+
+def _finish(sweep: SweepStore, trial: str, **row: object) -> None:
+    about = {"role": "search", "metric": "easy-vqa.balanced_accuracy", "point": {}}
+    sweep.commit("trials", [about | row], trial=trial, epoch=1)
+
+
+def test_items_are_read_by_question_and_repeats_have_their_originals(answered: SweepStore) -> None:
+    trials = answered.trials()
+    items = read_items({answered: trials[trials["state"] != "failed"]})
+    assert items.runs == (("answered", "t000"), ("answered", "t001"), ("answered", "t002"))
+    assert items.pictures == 3
+    assert items.scores.tolist() == [0.75, 0.375, 0.375]
+
+
+def test_two_trials_are_compared_question_by_question(answered: SweepStore) -> None:
+    (row,) = compare(answered.store, "answered/t000", "answered/t001", confidence=0.9)
+    assert row["difference_points"] == pytest.approx(37.5)
+    assert row["low_points"] <= 37.5 <= row["high_points"]
+    (back,) = compare(answered.store, "answered/t001", "answered/t000", confidence=0.9)
+    assert back["difference_points"] == pytest.approx(-37.5)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "error", "message"),
+    [
+        ("answered", "answered/t000", SpecError, "two sweeps or two trials"),
+        ("answered/t000", "answered/t09", NotFoundError, "no trial 't09'"),
+        ("answered/t000", "answered/t003", NotFoundError, "came to no result: it is failed"),
+        ("answered/t000", "answerd/t000", NotFoundError, "Did you mean 'answered'"),
+    ],
+)
+def test_what_cannot_be_compared_is_said(
+    answered: SweepStore, one: str, other: str, error: type, message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        compare(answered.store, one, other, confidence=0.95)
+
+
+def test_an_objective_that_is_no_mean_over_items_cannot_be_paired(answered: SweepStore) -> None:
+    trials = answered.trials().head(2).assign(metric="text.perplexity")
+    with pytest.raises(SpecError, match=r"text\.perplexity is no mean over items"):
+        read_items({answered: trials})

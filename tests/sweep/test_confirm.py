@@ -1,0 +1,200 @@
+"""What is confirmed: the best, with fresh seeds and unseen pictures, beside what it is held to."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ressa.errors import ConflictError, NotFoundError, SpecError
+from ressa.landscape import confirmed, judge
+from ressa.spec import spec_from_mapping, spec_from_yaml
+from ressa.store import SweepStore, open_store
+from ressa.sweep.confirm import (
+    check_unseen,
+    confirmation,
+    confirmations,
+    further,
+    rows,
+    searched,
+)
+from ressa.sweep.ledger import Attempt, Ledger
+from ressa.sweep.plan import make_plan
+
+CONTENT: dict[str, Any] = {
+    "ressa": 1,
+    "name": "searched",
+    "model": "pocket-blip2",
+    "budget": [0.5, 0.6],
+    "space": {"vision_sparsity": {"choices": ["0.3", "0.4", "0.5", "2:4"]}},
+    "replicates": 2,
+    "repair": {"steps": 5, "seed": 3},
+    "search": {"parallel": 2},
+    "confirm": [{"task": "easy-vqa", "samples": 50}],
+}
+SCORES = {"0.3": 0.7, "0.4": 0.9, "0.5": 0.8, "2:4": 0.6}
+
+
+def searched_sweep(folder: Path, **content: Any) -> SweepStore:
+    """A sweep whose trials all ended, scored as `SCORES` says of their vision sparsity."""
+    spec = spec_from_mapping(CONTENT | content).spec
+    plan = make_plan(spec)
+    sweep = open_store(folder, create=True).create_sweep("searched", spec.to_yaml())
+    finish(sweep, plan, lambda point: SCORES[point["vision_sparsity"]])
+    return sweep
+
+
+def finish(sweep: SweepStore, plan: Any, score: Any) -> None:
+    """Ends every trial of a sweep as its driver would, without running one."""
+    ledger = Ledger(sweep, plan, epoch=1)
+    while isinstance(attempt := ledger.next(), Attempt):
+        zeros = plan.all_zeros(attempt.spec)
+        value = score(attempt.point) if attempt.point else 1.0
+        row = {
+            "role": attempt.role,
+            "number": attempt.number,
+            "state": "succeeded",
+            "score": value,
+            "score_pruned": value,
+            "metric": "easy-vqa.balanced_accuracy",
+            "objectives": {"easy-vqa.balanced_accuracy": value},
+            "point": json.dumps(dict(attempt.point)),
+            "sparsity": zeros / plan.inventory.prunable(),
+            "total_seconds": 10.0,
+            "evaluate_seconds": 2.0,
+            "items": 2000,
+        }
+        for tower in ("vision", "language"):
+            target = attempt.spec.tower(tower).target
+            row |= {f"{tower}_target": str(target), f"{tower}_sparsity": float(target.sparsity)}
+        ledger.finish(attempt, {"answers": answers(attempt, value), "trials": [row]})
+    sweep.event("started", {"planned": ledger.planned}, epoch=1)
+    sweep.event("finished", epoch=1)
+
+
+def answers(attempt: Attempt, score: float) -> list[dict[str, Any]]:
+    """Answers to 40 pictures, so many right as the score says, and a bit of chance by the seed."""
+    draw = np.random.default_rng(int(attempt.spec.key[:8], 16))
+    wrong = set(draw.permutation(40)[: round((1 - score) * 40) + int(draw.integers(0, 2))].tolist())
+    about = {"task": "easy-vqa", "split": "test", "state": "pruned", "image": "real"}
+    return [
+        about
+        | {
+            "example_id": f"q{at}",
+            "image_id": f"p{at}",
+            "value": float(at not in wrong),
+            "true_answer": "yes",
+        }
+        for at in range(40)
+    ]
+
+
+def test_the_best_of_each_line_run_again_beside_what_they_are_held_to(tmp_path: Path) -> None:
+    sweep = searched_sweep(tmp_path)
+    found = confirmation(sweep, top=1, per_line=True, seeds=3)
+    shown = rows(found, make_plan(found.spec))
+    assert [(row["why"], row["line"], row["vision"]) for row in shown] == [
+        ("number 1 of its line", 0.5, "0.4"),
+        ("number 1 of its line", 0.6, "0.4"),
+        ("equal split", 0.5, "0.5"),
+        ("language only", 0.5, "0"),
+        ("equal split", 0.6, "0.6"),
+        ("dense, repaired alike", 0.0, "0"),
+    ]
+    assert found.left_out == (
+        "language only on 0.6: language sparsity is a fraction in [0, 1], got 1.050: budget 0.6 "
+        "with vision 0 asks for more zeros than language has weights",
+    )
+    assert found.seconds == pytest.approx(10 + 2 * (50 / 2000 - 1))
+
+
+def test_seeds_and_pictures_are_such_as_no_search_saw(tmp_path: Path) -> None:
+    sweep = searched_sweep(tmp_path)
+    spec = confirmation(sweep, top=3, per_line=False, seeds=5).spec
+    plan = make_plan(spec)
+    trials = [
+        plan.trial(point | {"replicate": str(run)}) for point in spec.points for run in (0, 4)
+    ]
+    assert {trial.calibration.seed for trial in trials} == {2, 6}
+    assert {trial.repair.seed for trial in trials if trial.repair} == {5, 9}
+    assert {trial.repair.order_seed for trial in trials if trial.repair} == {2, 6}
+    assert {ref.split for trial in trials for ref in trial.evaluate} == {"test"}
+    check_unseen(sweep, plan)
+
+
+def test_seeds_that_the_search_chose_from_are_not_used_again(tmp_path: Path) -> None:
+    space = {"vision_sparsity": {"choices": ["0.4", "0.5"]}, "repair.seed": {"choices": [0, 7]}}
+    sweep = searched_sweep(tmp_path, space=space, replicates=1)
+    spec = confirmation(sweep, top=1, per_line=True, seeds=2).spec
+    assert spec.repair.seed == 8
+    assert all("repair.seed" not in point for point in spec.points or ())
+
+
+def test_pictures_that_the_search_was_scored_on_are_refused(tmp_path: Path) -> None:
+    sweep = searched_sweep(tmp_path)
+    plan = make_plan(confirmation(sweep, top=1, per_line=True, seeds=2).spec)
+    used = next(row for row in plan.data if row["purpose"] == "evaluate")
+    sweep.commit("data", [used], epoch=1)
+    with pytest.raises(SpecError, match="images with what searched was scored on"):
+        check_unseen(sweep, plan)
+
+
+def test_a_confirming_sweep_is_a_sweep_like_any_other(tmp_path: Path) -> None:
+    sweep = searched_sweep(tmp_path)
+    spec = confirmation(sweep, top=1, per_line=True, seeds=3).spec
+    assert spec_from_yaml(spec.to_yaml()) == spec
+    made = sweep.store.create_sweep(spec.name, spec.model_copy(update={"store": "."}).to_yaml())
+    finish(made, make_plan(spec), lambda point: 0.5 + float(point["vision_sparsity"]) / 2)
+    trials = made.trials()
+    assert (trials["role"] == "confirm").sum() == 18
+    assert Ledger(made, make_plan(spec), epoch=2).is_complete
+    assert [one.name for one in confirmations(sweep)] == ["searched-confirm"]
+    assert searched(made).name == "searched"
+    with pytest.raises(SpecError, match="confirms searched already"):
+        confirmation(made, top=1, per_line=False, seeds=1)
+
+
+def test_verdicts_rest_on_all_confirmations_and_nothing_else(tmp_path: Path) -> None:
+    sweep = searched_sweep(tmp_path)
+    spec = confirmation(sweep, top=1, per_line=True, seeds=3).spec
+    with pytest.raises(NotFoundError, match="nothing of searched was confirmed yet"):
+        further(sweep, 2)
+    made = sweep.store.create_sweep(spec.name, spec.model_copy(update={"store": "."}).to_yaml())
+    with pytest.raises(ConflictError, match="finish it first"):
+        further(sweep, 2)
+
+    def score(point: dict[str, str]) -> float:
+        return {"0.4": 0.9, "0.5": 0.9, "0.6": 0.5, "0": 0.2}[point["vision_sparsity"]]
+
+    finish(made, make_plan(spec), score)
+    again = further(sweep, 2)
+    assert (again.name, again.replicates) == ("searched-confirm-2", 2)
+    assert again.repair.seed == spec.repair.seed + 3
+    second = sweep.store.create_sweep(again.name, again.model_copy(update={"store": "."}).to_yaml())
+    finish(second, make_plan(again), score)
+    found = confirmed(confirmations(sweep))
+    assert {len(one.said) for one in found} == {5}
+    half, language, worse = judge(found, margin=10, confidence=0.95)
+    assert (half.line, half.answer, half.seeds) == (0.5, "yes", 5)
+    assert (language.line, language.answer) == (0.5, "no")
+    assert (worse.line, worse.answer, worse.against) == (0.6, "no", "40:75")
+
+
+def test_what_cannot_be_confirmed_is_said(tmp_path: Path) -> None:
+    free = {"vision_sparsity": {"choices": ["0.3", "0.4"]}, "language_sparsity": "0.5"}
+    sweep = searched_sweep(tmp_path, space=free, budget=None)
+    with pytest.raises(SpecError, match="no lines of equal size"):
+        confirmation(sweep, top=1, per_line=True, seeds=3)
+    found = confirmation(sweep, top=1, per_line=False, seeds=3)
+    shown = rows(found, make_plan(found.spec))
+    assert [row["why"] for row in shown][:2] == ["among the best", "equal split"]
+    assert shown[0]["line"] == pytest.approx(shown[1]["line"], abs=1e-4)
+    untested = searched_sweep(tmp_path / "untested", confirm=[])
+    with pytest.raises(SpecError, match="has no test examples"):
+        confirmation(untested, top=1, per_line=False, seeds=3)
+    new = open_store(tmp_path / "new", create=True).create_sweep(
+        "searched", spec_from_mapping(CONTENT).spec.to_yaml()
+    )
+    with pytest.raises(SpecError, match="no trial of searched has succeeded yet"):
+        confirmation(new, top=1, per_line=False, seeds=3)
