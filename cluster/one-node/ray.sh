@@ -13,4 +13,6 @@ export RAY_worker_niceness=0 # not Ray's 15, where all else on the machine comes
 ray=${RESSA_VENV:-$(dirname "$0")/../../.venv}/bin/ray
 "$ray" get-auth-token --generate >/dev/null 2>&1
 chmod 600 ~/.ray/auth_token
-exec "$ray" start --head --block --dashboard-host=127.0.0.1 --disable-usage-stats "$@"
+# Port 0, any that is free: where another Ray has the usual one, jobs would be refused.
+exec "$ray" start --head --block --disable-usage-stats --dashboard-host=127.0.0.1 \
+  --dashboard-agent-listen-port=0 "$@"
