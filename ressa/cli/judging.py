@@ -162,12 +162,17 @@ def verdict(
 def _judge(sweep: "SweepStore", output: Output) -> None:
     import pandas
 
-    from ressa.landscape import allocation_rows, confirmed, judge
-    from ressa.sweep.confirm import confirmations, searched
-    from ressa.sweep.driver import current_spec
+    from ressa.landscape import (
+        allocation_rows,
+        confirmations,
+        confirmed,
+        declared,
+        judge,
+        searched,
+    )
 
     sweep = searched(sweep)
-    asked = current_spec(sweep).verdict
+    asked = declared(sweep)
     rounds = confirmations(sweep)
     found = confirmed(rounds)
     if not found:

@@ -22,8 +22,12 @@ from ressa.landscape.verdicts import (
     Allocated,
     Verdict,
     allocation_rows,
+    confirmation_name,
+    confirmations,
     confirmed,
+    declared,
     judge,
+    searched,
 )
 
 __all__ = [
@@ -34,7 +38,10 @@ __all__ = [
     "best_table",
     "chosen",
     "compare",
+    "confirmation_name",
+    "confirmations",
     "confirmed",
+    "declared",
     "failures",
     "heatmap",
     "json_lines",
@@ -47,6 +54,7 @@ __all__ = [
     "render_table",
     "repair_order",
     "results_table",
+    "searched",
     "short_row",
     "sweep_row",
 ]

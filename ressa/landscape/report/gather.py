@@ -6,8 +6,17 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from ressa.errors import SpecError
 from ressa.landscape.render import percent
 from ressa.landscape.tables import COLUMNS, About, colour_range, results_table, sweep_row
+from ressa.landscape.verdicts import (
+    allocation_rows,
+    confirmations,
+    confirmed,
+    declared,
+    judge,
+    searched,
+)
 from ressa.spec import SweepSpec, spec_from_yaml
 from ressa.store import SweepStore
 
@@ -45,7 +54,7 @@ def gather(sweep: SweepStore) -> dict[str, Any]:
         "question": _question(spec, about),
         "stand": _stand(state),
         "facts": _facts(frame, about),
-        "verdicts": [],
+        "verdicts": _verdicts(sweep),
         "range": list(colour_range(frame)),
         "lines": list(_lines(frame, about)),
         "meanings": {name: COLUMNS[name] for name in _SHOWN},
@@ -70,6 +79,28 @@ def _question(spec: SweepSpec, about: About) -> str:
         f"How to split the sparsity of {spec.model.id} between vision and language{where}, for the "
         f"highest {' and '.join(names)}{how}?"
     )
+
+
+def _verdicts(sweep: SweepStore) -> list[str]:
+    """What was confirmed, in words: the best of each line first, then the verdicts."""
+    try:
+        found = confirmed(confirmations(searched(sweep)))
+    except SpecError:  # an objective that cannot be paired by questions
+        return []
+    rows = {
+        (row["line"], row["allocation"]): row for row in allocation_rows(found, confidence=0.95)
+    }
+    best = []
+    for line in sorted({one.line for one in found if one.line > 0}):
+        name = next(one.name for one in found if one.line == line)  # the best comes first
+        row = rows[line, name]
+        best.append(
+            f"on line {line:g} {name} is the best that was confirmed: {percent(row['score'])} ± "
+            f"{percent(row['standard_error'])} % over {row['runs']} seeds, on test examples"
+        )
+    asked = declared(searched(sweep))
+    verdicts = judge(found, margin=asked.margin, confidence=asked.confidence)
+    return best + [one.sentence for one in verdicts]
 
 
 def _stand(state: dict[str, Any]) -> str:
