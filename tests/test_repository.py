@@ -22,7 +22,10 @@ from ressa.spec import grid_points, load_spec
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 SWEEPS = sorted((ROOT / "sweeps").rglob("*.yaml"))
-PAGES = [ROOT / "README.md", *(ROOT / "sweeps").rglob("*.md"), *(ROOT / "docs").rglob("*.md")]
+PAGES = [
+    ROOT / "README.md",
+    *(page for folder in ("sweeps", "docs", "cluster") for page in (ROOT / folder).rglob("*.md")),
+]
 VERBS = get_command(app).commands  # type: ignore[attr-defined]
 
 

@@ -162,17 +162,12 @@ def verdict(
 def _judge(sweep: "SweepStore", output: Output) -> None:
     import pandas
 
-    from ressa.landscape import (
-        allocation_rows,
-        confirmations,
-        confirmed,
-        declared,
-        judge,
-        searched,
-    )
+    from ressa.landscape import allocation_rows, confirmed, judge
+    from ressa.sweep.confirm import confirmations, searched
+    from ressa.sweep.driver import current_spec
 
     sweep = searched(sweep)
-    asked = declared(sweep)
+    asked = current_spec(sweep).verdict
     rounds = confirmations(sweep)
     found = confirmed(rounds)
     if not found:

@@ -22,12 +22,8 @@ from ressa.landscape.verdicts import (
     Allocated,
     Verdict,
     allocation_rows,
-    confirmation_name,
-    confirmations,
     confirmed,
-    declared,
     judge,
-    searched,
 )
 
 __all__ = [
@@ -38,10 +34,7 @@ __all__ = [
     "best_table",
     "chosen",
     "compare",
-    "confirmation_name",
-    "confirmations",
     "confirmed",
-    "declared",
     "failures",
     "heatmap",
     "json_lines",
@@ -54,7 +47,6 @@ __all__ = [
     "render_table",
     "repair_order",
     "results_table",
-    "searched",
     "short_row",
     "sweep_row",
 ]

@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ressa.landscape.items import Floats, Run, read_items
 from ressa.landscape.significance import LEAST_SEEDS, Spread, allocations, holm
-from ressa.spec import Margin, spec_from_yaml
 from ressa.store import SweepStore
 
 if TYPE_CHECKING:
@@ -112,42 +111,6 @@ class Verdict:
     def row(self) -> dict[str, Any]:
         """Returns it as a row."""
         return asdict(self)
-
-
-def confirmation_name(sweep: str) -> str:
-    """Names the sweep that confirms another; later ones have -2, -3, … behind it."""
-    return f"{sweep[:50]}-confirm"
-
-
-def confirmations(sweep: SweepStore) -> list[SweepStore]:
-    """Returns the sweeps of the store that confirm one, in the order in which they were made."""
-    first = confirmation_name(sweep.name)
-    found = []
-    for name in (first, *(f"{first}-{number}" for number in range(2, 100))):
-        if not sweep.store.has_sweep(name):
-            break
-        one = sweep.store.sweep(name)
-        if spec_from_yaml(one.spec_text()).confirms == sweep.name:
-            found.append(one)
-    return found
-
-
-def searched(sweep: SweepStore) -> SweepStore:
-    """Returns the sweep that one confirms; itself if it confirms none."""
-    origin = spec_from_yaml(sweep.spec_text()).confirms
-    return sweep if origin is None else sweep.store.sweep(origin)
-
-
-def declared(sweep: SweepStore) -> Margin:
-    """Returns what a sweep calls equally good, and how sure it wants to be; as last declared."""
-    content = spec_from_yaml(sweep.spec_text()).verdict.model_dump()
-    events = sweep.events()
-    for detail in events.loc[events["kind"] == "grown", "detail"]:
-        for field, value in json.loads(detail).items():
-            section, _, name = field.partition(".")
-            if section == "verdict":
-                content[name] = value
-    return Margin.model_validate(content)
 
 
 def confirmed(sweeps: Sequence[SweepStore]) -> tuple[Allocated, ...]:

@@ -15,7 +15,7 @@ from ressa.sparsity import Inventory
 from ressa.spec.check import Problem, check_inventory, check_spec, unreachable_budgets
 from ressa.spec.faults import explain, path_of, slugify
 from ressa.spec.points import grid_points
-from ressa.spec.schema import SweepSpec, is_integer
+from ressa.spec.schema import QUESTION_LENGTH, SweepSpec, is_integer
 from ressa.spec.space import SPARSITIES, SPARSITY
 from ressa.spec.yaml import MAX_BYTES, Fault, Node, Path, parse
 
@@ -56,7 +56,8 @@ def load_spec(path: str | FilePath, sets: Sequence[str] = ()) -> LoadedSpec:
         SpecError: with every fault of the file, each with its line; `faults` lists them.
     """
     source = str(path)
-    tree, faults = parse(_read(FilePath(path)), source)
+    content = _read(FilePath(path))
+    tree, faults = parse(content, source)
     if tree is None and not faults:
         faults.append(Fault(source, "", f"the file is empty. {_LEAST}"))
     if tree is not None and not isinstance(tree.value, dict):
@@ -67,7 +68,7 @@ def load_spec(path: str | FilePath, sets: Sequence[str] = ()) -> LoadedSpec:
         raise AssertionError("a file without a tree has a fault")
     for text in sets:
         faults += _set(tree, text)
-    return _resolve(tree, source, faults, stem=FilePath(path).stem)
+    return _resolve(tree, source, faults, stem=FilePath(path).stem, question=_question(content))
 
 
 def spec_from_mapping(content: Mapping[str, Any], name: str = "sweep") -> LoadedSpec:
@@ -182,10 +183,25 @@ def _tree(value: Any, where: str) -> Node:
     return Node(where, value)
 
 
-def _resolve(tree: Node, source: str, faults: list[Fault], stem: str) -> LoadedSpec:
+def _question(text: str) -> str:
+    """Returns the first paragraph of the comment at a file's top, without commands in it."""
+    lines: list[str] = []
+    for line in text.splitlines():
+        words = line.removeprefix("#")
+        if words == line or (lines and not words.strip()):
+            break
+        if not words.startswith(("  ", " yaml-language-server")):
+            lines.append(words.strip())
+    return " ".join(filter(None, lines))[:QUESTION_LENGTH]
+
+
+def _resolve(
+    tree: Node, source: str, faults: list[Fault], stem: str, question: str = ""
+) -> LoadedSpec:
     content = tree.plain()
     asked_trials = "trials" in _mapping(content.get("search"))
     complete(content, stem)
+    content.setdefault("question", question)
     spec, problems, dropped = _validate(content)
     problems += check_spec(spec, dropped)
     inventory = None

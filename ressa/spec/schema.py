@@ -622,6 +622,10 @@ class Limits(SpecModel):
     )
 
 
+QUESTION_LENGTH = 1000
+"""Characters of a sweep's question at most."""
+
+
 class SweepSpec(SpecModel):
     """One sweep: one question, one file."""
 
@@ -630,6 +634,12 @@ class SweepSpec(SpecModel):
         max_length=64,
         pattern=r"^[a-z0-9][a-z0-9_-]*$",
         description="Name of the sweep in the store: a-z, 0-9, - and _. Default: the file's name.",
+    )
+    question: str = Field(
+        default="",
+        max_length=QUESTION_LENGTH,
+        description="What the sweep asks, in words, for its report. Default: the first paragraph "
+        "of the comment at the file's top.",
     )
     model: Annotated[ModelRef, BeforeValidator(_as_model)] = Field(
         description="The model: a name alone, or a mapping."
@@ -755,6 +765,7 @@ class SweepSpec(SpecModel):
         content = self.model_dump(
             exclude={
                 "name": True,
+                "question": True,
                 "store": True,
                 "search": {"trials", "parallel", "window"},
                 "resources": True,

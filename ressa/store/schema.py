@@ -149,6 +149,7 @@ _CIRCUMSTANCES = (
     Column("error", "text", "the failure in a sentence"),
     Column("traceback", "text", "where it happened"),
     Column("point", "json", "the proposed point: field → value"),
+    Column("ressa_commit", "text", "git commit of the checkout that ressa ran from, if it did"),
     *(
         Column(f"{package}_version", "text", f"version of {package}")
         for package in ("ressa", "python", "torch", "ray", "deepspeed", "transformers", "optuna")

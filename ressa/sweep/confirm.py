@@ -14,9 +14,8 @@ from fractions import Fraction
 from typing import Any
 
 from ressa.errors import ConflictError, InfeasibleAllocation, NotFoundError, SpecError
-from ressa.landscape import confirmation_name, confirmations
 from ressa.sparsity import Target, solve_language
-from ressa.spec import SweepSpec, apply_point
+from ressa.spec import SweepSpec, apply_point, spec_from_yaml
 from ressa.spec.check import check_inventory, check_spec
 from ressa.spec.space import BUDGET, REPLICATE, SPARSITIES, SPARSITY
 from ressa.store import SweepStore
@@ -115,12 +114,36 @@ def further(sweep: SweepStore, seeds: int) -> SweepSpec:
         )
     spec = current_spec(last)
     content = spec.model_dump()
-    content["name"] = f"{confirmation_name(sweep.name)}-{len(rounds) + 1}"
+    content["name"] = f"{_first_name(sweep)}-{len(rounds) + 1}"
     content["replicates"] = seeds
     _advance(content, spec.replicates)
     content["search"]["trials"] = len(spec.points or ()) * seeds
     content["store"] = sweep.store.location
     return SweepSpec.model_validate(content)
+
+
+def confirmations(sweep: SweepStore) -> list[SweepStore]:
+    """Returns the sweeps of the store that confirm one, in the order in which they were made."""
+    first = _first_name(sweep)
+    names = [first, *(f"{first}-{number}" for number in range(2, 100))]
+    found = []
+    for name in names:
+        if not sweep.store.has_sweep(name):
+            break
+        one = sweep.store.sweep(name)
+        if spec_from_yaml(one.spec_text()).confirms == sweep.name:
+            found.append(one)
+    return found
+
+
+def searched(sweep: SweepStore) -> SweepStore:
+    """Returns the sweep that one confirms; itself if it confirms none."""
+    origin = spec_from_yaml(sweep.spec_text()).confirms
+    return sweep if origin is None else sweep.store.sweep(origin)
+
+
+def _first_name(sweep: SweepStore) -> str:
+    return f"{sweep.name[:50]}-confirm"
 
 
 def _best(sweep: SweepStore, plan: SweepPlan, *, top: int, per_line: bool) -> tuple[Candidate, ...]:
@@ -248,7 +271,7 @@ def _spec(
     content = spec.model_dump()
     names = list(dict.fromkeys(name for point in points for name in point))
     content |= {
-        "name": confirmation_name(spec.name),
+        "name": f"{spec.name[:50]}-confirm",
         "confirms": spec.name,
         "points": [dict(point) for point in points],
         "space": {

@@ -4,14 +4,17 @@ import json
 import math
 import os
 import platform
+import subprocess
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pandas import NA
 
+import ressa
 from ressa.records import Failure, Outcome, Progress
 from ressa.sparsity import TOWERS
 from ressa.spec import Objective
@@ -205,6 +208,7 @@ def _circumstances(attempt: "Attempt", started: datetime) -> dict[str, Any]:
         "started": started,
         "finished": datetime.now(UTC),
         "python_version": platform.python_version(),
+        "ressa_commit": _commit(),
         **_versions(),
     }
 
@@ -212,6 +216,22 @@ def _circumstances(attempt: "Attempt", started: datetime) -> dict[str, Any]:
 @cache
 def _versions() -> dict[str, str]:
     return {f"{package}_version": version(package) for package in _PACKAGES}
+
+
+@cache
+def _commit() -> str | None:
+    """The commit of the checkout that this ressa is run from, with -dirty if files differ."""
+    package = Path(ressa.__file__).parent
+    if not (package.parent / ".git").exists():  # installed, perhaps inside another's checkout
+        return None
+    describe = ["git", "describe", "--always", "--dirty", "--exclude=*", "--abbrev=40"]
+    try:
+        found = subprocess.run(
+            describe, cwd=package, capture_output=True, text=True, timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.stdout.strip() or None
 
 
 @cache

@@ -252,3 +252,25 @@ def test_a_file_with_a_byte_order_mark_is_read(load, least):
 def test_decimals_stay_exact(load, least):
     spec = load(least.replace("0.5,", "0.123456789012345678,")).spec
     assert spec.space["vision_sparsity"].choices == (Decimal("0.123456789012345678"),)
+
+
+@pytest.mark.parametrize(
+    ("top", "question"),
+    [
+        ("# Which split\n# is best?\n#   ressa run x.yaml\n#\n# More.\n", "Which split is best?"),
+        ("# yaml-language-server: $schema=x\n# Which?\n\n# not this\n", "Which?"),
+        ("\n# not at the top\n", ""),
+        ("", ""),
+        (f"# {'long ' * 1000}\n", ("long " * 1000)[:1000]),
+    ],
+)
+def test_a_files_question_is_the_first_paragraph_of_the_comment_at_its_top(tmp_path, top, question):
+    file = tmp_path / "asks.yaml"
+    least = "ressa: 1\nmodel: pocket-blip2\nspace: {vision_sparsity: 0.5, language_sparsity: 0.5}\n"
+    file.write_text(top + least)
+    spec = load_spec(file).spec
+    assert spec.question == question
+    assert spec_from_yaml(spec.to_yaml()) == spec
+    other = load_spec(file, ["question=Why?"]).spec
+    assert other.question == "Why?"
+    assert other.identity == spec.identity, "words change no result"

@@ -7,16 +7,18 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ressa.cli.shipping import verdicts_of
 from ressa.errors import ConflictError, NotFoundError, SpecError
-from ressa.landscape import confirmations, confirmed, declared, judge, searched
-from ressa.landscape.report import gather
+from ressa.landscape import confirmed, judge
 from ressa.spec import spec_from_mapping, spec_from_yaml
 from ressa.store import SweepStore, open_store
 from ressa.sweep.confirm import (
     check_unseen,
     confirmation,
+    confirmations,
     further,
     rows,
+    searched,
 )
 from ressa.sweep.ledger import Attempt, Ledger
 from ressa.sweep.plan import make_plan
@@ -150,9 +152,6 @@ def test_a_confirming_sweep_is_a_sweep_like_any_other(tmp_path: Path) -> None:
     assert Ledger(made, make_plan(spec), epoch=2).is_complete
     assert [one.name for one in confirmations(sweep)] == ["searched-confirm"]
     assert searched(made).name == "searched"
-    assert declared(sweep).margin == 1
-    sweep.event("grown", {"verdict.margin": 0.5, "search.trials": 9}, epoch=2)
-    assert declared(sweep).margin == 0.5
     with pytest.raises(SpecError, match="confirms searched already"):
         confirmation(made, top=1, per_line=False, seeds=1)
 
@@ -181,6 +180,9 @@ def test_verdicts_rest_on_all_confirmations_and_nothing_else(tmp_path: Path) -> 
     assert (half.line, half.answer, half.seeds) == (0.5, "yes", 5)
     assert (language.line, language.answer) == (0.5, "no")
     assert (worse.line, worse.answer, worse.against) == (0.6, "no", "40:75")
+    for reported in (sweep, made):  # the report says them too
+        assert len(verdicts_of(reported)) == 3
+        assert "on line 0.5: " in verdicts_of(reported)[0]
 
 
 def test_what_cannot_be_confirmed_is_said(tmp_path: Path) -> None:
@@ -200,15 +202,3 @@ def test_what_cannot_be_confirmed_is_said(tmp_path: Path) -> None:
     )
     with pytest.raises(SpecError, match="no trial of searched has succeeded yet"):
         confirmation(new, top=1, per_line=False, seeds=3)
-
-
-def test_the_report_has_verdicts_of_what_was_confirmed(tmp_path: Path) -> None:
-    sweep = searched_sweep(tmp_path)
-    assert gather(sweep)["verdicts"] == []
-    spec = confirmation(sweep, top=1, per_line=True, seeds=3).spec
-    made = sweep.store.create_sweep(spec.name, spec.model_copy(update={"store": "."}).to_yaml())
-    finish(made, make_plan(spec), lambda point: 0.9 - float(point["vision_sparsity"]) / 5)
-    said = gather(sweep)["verdicts"]
-    assert said[0].startswith("on line 0.5 0:88 is the best that was confirmed: ")
-    assert any(one.startswith("language-only beats both towers on line 0.5: ") for one in said)
-    assert gather(made)["verdicts"] == said

@@ -6,17 +6,8 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from ressa.errors import SpecError
 from ressa.landscape.render import percent
 from ressa.landscape.tables import COLUMNS, About, colour_range, results_table, sweep_row
-from ressa.landscape.verdicts import (
-    allocation_rows,
-    confirmations,
-    confirmed,
-    declared,
-    judge,
-    searched,
-)
 from ressa.spec import SweepSpec, spec_from_yaml
 from ressa.store import SweepStore
 
@@ -35,13 +26,22 @@ _STEPS = 120
 """Points of a curve at most: a longer one is thinned."""
 _FAILURES = 200
 _DIGITS = 6
+_UNCONFIRMED = (
+    "Nothing is confirmed yet. The best of a search's noisy scores is biased upwards; fresh seeds "
+    "on examples that no search saw tell: "
+)
 
 _ENDED_WELL = ("succeeded", "reused", "stopped")
 _PACKAGES = ("ressa", "python", "torch", "ray", "deepspeed", "transformers", "optuna")
 
 
-def gather(sweep: SweepStore) -> dict[str, Any]:
-    """Reads a sweep as the report's page wants it; strings are as they were written, unescaped."""
+def gather(sweep: SweepStore, *, verdicts: Sequence[str] = ()) -> dict[str, Any]:
+    """Reads a sweep as the report's page wants it; strings are as they were written, unescaped.
+
+    Args:
+        sweep: what to show.
+        verdicts: what was confirmed of it, in sentences.
+    """
     frame = results_table(sweep)
     about: About = frame.attrs["about"]
     spec = spec_from_yaml(sweep.spec_text())
@@ -54,7 +54,7 @@ def gather(sweep: SweepStore) -> dict[str, Any]:
         "question": _question(spec, about),
         "stand": _stand(state),
         "facts": _facts(frame, about),
-        "verdicts": _verdicts(sweep),
+        "verdicts": list(verdicts) or [_UNCONFIRMED + _command("confirm", sweep)],
         "range": list(colour_range(frame)),
         "lines": list(_lines(frame, about)),
         "meanings": {name: COLUMNS[name] for name in _SHOWN},
@@ -71,6 +71,9 @@ def gather(sweep: SweepStore) -> dict[str, Any]:
 
 
 def _question(spec: SweepSpec, about: About) -> str:
+    """What the sweep file asks, or else what the sweep does."""
+    if spec.question:
+        return spec.question
     names = [objective.maximize for objective in spec.objectives]
     budgets = ", ".join(f"{percent(float(budget))} %" for budget in spec.budget or ())
     where = f" when {budgets} of the prunable weights are zero" if budgets else ""
@@ -79,28 +82,6 @@ def _question(spec: SweepSpec, about: About) -> str:
         f"How to split the sparsity of {spec.model.id} between vision and language{where}, for the "
         f"highest {' and '.join(names)}{how}?"
     )
-
-
-def _verdicts(sweep: SweepStore) -> list[str]:
-    """What was confirmed, in words: the best of each line first, then the verdicts."""
-    try:
-        found = confirmed(confirmations(searched(sweep)))
-    except SpecError:  # an objective that cannot be paired by questions
-        return []
-    rows = {
-        (row["line"], row["allocation"]): row for row in allocation_rows(found, confidence=0.95)
-    }
-    best = []
-    for line in sorted({one.line for one in found if one.line > 0}):
-        name = next(one.name for one in found if one.line == line)  # the best comes first
-        row = rows[line, name]
-        best.append(
-            f"on line {line:g} {name} is the best that was confirmed: {percent(row['score'])} ± "
-            f"{percent(row['standard_error'])} % over {row['runs']} seeds, on test examples"
-        )
-    asked = declared(searched(sweep))
-    verdicts = judge(found, margin=asked.margin, confidence=asked.confidence)
-    return best + [one.sentence for one in verdicts]
 
 
 def _stand(state: dict[str, Any]) -> str:
@@ -196,7 +177,7 @@ def _failures(sweep: SweepStore) -> tuple[list[dict[str, Any]], int]:
 def _provenance(sweep: SweepStore, spec: SweepSpec) -> list[tuple[str, str]]:
     versions = [f"{package}_version" for package in _PACKAGES]
     about = ["cpu", "host", "started", "finished", "workers", "total_seconds", "cpu_seconds"]
-    trials = sweep.trials([*versions, *about])
+    trials = sweep.trials([*versions, *about, "ressa_commit"])
     rows = [("store", sweep.store.location), ("model", _model(spec))]
     known = [
         f"{package} {_all(trials[column])}"
@@ -205,6 +186,7 @@ def _provenance(sweep: SweepStore, spec: SweepSpec) -> list[tuple[str, str]]:
     ]
     rows += [
         ("versions", ", ".join(known)),
+        ("git", _all(trials["ressa_commit"])),
         ("hardware", f"{_all(trials['cpu'])}; workers a trial: {_all(trials['workers']) or '?'}"),
         ("machines", _all(trials["host"])),
         (
