@@ -4,7 +4,6 @@ import contextlib
 import logging
 import os
 import secrets
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ressa.errors import ClusterError
-from ressa.sweep.reaper import end_processes
+from ressa.sweep.reaper import clear, end_processes
 
 _STARTS = 3  # on a machine that others keep busy
 SESSION_VARIABLE = "RESSA_SESSION"
@@ -201,5 +200,4 @@ def local_ray(*, cpus: int, gpus: int | None = None, threads: int = 1) -> Iterat
         del os.environ[SESSION_VARIABLE]
         reaper.terminate()
         reaper.wait()
-        end_processes(session)  # that a Ray which was killed, or did not start, has left
-        shutil.rmtree(folder, ignore_errors=True)
+        clear(session, folder)  # also what a Ray that was killed, or did not start, has left

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 _GRACE_SECONDS = 1.0
+_TRIES = 5
 
 
 def wait_for_end(pid: int) -> None:
@@ -55,11 +56,20 @@ def end_processes(session: str) -> None:
             time.sleep(0.05)
 
 
+def clear(session: str, folder: str | os.PathLike[str]) -> None:
+    """Ends a session's processes and removes its folder, into which a dying one may yet write."""
+    for _ in range(_TRIES):
+        end_processes(session)
+        shutil.rmtree(folder, ignore_errors=True)
+        if not os.path.exists(folder):
+            return
+        time.sleep(_GRACE_SECONDS)
+
+
 def main(pid: int, session: str, folder: str) -> None:
-    """Waits for the driver's end, then ends the session's processes and removes its folder."""
+    """Waits for the driver's end, then clears its session away."""
     wait_for_end(pid)
-    end_processes(session)
-    shutil.rmtree(folder, ignore_errors=True)
+    clear(session, folder)
 
 
 if __name__ == "__main__":

@@ -69,6 +69,8 @@ def test_it_says_what_was_asked_found_and_failed(asked: SweepStore) -> None:
     assert data["facts"][0][1].startswith("the best of the search: t0")
     assert len(data["curves"]) == 7
     assert len(data["layers"]["t000"]) == 12
+    assert data["verdicts"][0].startswith("Nothing is confirmed yet.")
+    assert gather(asked, verdicts=["yes"])["verdicts"] == ["yes"]
     (failure,) = data["failures"]
     assert failure["error"] == EVIL
     assert failure["command"].startswith("ressa resume asked t007 --store ")
@@ -203,6 +205,8 @@ def test_it_loads_without_a_complaint_and_asks_for_nothing(shown: Browser) -> No
     assert shown.problems == []
     assert len(shown.asked) == 1
     assert shown.run("document.title") == "asked: ressa report"
+    told = shown.run("document.getElementById('verdicts').innerText")
+    assert "Nothing is confirmed yet" in told
     assert shown.run("document.images.length") == 0, "a stranger's words stay words"
     assert EVIL in shown.run("document.getElementById('failures').textContent")
     assert len(trials_of(shown)) == 10

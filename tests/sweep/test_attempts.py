@@ -99,7 +99,6 @@ def test_a_sweep_is_stopped_and_cancelled_from_another_shell_and_goes_on(
     assert results(place.sweep) == results(undisturbed.sweep)
 
 
-@pytest.mark.slow
 def test_when_ray_itself_is_killed_the_driver_says_so_and_the_sweep_goes_on(
     undisturbed: Place, place: Place
 ) -> None:
@@ -116,7 +115,6 @@ def test_when_ray_itself_is_killed_the_driver_says_so_and_the_sweep_goes_on(
     assert results(place.sweep) == results(undisturbed.sweep)
 
 
-@pytest.mark.slow
 def test_a_killed_worker_ends_the_attempt_and_the_gang_is_made_anew(tmp_path: Path) -> None:
     text = SMALL.replace("parallel: 2", "parallel: 1").replace("trials: 3", "trials: 1")
     place = make_place(tmp_path, text + "resources: {workers: 2}\nbaselines: []\n")

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ressa.cli.shipping import verdicts_of
 from ressa.errors import ConflictError, NotFoundError, SpecError
 from ressa.landscape import confirmed, judge
 from ressa.spec import spec_from_mapping, spec_from_yaml
@@ -179,6 +180,9 @@ def test_verdicts_rest_on_all_confirmations_and_nothing_else(tmp_path: Path) -> 
     assert (half.line, half.answer, half.seeds) == (0.5, "yes", 5)
     assert (language.line, language.answer) == (0.5, "no")
     assert (worse.line, worse.answer, worse.against) == (0.6, "no", "40:75")
+    for reported in (sweep, made):  # the report says them too
+        assert len(verdicts_of(reported)) == 3
+        assert "on line 0.5: " in verdicts_of(reported)[0]
 
 
 def test_what_cannot_be_confirmed_is_said(tmp_path: Path) -> None:

@@ -26,13 +26,22 @@ _STEPS = 120
 """Points of a curve at most: a longer one is thinned."""
 _FAILURES = 200
 _DIGITS = 6
+_UNCONFIRMED = (
+    "Nothing is confirmed yet. The best of a search's noisy scores is biased upwards; fresh seeds "
+    "on examples that no search saw tell: "
+)
 
 _ENDED_WELL = ("succeeded", "reused", "stopped")
 _PACKAGES = ("ressa", "python", "torch", "ray", "deepspeed", "transformers", "optuna")
 
 
-def gather(sweep: SweepStore) -> dict[str, Any]:
-    """Reads a sweep as the report's page wants it; strings are as they were written, unescaped."""
+def gather(sweep: SweepStore, *, verdicts: Sequence[str] = ()) -> dict[str, Any]:
+    """Reads a sweep as the report's page wants it; strings are as they were written, unescaped.
+
+    Args:
+        sweep: what to show.
+        verdicts: what was confirmed of it, in sentences.
+    """
     frame = results_table(sweep)
     about: About = frame.attrs["about"]
     spec = spec_from_yaml(sweep.spec_text())
@@ -45,7 +54,7 @@ def gather(sweep: SweepStore) -> dict[str, Any]:
         "question": _question(spec, about),
         "stand": _stand(state),
         "facts": _facts(frame, about),
-        "verdicts": [],
+        "verdicts": list(verdicts) or [_UNCONFIRMED + _command("confirm", sweep)],
         "range": list(colour_range(frame)),
         "lines": list(_lines(frame, about)),
         "meanings": {name: COLUMNS[name] for name in _SHOWN},
