@@ -1,11 +1,12 @@
-"""`python -m benchmarks.verdicts [STORE]`: how often tests and verdicts claim what is not so.
+"""How often tests and verdicts claim what is not so: `python -m benchmarks.verdicts [STORE]`.
 
 Simulated: questions are right with probability sigmoid(θ + effects of picture, of allocation and
 picture, of seed, of seed and picture), all normal; five questions a picture, both the pictures and
 the seeds new in every pair. Allocations of one kind are exchangeable, so that on average no one is
 better; two of different spread are brought to one mean by integration over their effects.
 
-Recorded: STORE holds sweeps/verdicts; runs of one allocation are dealt to two sides at random.
+Recorded, with STORE: it holds sweeps/verdicts; runs of one allocation are dealt to two sides at
+random, again and again, so that pairs share runs.
 
 Prints the tables of docs/verdicts.md. Rates come with Wilson's 95 % interval.
 """
@@ -29,7 +30,7 @@ from ressa.store import open_store
 
 Floats = NDArray[np.float64]
 
-PAIRS, QUESTIONS, LEVEL, MARGIN = 1000, 5, 0.05, 1.0
+PAIRS, SWEEPS, QUESTIONS, LEVEL, MARGIN = 1000, 400, 5, 0.05, 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +65,11 @@ def main() -> None:
     )
     parser.add_argument("--pairs", type=int, default=PAIRS, help="simulated pairs of each kind")
     given = parser.parse_args()
-    _print_simulated(given.pairs)
-    _print_verdicts(given.pairs)
     if given.store is not None:
         _print_recorded(given.store)
+        return
+    _print_simulated(given.pairs)
+    _print_verdicts()
 
 
 def _print_simulated(pairs: int) -> None:
@@ -148,8 +150,8 @@ def _middle(world: World, seeds: float, mean: float | None = None) -> float:
     return float(brentq(off, -20, 20))
 
 
-def _print_verdicts(pairs: int) -> None:
-    print(f"\nVerdicts at 95 %, margin {MARGIN:g} point, {pairs:,} simulated sweeps a row\n")
+def _print_verdicts() -> None:
+    print(f"\nVerdicts at 95 %, margin {MARGIN:g} point, {SWEEPS} simulated sweeps a row\n")
     print("| what is so | seeds | pictures | wrong verdicts in a sweep | decided rightly |")
     print("|---|---|---|---|---|")
     edge = MARGIN / 100
@@ -161,17 +163,17 @@ def _print_verdicts(pairs: int) -> None:
     }
     for name, gains in truths.items():
         right = "yes" if max(gains) <= edge else "no"
-        for runs, pictures in ((3, 1000), (5, 1000), (5, 4000)):
+        for runs, pictures in ((3, 1000), (5, 1000)):
             draw = np.random.default_rng((runs, pictures, len(gains), int(1e6 * sum(gains))))
             wrong = decided = 0
-            for _ in range(pairs // 10):
+            for _ in range(SWEEPS):
                 verdicts = judge(
                     _sweep(draw, runs, pictures, gains), margin=MARGIN, confidence=0.95
                 )
                 answers = [v.answer for v in verdicts if v.question == EQUAL_QUESTION]
                 wrong += any(answer not in (right, "not decided") for answer in answers)
                 decided += sum(answer == right for answer in answers) / len(answers)
-            count = pairs // 10
+            count = SWEEPS
             print(
                 f"| {name} | {runs} | {pictures:,} | {_rate(wrong, count)} | "
                 f"{100 * decided / count:.0f} % |",

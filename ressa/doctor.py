@@ -6,9 +6,11 @@ GPUs, else over gloo on the CPU, and has them sum numbers, as the workers of a t
 """
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
@@ -18,6 +20,8 @@ PYTHONS = ((3, 11), (3, 12))
 LIBRARIES = ("torch", "transformers", "deepspeed", "ray", "optuna", "pyarrow", "duckdb", "obstore")
 WORKERS = 2
 PATIENCE_SECONDS = 120.0
+_BUILD_SECONDS = 3600.0
+_SHARED_BYTES = 256 << 20
 _NUMBERS = 1 << 20  # summed by the preflight: 4 MiB, a bucket of gradients
 
 
@@ -33,13 +37,17 @@ class Finding:
 
 
 def examine(libraries: tuple[str, ...] = LIBRARIES) -> Iterator[Finding]:
-    """Looks at Python, at each library and at the exchange between workers, one after the other."""
+    """Looks at Python, each library, GPUs, memory and the exchange between workers, in turn."""
     yield _python(sys.version_info[:2])
     broken = False
     for name in libraries:
         finding = _library(name)
         broken = broken or (name == "torch" and not finding.ok)
         yield finding
+    if not broken:
+        yield _cuda()
+    yield _builds()
+    yield _shared_memory()
     if not broken:
         yield _all_reduce()
 
@@ -68,6 +76,55 @@ def _library(name: str) -> Finding:
         return Finding(what=name, ok=True, found=version, advice="")
     advice = f"Install it again: pip install --force-reinstall '{name}=={version}'"
     return Finding(what=name, ok=False, found=f"{version} does not import: {said}", advice=advice)
+
+
+def _cuda() -> Finding:
+    """Whether torch sees the GPUs that the driver sees."""
+    there = _gpus()
+    count = (
+        "import sys, torch; sys.exit(torch.cuda.device_count() if torch.cuda.is_available() else 0)"
+    )
+    seen = subprocess.run([sys.executable, "-c", count], capture_output=True).returncode
+    ok = seen >= there
+    return Finding(
+        what="cuda",
+        ok=ok,
+        found=f"{there} GPUs, torch sees {seen}",
+        advice="" if ok else "Install the torch of this machine's CUDA: https://pytorch.org",
+    )
+
+
+def _builds() -> Finding:
+    """Builds of DeepSpeed's operations that were killed: whoever builds next waits for ever.
+
+    ressa itself has none built.
+    """
+    place = os.environ.get("TORCH_EXTENSIONS_DIR", "~/.cache/torch_extensions")
+    old = time.time() - _BUILD_SECONDS
+    locks = [path for path in Path(place).expanduser().rglob("lock") if path.stat().st_mtime < old]
+    return Finding(
+        what="deepspeed ops",
+        ok=not locks,
+        found=f"a build that was killed left {locks[0]}" if locks else "none is built, none needed",
+        advice="" if not locks else f"Remove it, unless a build is under way: rm {locks[0]}",
+    )
+
+
+def _shared_memory() -> Finding:
+    try:
+        size = shutil.disk_usage("/dev/shm").total
+    except OSError:
+        return Finding(what="shared memory", ok=True, found="no /dev/shm here", advice="")
+    ok = size >= _SHARED_BYTES
+    return Finding(
+        what="shared memory",
+        ok=ok,
+        found=f"/dev/shm has {size / 2**30:.1f} GiB",
+        advice=""
+        if ok
+        else "Ray then keeps its objects on the disk and NCCL may fail. Start the container with "
+        "--shm-size=2g, or mount an emptyDir of medium Memory.",
+    )
 
 
 def _all_reduce() -> Finding:

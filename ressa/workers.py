@@ -147,3 +147,12 @@ def total(value: float) -> float:
     if world_size > 1:
         distributed.all_gather_object(values, value)
     return sum(values)
+
+
+def sum_of_ones() -> tuple[str, float]:
+    """Tries the exchange once and leaves the group; returns over what, and the workers counted."""
+    ones = torch.ones(1 << 20, device=device())
+    distributed.all_reduce(ones)
+    backend, mean = str(distributed.get_backend()), float(ones.mean())
+    distributed.destroy_process_group()
+    return backend, mean

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ressa.doctor import _all_reduce, _python, examine
+from ressa.doctor import _all_reduce, _builds, _cuda, _python, _shared_memory, examine
 
 
 def test_a_python_that_is_not_supported_is_named() -> None:
@@ -43,3 +43,20 @@ def test_a_library_that_is_missing_or_broken_is_named_with_what_to_do(
     assert broken.found == "1.5 does not import: RuntimeError: its own library is missing"
     assert "brokenlib==1.5" in broken.advice
     assert findings["torch"].ok and findings["all-reduce"].ok
+
+
+def test_a_build_that_was_killed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    assert _builds().ok
+    lock = tmp_path / "cpu_adam" / "lock"
+    lock.parent.mkdir()
+    lock.touch()
+    assert _builds().ok, "it may be under way"
+    os.utime(lock, (0, 0))
+    finding = _builds()
+    assert not finding.ok and f"rm {lock}" in finding.advice
+
+
+def test_gpus_and_shared_memory_are_looked_at() -> None:
+    assert _cuda().ok and "GPUs, torch sees" in _cuda().found
+    assert "/dev/shm" in _shared_memory().found

@@ -130,6 +130,6 @@ def _plain(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-@pytest.mark.parametrize("name", ["__main__", "obvious", "studies", "zoo.__main__"])
+@pytest.mark.parametrize("name", ["__main__", "obvious", "studies", "verdicts", "zoo.__main__"])
 def test_the_benches_find_what_they_measure(name: str) -> None:
     import_module(f"benchmarks.{name}")

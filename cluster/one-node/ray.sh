@@ -10,7 +10,11 @@ unset RAY_AUTH_TOKEN RAY_AUTH_TOKEN_PATH
 export RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0
 export RAY_worker_niceness=0 # not Ray's 15, where all else on the machine comes first
 
-ray=${RESSA_VENV:-$(dirname "$0")/../../.venv}/bin/ray
-"$ray" get-auth-token --generate >/dev/null 2>&1
+# Jobs run the `python` that is first in the path, which must be the one with ressa.
+venv=$(realpath "${RESSA_VENV:-$(dirname "$0")/../../.venv}")
+export PATH="$venv/bin:$PATH"
+ray get-auth-token --generate >/dev/null 2>&1
 chmod 600 ~/.ray/auth_token
-exec "$ray" start --head --block --dashboard-host=127.0.0.1 --disable-usage-stats "$@"
+# Port 0, any that is free: where another Ray has the usual one, jobs would be refused.
+exec ray start --head --block --disable-usage-stats --dashboard-host=127.0.0.1 \
+  --dashboard-agent-listen-port=0 "$@"

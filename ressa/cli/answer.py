@@ -119,7 +119,7 @@ def _run(request: Request, frames: _Frames) -> int:
         ending = threading.Timer(LONGEST_SECONDS, os._exit, (130,))
         ending.daemon = True
         ending.start()
-    client.address = request.told_address
+    client.address, client.ray = request.told_address, os.environ.get("RAY_ADDRESS")
     if request.spec is not None:
         Path("sweep.yaml").write_text(request.spec)
         words.insert(1, "sweep.yaml")

@@ -48,6 +48,8 @@ class Client:
 
     address: str | None = None
     """The cluster's address, where command lines to go on with must name it."""
+    ray: str | None = None
+    """The Ray that the verb runs on, for one that looks at it."""
     taken: Callable[[], None] = lambda: None
     """Tells that a driver holds its sweep, and goes on by itself."""
 

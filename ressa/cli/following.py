@@ -74,21 +74,22 @@ def logs(
         chosen = _chosen(logs_of(sweep, trial), attempt, rank)
     if not chosen:
         raise _no_log(sweep, trial)
+    number = chosen[0].attempt
     read: dict[LogName, int] = {}
+    shown: LogName | None = None
     while True:
         goes_on = follow and trial in sweep.status().running
-        for one in chosen:
+        for one in _chosen(logs_of(sweep, trial), number, rank):
             content = get_log(sweep, trial, one)[read.get(one, 0) :]
-            if one not in read and len(chosen) > 1:
+            if content and one != shown and rank is None:
                 write(f"── rank {one.rank}\n")
-            elif content and read[one] and len(chosen) > 1:
-                write(f"── rank {one.rank}, goes on\n")
-            read[one] = read.get(one, 0) + len(content)
-            write(content.decode(errors="replace"))
+            if content:
+                shown, read[one] = one, read.get(one, 0) + len(content)
+                write(content.decode(errors="replace"))
         if not goes_on:
             break
         time.sleep(_GLANCE_SECONDS)
-    _say_how_it_ended(sweep, trial, chosen[0].attempt)
+    _say_how_it_ended(sweep, trial, number)
 
 
 def _chosen(names: "list[LogName]", attempt: int | None, rank: int | None) -> "list[LogName]":

@@ -134,7 +134,7 @@ def words_of(context: typer.Context) -> list[str]:
             options.append(parameter.opts[0] if value else parameter.secondary_opts[0])
         else:
             options += [f"{_long(parameter.opts)}={one}" for one in values]
-    if "store" in context.params and not _was_given(context, "store"):
+    if context.params.get("store") is not None and not _was_given(context, "store"):
         there("")
     return [*_verb(context), *options, *(["--", *arguments] if arguments else [])]
 

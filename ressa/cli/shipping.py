@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ressa.cli.app import Name, StoreOption, app, opened_store
+from ressa.cli.relay import relayed
 from ressa.errors import SpecError
 from ressa.terminal import say
 
@@ -81,6 +82,7 @@ def verify(
 
 
 @app.command()
+@relayed
 def report(
     name: Name,
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The page to write.")] = Path(

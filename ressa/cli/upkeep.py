@@ -1,15 +1,19 @@
 """Verbs that look after stages, data, models and this machine."""
 
 import re
+from collections.abc import Iterator
 from datetime import timedelta
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ressa.cli.app import OutputOption, StoreOption, app, opened_store
+from ressa.cli.app import OutputOption, StoreOption, app, client, opened_store
 from ressa.cli.relay import relayed
 from ressa.errors import SpecError
 from ressa.terminal import Output, say, show
+
+if TYPE_CHECKING:
+    from ressa.doctor import Finding
 
 stages = typer.Typer(help="Looks after the work that trials share.", no_args_is_help=True)
 app.add_typer(stages, name="stages")
@@ -66,17 +70,41 @@ def _duration(text: str) -> timedelta:
 
 
 @app.command()
-def doctor(output: OutputOption = Output.table) -> None:
-    """Says whether this machine can run trials. If not, it says what to do."""
-    from ressa.doctor import examine
-
-    rows = [
-        {"what": f.what, "state": "ok" if f.ok else "broken", "found": f.found, "advice": f.advice}
-        for f in examine()
-    ]
+@relayed
+def doctor(
+    store: Annotated[
+        str | None,
+        typer.Option(
+            "--store", metavar="PLACE", help="With --address: whether every node can use it."
+        ),
+    ] = None,
+    output: OutputOption = Output.table,
+) -> None:
+    """Says whether this machine, or each of a cluster, can run trials. If not, what to do."""
+    rows = list(_findings(store))
     show(rows, output)
     if any(row["state"] != "ok" for row in rows):
         raise typer.Exit(1)
+
+
+def _findings(store: str | None) -> Iterator[dict[str, str]]:
+    from ressa.doctor import examine
+
+    if client.ray is None:
+        for found in examine():
+            yield _row(found)
+        return
+    from ressa.sweep import joined_ray
+    from ressa.sweep.checkup import examine_cluster
+
+    joined_ray.prepare()
+    for node, found in examine_cluster(client.ray, store):
+        yield {"node": node, **_row(found)}
+
+
+def _row(found: "Finding") -> dict[str, str]:
+    state = "ok" if found.ok else "broken"
+    return {"what": found.what, "state": state, "found": found.found, "advice": found.advice}
 
 
 @app.command()
