@@ -80,7 +80,7 @@ def doctor(
     ] = None,
     output: OutputOption = Output.table,
 ) -> None:
-    """Says whether this machine, or each of a cluster, can run trials. If not, what to do."""
+    """Says whether machines can run trials: this one, or a cluster's. If not, what to do."""
     rows = list(_findings(store))
     show(rows, output)
     if any(row["state"] != "ok" for row in rows):
