@@ -162,7 +162,7 @@ class Simulation:
                 self.over = True
                 return
             self.count += 1
-            self.begin(trial_id, self.searcher._attempts[trial_id])
+            self.begin(trial_id, self.searcher._running[trial_id])
 
     def begin(self, trial_id: str, attempt: Attempt) -> None:
         self.free_at += TUNE_SECONDS

@@ -118,10 +118,6 @@ class Ledger:
         self._keys: dict[str, list[str]] = {}
         self._rungs: dict[int, dict[int, float]] = {}
         """Rung → number of the trial → how it stood there."""
-        self._been: dict[int, int] = {}
-        """Rung → all trials before this number have been there, or have ended."""
-        self._undecided: dict[str, list[int]] = {}
-        """Trial → rungs where it has been and where it is open if it ends there."""
         for row in sweep.read("rungs").to_pylist():
             self._rungs.setdefault(row["step"], {})[row["number"]] = row["value"]
         self._read_proposals()
@@ -283,8 +279,10 @@ class Ledger:
             number, enough = len(self._points), self._executions >= self._plan.spec.search.trials
             if self._exhausted or (enough and not self._proposer.is_fixed):
                 return "finished"
+            # A sampler that looks at no result waits for none; whether a trial stops early may.
             looks = not self._proposer.is_fixed
-            visible = self._visible(number) if looks else ()
+            waits = looks or self._plan.spec.early_stopping is not None
+            visible = self._visible(number) if waits else ()
             if visible is None:
                 return "wait"
             seen = [self._as_seen(n, visible=n in visible) for n in range(number if looks else 0)]
@@ -372,7 +370,6 @@ class Ledger:
     def _propose(self, again: Again, *, seen: list[str] | None, notes: str) -> Attempt:
         """Stores that a trial is to run, or that it repeats another one, before anything starts."""
         attempt = self._attempt(again.trial, self._attempts.get(again.trial, -1) + 1, again.reason)
-        self._undecided.pop(again.trial, None)
         self._attempts[again.trial], self._tries[again.trial] = attempt.attempt, again.tries
         self._keys.setdefault(again.trial, []).append(attempt.spec.key)
         row = {
@@ -389,68 +386,31 @@ class Ledger:
         self._commit("proposals", [row], attempt)
         return attempt
 
-    def reach(self, attempt: Attempt, progress: Progress) -> None:
-        """Takes note of how a trial stands at a rung; `ends_at` then says whether it ends there.
+    def reach(self, attempt: Attempt, progress: Progress) -> bool:
+        """Takes note of how a trial stands at a rung; returns whether it ends there.
 
         What was noted first counts, should a trial that was killed come by again.
         """
         stopping = self._plan.spec.early_stopping
         number, scores = attempt.number, progress.rung
         if stopping is None or number is None or scores is None:
-            return
-        score = scores[self._plan.spec.objectives[0].maximize]
-        self._rungs.setdefault(progress.step, {}).setdefault(number, score)
-        self._undecided.setdefault(attempt.trial, []).append(progress.step)
-        if not self._is_decided(progress.step, number):
-            self._note_rung(attempt, progress.step, None, stopped=False)
-
-    def ends_at(self, attempt: Attempt) -> int | None:
-        """Returns the rung at which a trial ends; None if it goes on, or as long as nobody knows.
-
-        Nobody does until all trials before the window have been at the rung, or have ended.
-        """
-        stopping, number = self._plan.spec.early_stopping, attempt.number
-        waiting = self._undecided.get(attempt.trial, [])
-        while waiting and stopping is not None and number is not None:
-            step, here = waiting[0], self._rungs[waiting[0]]
-            if not self._is_decided(step, number):
-                return None
-            del waiting[0]
-            search = self._plan.spec.search
-            before = here.keys() if search.asynchronous else range(number - search.window + 1)
-            others = [here[n] for n in before if n in here and n != number]
-            lowest = threshold(others, stopping.reduction)
-            ends = lowest is not None and here[number] < lowest
-            self._note_rung(attempt, step, lowest, stopped=ends)
-            if ends:
-                waiting.clear()
-                return step
-        return None
-
-    def is_undecided(self, attempt: Attempt) -> bool:
-        """Whether it is still open if a trial ends at a rung where it has been."""
-        return bool(self._undecided.get(attempt.trial))
-
-    def _is_decided(self, step: int, number: int) -> bool:
-        """Whether all is known that makes out if a trial ends at a rung."""
-        search, here = self._plan.spec.search, self._rungs[step]
-        known = self._been.get(step, 0)
-        while known in here or trial_name(known) in self.results:
-            known += 1
-        self._been[step] = known
-        return search.asynchronous or number - search.window < known
-
-    def _note_rung(
-        self, attempt: Attempt, step: int, lowest: float | None, *, stopped: bool
-    ) -> None:
+            return False
+        here = self._rungs.setdefault(progress.step, {})
+        value = here.setdefault(number, scores[self._plan.spec.objectives[0].maximize])
+        search = self._plan.spec.search
+        before = here.keys() if search.asynchronous else range(number - search.window + 1)
+        others = [here[n] for n in before if n in here and n != number]
+        lowest = threshold(others, stopping.reduction)
+        ends = lowest is not None and value < lowest
         row = {
-            "number": attempt.number,
-            "step": step,
-            "value": self._rungs[step][attempt.number or 0],
+            "number": number,
+            "step": progress.step,
+            "value": value,
             "threshold": lowest,
-            "stopped": stopped,
+            "stopped": ends,
         }
         self._commit("rungs", [row], attempt)
+        return ends
 
     def note(self, attempt: Attempt, kind: str, detail: Mapping[str, Any]) -> None:
         """Stores an event of an attempt."""

@@ -1,8 +1,7 @@
 """Early stopping: successive halving over repair steps, as a function of the store.
 
-Trial n ends at a rung when it is below the best 1/η of what trials 0 … n−W had there: neither the
-order of finishing nor a kill can change who stops. Where one of those has not been there yet, trial
-n goes on meanwhile; should it turn out that it ends there, what it did since does not count.
+Trial n ends at a rung when it is below the best 1/η of what trials 0 … n−W had there. Those have
+ended when trial n is proposed, so neither the order of finishing nor a kill can change who stops.
 """
 
 from collections.abc import Callable

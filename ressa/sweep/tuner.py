@@ -175,14 +175,10 @@ class StoreSearcher(Searcher):
         self._ledger, self._plan, self._store = ledger, plan, store
         self._lease, self._watcher, self._session = lease, watcher, session
         self._fresh = fresh
-        self._attempts: dict[str, Attempt] = {}
+        self._running: dict[str, Attempt] = {}
         self._begun: dict[str, datetime] = {}
         self._progress: dict[str, Progress] = {}
-        self._rungs: dict[tuple[str, int], Progress] = {}
         self._stopped: dict[str, Progress] = {}
-        self._held: dict[str, Callable[[], rows.Rows]] = {}
-        """Tune trials that ended before it was known if they end at a rung → rows if they do not.
-        """
         self._trials: list[Trial] = []
         self._deadlines: dict[str, float] = {}
         self._timed_out: set[str] = set()
@@ -202,7 +198,7 @@ class StoreSearcher(Searcher):
         self._trials = trials
         self._session.check()
         if self._lease.asked == "cancel":
-            for trial_id, attempt in self._attempts.items():
+            for trial_id, attempt in self._running.items():
                 tables = rows.cancelled(attempt, self._plan, started=self._begun[trial_id])
                 self._ledger.finish(attempt, tables)
                 self._watcher.ended(attempt, tables["trials"][0])
@@ -216,7 +212,7 @@ class StoreSearcher(Searcher):
         without = []
         for trial in self._trials:
             name = trial.trial_id
-            if name not in self._attempts or name in self._held:
+            if name not in self._running:
                 continue
             if trial.temporary_state.ray_actor is None:
                 if now > self._unplaced.setdefault(name, now + _LONG_SECONDS):
@@ -225,13 +221,13 @@ class StoreSearcher(Searcher):
             self._unplaced.pop(name, None)
             if name in self._waiting:
                 self._waiting.remove(name)
-                self._ledger.note(self._attempts[name], "trial_placed", {})
+                self._ledger.note(self._running[name], "trial_placed", {})
         if not self._waiting.issuperset(without):
             # The others have their place, and their processes are slow to start.
             count = unplaced_groups()
             for name in set(without[-count:] if count else ()) - self._waiting:
                 self._waiting.add(name)
-                self._ledger.note(self._attempts[name], "trial_waits", self._why())
+                self._ledger.note(self._running[name], "trial_waits", self._why())
             for name in without:
                 self._unplaced[name] = now + _LONG_SECONDS
 
@@ -251,8 +247,7 @@ class StoreSearcher(Searcher):
         now = time.monotonic()
         for trial in self._trials:
             name, actor = trial.trial_id, trial.temporary_state.ray_actor
-            over = name not in self._attempts or name in self._held or name in self._timed_out
-            if over or actor is None:
+            if name not in self._running or name in self._timed_out or actor is None:
                 continue
             if now > self._deadlines.setdefault(name, now + 3600 * hours):
                 self._timed_out.add(name)
@@ -264,14 +259,14 @@ class StoreSearcher(Searcher):
         self._check_lease()
         if self._lease.asked:
             return str(Searcher.FINISHED)
-        if len(self._attempts) - len(self._held) >= self._plan.spec.search.parallel:
+        if len(self._running) >= self._plan.spec.search.parallel:
             return None
         attempt = self._ledger.next()
         if not isinstance(attempt, Attempt):
             # What runs may fail and be tried again: until then the search is not over.
-            over = attempt == "finished" and not (self._attempts and not self._ledger.is_hopeless)
+            over = attempt == "finished" and not (self._running and not self._ledger.is_hopeless)
             return str(Searcher.FINISHED) if over else None
-        self._attempts[trial_id] = attempt
+        self._running[trial_id] = attempt
         self._begun[trial_id] = datetime.now(UTC)
         self._watcher.began(attempt)
         return {
@@ -293,75 +288,41 @@ class StoreSearcher(Searcher):
         progress = result.get("progress")
         if isinstance(progress, Progress):
             self._progress[trial_id] = progress
-            self._watcher.moved(self._attempts[trial_id], progress)
+            self._watcher.moved(self._running[trial_id], progress)
 
     @_ends_the_sweep
     def stops(self, trial_id: str, result: dict[str, Any]) -> bool:
         """Says whether a trial ends with this report, which is stored first."""
-        progress, attempt = result.get("progress"), self._attempts.get(trial_id)
-        if not isinstance(progress, Progress) or attempt is None:
+        progress = result.get("progress")
+        if not isinstance(progress, Progress) or trial_id not in self._running:
             return False
-        if progress.rung is not None:
-            self._rungs[trial_id, progress.step] = progress
-            self._ledger.reach(attempt, progress)
-            self._release()  # others may have waited for this
-        return self._ends(trial_id)
-
-    def _ends(self, trial_id: str) -> bool:
-        """Whether it is known by now that a trial ends at a rung where it has been."""
-        step = self._ledger.ends_at(self._attempts[trial_id])
-        if step is not None:
-            self._stopped[trial_id] = self._rungs[trial_id, step]
-        return step is not None
+        if not self._ledger.reach(self._running[trial_id], progress):
+            return False
+        self._stopped[trial_id] = progress
+        return True
 
     @_ends_the_sweep
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Commits the rows of an attempt that ended, however it did.
-
-        Of one of which it is still open if it ends at a rung, as soon as that is known.
-        """
+        """Commits the rows of an attempt that ended, however it did."""
         self._session.check()  # a trial that ended with Ray is as unfinished as before
         self._check_lease()
-        attempt, started = self._attempts[trial_id], self._begun[trial_id]
-        make: Callable[[], rows.Rows]
-        if trial_id not in self._stopped and (error or not (result or {}).get("done")):
+        attempt, started = self._running[trial_id], self._begun[trial_id]
+        rung = self._stopped.pop(trial_id, None)
+        if rung is not None:
+            so_far = self._so_far(attempt, rung)
+            tables = rows.stopped(attempt, so_far, self._plan, rung, started=started)
+        elif error or not (result or {}).get("done"):
             state, failure = self._what_happened(trial_id)
             if failure.stage == "store":
                 raise StoreError(failure.message)
-            make = functools.partial(
-                rows.unsuccessful, attempt, failure, self._plan, started=started, state=state
-            )
+            tables = rows.unsuccessful(attempt, failure, self._plan, started=started, state=state)
         else:
-            make = functools.partial(self._came_to_its_end, attempt, started)
-        self._held[trial_id] = make
+            tables = rows.succeeded(attempt, self._outcome(attempt), self._plan, started=started)
+        del self._running[trial_id], self._begun[trial_id]
         self._unplaced.pop(trial_id, None)
         self._waiting.discard(trial_id)
-        self._release()
-
-    def _came_to_its_end(self, attempt: Attempt, started: datetime) -> rows.Rows:
-        return rows.succeeded(attempt, self._outcome(attempt), self._plan, started=started)
-
-    def _release(self) -> None:
-        """Commits what has ended and of which all is known; what that decides is next."""
-        while ready := [trial_id for trial_id in self._held if self._is_known(trial_id)]:
-            for trial_id in ready:
-                self._commit(trial_id)
-
-    def _is_known(self, trial_id: str) -> bool:
-        if trial_id in self._stopped or self._ends(trial_id):
-            return True
-        return not self._ledger.is_undecided(self._attempts[trial_id])
-
-    def _commit(self, trial_id: str) -> None:
-        attempt, started = self._attempts.pop(trial_id), self._begun.pop(trial_id)
-        make, rung = self._held.pop(trial_id), self._stopped.pop(trial_id, None)
-        if rung is None:
-            tables = make()
-        else:
-            so_far = self._so_far(attempt, rung)
-            tables = rows.stopped(attempt, so_far, self._plan, rung, started=started)
         self._ledger.finish(attempt, tables)
         self._watcher.ended(attempt, tables["trials"][0])
 

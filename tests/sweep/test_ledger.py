@@ -133,6 +133,11 @@ def test_one_question_at_a_time_that_does_not_fit_is_the_end(sweep: Sweep) -> No
 def test_a_sampler_that_looks_at_no_result_waits_for_none(tmp_path: Path) -> None:
     ledger = Sweep(tmp_path / "grid", search={"parallel": 1, "window": 1}).driver()
     assert [begin(ledger).trial for _ in range(3)] == ["t000", "t001", "t002"]
+    stopping = {"rungs": [5], "reduction": 2}  # looks at results whatever the sampler does
+    search = {"parallel": 1, "window": 1}
+    ledger = Sweep(tmp_path / "stops", search=search, early_stopping=stopping).driver()
+    assert begin(ledger).trial == "t000"
+    assert ledger.next() == "wait"
 
 
 def test_a_trial_that_is_tried_again_keeps_the_window_shut(tmp_path: Path) -> None:

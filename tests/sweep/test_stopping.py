@@ -1,13 +1,13 @@
-"""Early stopping: who is stopped is the store's word, whoever was slow or killed."""
+"""Early stopping on a real Ray: who is stopped is the store's word, whoever was killed."""
 
 from pathlib import Path
 
 import pytest
 
-from benchmarks.scale import Simulation, plan_of
-from ressa.store import open_store
 from tests.sweep.place import SMALL, Place, make_place, running_sessions
 from tests.sweep.waiting import wait_for
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
 HALVED = (
     SMALL.replace('choices: [0.5, 0.7, "2:4"]', "choices: [0.4, 0.5, 0.6, 0.7, 0.8]")
@@ -31,26 +31,6 @@ def reached(place: Place) -> int:
         return 0
 
 
-def stopped(folder: Path, pace: int) -> list[dict[str, object]]:
-    plan = plan_of(30, parallel=5, window=5)
-    simulated = Simulation(plan, folder, answers=1, pace=pace)
-    assert simulated.run().busy > 0.9  # a trial waits for no other one, as slow as that may be
-    trials = open_store(folder).sweep("scale").trials()
-    assert set(trials["state"]) == {"succeeded", "stopped"}
-    return trials[["trial", "state", "stopped_step", "score"]].astype(str).to_dict("records")
-
-
-def test_whoever_is_slow_or_lost_the_same_trials_end_at_the_same_rungs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("benchmarks.scale.DURATIONS", [0.1, 1.0, 5.0])
-    first, *others = (stopped(tmp_path / str(pace), pace) for pace in range(3))
-    assert all(other == first for other in others)
-
-
-@pytest.mark.ray
-@pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_a_killed_sweep_stops_the_same_trials_at_the_same_rungs(tmp_path: Path) -> None:
     (tmp_path / "calm").mkdir()
     (tmp_path / "killed").mkdir()
