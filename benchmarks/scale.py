@@ -43,8 +43,8 @@ METRIC = "easy-vqa.balanced_accuracy"
 DURATIONS: list[float] = json.loads((Path(__file__).parent / "durations.json").read_text())
 
 
-def plan_of(trials: int, **search: Any) -> SweepPlan:
-    """The sweep that is searched: both sparsities, early stopping, gangs of four GPUs."""
+def plan_of(trials: int, *, stops: bool, **search: Any) -> SweepPlan:
+    """The sweep that is searched: both sparsities, gangs of four GPUs, early stopping or none."""
     axis = {"low": 0.1, "high": 0.8}
     spec = spec_from_mapping(
         {
@@ -53,7 +53,7 @@ def plan_of(trials: int, **search: Any) -> SweepPlan:
             "model": "pocket-blip2",
             "space": {"vision_sparsity": axis, "language_sparsity": axis},
             "repair": {"steps": STEPS},
-            "early_stopping": {"rungs": list(RUNGS), "reduction": 3},
+            "early_stopping": {"rungs": list(RUNGS), "reduction": 3} if stops else None,
             "resources": {"workers": GANG},
             "search": {"sampler": "random", "trials": trials, "parallel": GPUS // GANG} | search,
             "constraints": ["density >= 0.2"],
@@ -86,8 +86,6 @@ class Simulation:
     plan: SweepPlan
     folder: Path
     answers: int = 100
-    pace: int = 0
-    """Seed of how long each trial takes, and of which are lost; not of what they find."""
     now: float = 0.0
     free_at: float = 0.0
     """When the driver has done what it was given so far."""
@@ -131,7 +129,6 @@ class Simulation:
         first, last = starts[parallel - 1], self.last
         used = (np.minimum(ends, last) - np.maximum(starts, first)).clip(0).sum()
         tune = attempts * TUNE_SECONDS
-        self.trials = trials
         return Found(
             busy=float(used / (parallel * (last - first))),
             hours=float(ends.max() / 3600),
@@ -170,7 +167,7 @@ class Simulation:
         self.running[trial_id] = attempt, start
         self.last = self.last if attempt.attempt else start
         score = _score(attempt)
-        chance = np.random.default_rng([self.pace, attempt.number or 0, attempt.attempt])
+        chance = np.random.default_rng([attempt.number or 0, attempt.attempt])
         lasts = MEAN_SECONDS * chance.choice(DURATIONS)
         if chance.random() < LOST:
             self.at(start + lasts * chance.random(), trial_id, lambda: self.lose(trial_id))
@@ -258,16 +255,18 @@ def _outcome(score: float, steps: int, answers: int) -> Outcome:
     )
 
 
-def sweeps(trials: int) -> Iterator[tuple[str, dict[str, Any], int, int]]:
-    """What is simulated: words, what of `search` differs, trials, answers a trial."""
-    parallel = GPUS // GANG
-    yield "the whole sweep", {}, trials, 100
-    yield "4,000 answers a trial", {}, trials // 20, 4_000
+def sweeps(trials: int) -> Iterator[tuple[str, SweepPlan, int]]:
+    """What is simulated: words, the sweep, answers a trial."""
+    yield f"{trials:,} trials, random", plan_of(trials, stops=False), 100
+    few = trials // 20
+    yield f"{few:,} trials with 4,000 answers each", plan_of(few, stops=False), 4_000
+    some = trials // 5
     for factor in (1, 2, 4):
-        yield f"W = {factor} × parallel", {"window": factor * parallel}, trials // 5, 100
-        learner = {"window": factor * parallel, "sampler": "tpe"}
-        yield f"W = {factor} × parallel, tpe", learner, trials // 5, 100
-    yield "asynchronous, tpe", {"asynchronous": True, "sampler": "tpe"}, trials // 5, 100
+        window = factor * (GPUS // GANG)
+        searches = {"random, early stopping": "random", "tpe": "tpe"}
+        for words, sampler in searches.items():
+            plan = plan_of(some, stops=sampler == "random", sampler=sampler, window=window)
+            yield f"{some:,} trials, {words}, W = {factor} × parallel", plan, 100
 
 
 def main() -> None:
@@ -279,10 +278,10 @@ def main() -> None:
         "| sweep | attempts | stopped | GPUs busy | hours | driver, of one core | ms an attempt |"
     )
     print("|---|---|---|---|---|---|---|")
-    for words, search, trials, answers in sweeps(given.trials):
+    for words, plan, answers in sweeps(given.trials):
         folder = Path(tempfile.mkdtemp(prefix="ressa-scale-"))
         try:
-            found = Simulation(plan_of(trials, **search), folder, answers).run()
+            found = Simulation(plan, folder, answers).run()
         finally:
             shutil.rmtree(folder)
         print(

@@ -39,6 +39,12 @@ StoreOption = Annotated[
     str,
     typer.Option("--store", metavar="PLACE", envvar="RESSA_STORE", help="Where the sweeps are."),
 ]
+RayOption = Annotated[
+    str | None,
+    typer.Option(
+        "--address", metavar="HOST:PORT", help="A Ray to join, of which this machine is a node."
+    ),
+]
 OutputOption = Annotated[Output, typer.Option("-o", "--output", help="How rows are written.")]
 
 
@@ -58,6 +64,7 @@ client = Client()
 
 
 def load(file: Path, sets: list[str] | None) -> "SweepSpec":
+    """Reads a sweep file and checks it against its model's layers; warnings are said."""
     from ressa.spec import load_spec
 
     loaded = load_spec(file, sets or ())
@@ -73,6 +80,7 @@ def load(file: Path, sets: list[str] | None) -> "SweepSpec":
 
 
 def opened_store(store: str) -> "Store":
+    """Opens a store that exists; what opens it is imported no sooner."""
     from ressa.store import open_store
 
     return open_store(store)
@@ -90,6 +98,7 @@ def show_results(
     sort: Sequence[str] = (),
     columns: Sequence[str] = (),
 ) -> None:
+    """Writes a sweep's results; as a table, no more of them than are read."""
     from ressa.landscape import chosen, render_table, repair_order, results_table
 
     frame = results_table(sweep)

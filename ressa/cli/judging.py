@@ -4,7 +4,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ressa.cli.app import Name, OutputOption, StoreOption, app, command, opened_store
+from ressa.cli.app import (
+    Name,
+    OutputOption,
+    RayOption,
+    StoreOption,
+    app,
+    command,
+    opened_store,
+)
 from ressa.cli.relay import relayed
 from ressa.cli.running import board, interruptible
 from ressa.terminal import Output, say, show, write
@@ -88,12 +96,7 @@ def confirm(
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be run.")] = False,
     store: StoreOption = "results",
-    address: Annotated[
-        str | None,
-        typer.Option(
-            "--address", metavar="HOST:PORT", help="A Ray to join, of which this machine is a node."
-        ),
-    ] = None,
+    address: RayOption = None,
     output: OutputOption = Output.table,
 ) -> None:
     """Runs the best again: fresh seeds, test examples."""

@@ -12,6 +12,7 @@ from ressa.cli.app import (
     File,
     Name,
     OutputOption,
+    RayOption,
     Sets,
     StoreOption,
     app,
@@ -61,12 +62,7 @@ def run(
             "--fresh", help="Lets each trial do all of its work itself; results are equal."
         ),
     ] = False,
-    address: Annotated[
-        str | None,
-        typer.Option(
-            "--address", metavar="HOST:PORT", help="A Ray to join, of which this machine is a node."
-        ),
-    ] = None,
+    address: RayOption = None,
     output: OutputOption = Output.table,
 ) -> None:
     """Runs a sweep here, on a Ray of its own. Run again, it goes on where it was."""
@@ -153,6 +149,7 @@ def cancel(name: Name, store: StoreOption = "results") -> None:
 
 @contextmanager
 def board(spec: "SweepSpec") -> Iterator[Any]:
+    """Shows on stderr how a sweep goes, for the length of a `with` block."""
     from ressa.sweep.board import Board
 
     class Telling(Board):
@@ -168,6 +165,7 @@ def board(spec: "SweepSpec") -> Iterator[Any]:
 
 @contextmanager
 def interruptible(name: str, store: str) -> Iterator[None]:
+    """Says how a sweep goes on that the user interrupts, and exits with 130."""
     try:
         yield
     except KeyboardInterrupt as interruption:
