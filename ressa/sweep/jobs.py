@@ -88,6 +88,10 @@ class Request:
         return cls(**json.loads(zlib.decompress(base64.urlsafe_b64decode(text))))
 
 
+class _Taken(Exception):
+    """A job of that name is there already."""
+
+
 class Head:
     """The head of a cluster, by the address of its dashboard.
 
@@ -152,8 +156,7 @@ class Head:
 
     def ask(self, request: Request) -> str:
         """Starts a short job; returns its id."""
-        with self._reached():
-            return str(self._client.submit_job(entrypoint=_entrypoint(request)))
+        return self._submit(entrypoint=_entrypoint(request))
 
     def drive(
         self, request: Request, *, sweep: str, store: str, identity: str | None, code: Path | None
@@ -184,20 +187,26 @@ class Head:
                     _check_same(live[0], sweep, identity)
                     return str(live[0].submission_id), True
                 name = f"ressa-{sweep}-{place}-{len(jobs) + 1}"
-                try:
-                    self._client.submit_job(
-                        entrypoint=_entrypoint(request),
-                        submission_id=name,
-                        metadata=metadata,
-                        runtime_env=environment,
-                    )
-                except RuntimeError as error:
-                    if "already exists" in str(error):  # another client was quicker
-                        continue
-                    raise ClusterError(
-                        f"{self.address} did not take the job: {_why(error)}"
-                    ) from error
-                return name, False
+            try:
+                job = self._submit(
+                    entrypoint=_entrypoint(request),
+                    submission_id=name,
+                    metadata=metadata,
+                    runtime_env=environment,
+                )
+            except _Taken:  # another client was quicker
+                continue
+            return job, False
+
+    def _submit(self, **job: Any) -> str:
+        """Hands in a job; returns its id."""
+        with self._reached():
+            try:
+                return str(self._client.submit_job(**job))
+            except RuntimeError as error:
+                if "already exists" in str(error):
+                    raise _Taken from error
+                raise ClusterError(f"{self.address} did not take the job: {_why(error)}") from error
 
     def frames(self, job: str) -> Iterator[Frame]:
         """Yields what a job of ours answers, as it comes, to its end.
