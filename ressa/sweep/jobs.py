@@ -31,6 +31,8 @@ _QUICK, _SLOW = 0.2, 3.0
 """Seconds between two looks at a job's log: at first, and when it has said nothing for long."""
 _BYTES_A_SECOND = 1 << 19
 """A long log is read less often: each look transfers all of it."""
+_NOT_SENT = ["/*", "!/ressa"]
+"""Of a checkout: all but the package, since results, models and .git may be large."""
 _SWEEP, _STORE, _IDENTITY = "ressa_sweep", "ressa_store", "ressa_identity"
 
 FrameKind = Literal["out", "err", "file", "taken", "exit"]
@@ -168,7 +170,7 @@ class Head:
             sweep: the sweep's name.
             store: where its rows are.
             identity: of its spec; nothing is started beside another one of that name. None: any.
-            code: a folder to run from; None runs what the cluster has installed.
+            code: a checkout whose ressa is sent and run; None runs what the cluster has installed.
 
         Returns:
             The job's id, and whether it was there already.
@@ -177,7 +179,7 @@ class Head:
             ConflictError: a driver works on another spec of that name.
         """
         metadata = {_SWEEP: sweep, _STORE: store, _IDENTITY: identity or ""}
-        environment = {"working_dir": str(code)} if code is not None else {}
+        environment = {} if code is None else {"working_dir": str(code), "excludes": _NOT_SENT}
         place = f"{zlib.crc32(store.encode()):08x}"
         while True:
             with self._reached():

@@ -2,13 +2,14 @@
 
 import json
 import os
+import shutil
 import signal
 
 import pytest
 
 from ressa.store import SweepStore, open_store
 from tests.chaos.tables import differences
-from tests.cluster.nodes import SHARED, Cluster, Node
+from tests.cluster.nodes import ROOT, SHARED, Cluster, Node
 from tests.s3 import SECRET
 from tests.sweep.place import Place
 from tests.sweep.waiting import wait_for
@@ -75,6 +76,27 @@ def test_a_sweep_runs_over_machines_and_is_followed_from_a_laptop(cluster: Clust
     assert "refuses our token" in stranger.stderr
     for log in cluster.folder.rglob("*.log"):
         assert cluster.token not in log.read_text(errors="replace"), log
+
+
+@pytest.mark.slow
+def test_other_code_than_the_clusters_is_refused_unless_it_is_sent_along(cluster: Cluster) -> None:
+    checkout = cluster.folder / "checkout"
+    shutil.copytree(ROOT / "ressa", checkout / "ressa")
+    shutil.copy(ROOT / "pyproject.toml", checkout)
+    (checkout / "large.bin").write_bytes(bytes(1 << 20))
+    changed = checkout / "ressa" / "workers.py"
+    changed.write_text(changed.read_text().replace("platform.node()", "'changed'"))
+    small = ("--set", "resources.workers=1", "--set", "repair={method: none}")
+    ours = {"PYTHONPATH": str(checkout)}
+
+    refused = cluster.ressa("submit", "small.yaml", "--wait", *small, variables=ours)
+    assert (refused.returncode, refused.stdout) == (5, ""), refused.stderr
+    assert "client and cluster differ: ressa " in refused.stderr
+    assert "--ship-code sends this checkout" in refused.stderr
+
+    sent = cluster.ressa("submit", "small.yaml", "--wait", "--ship-code", *small, variables=ours)
+    assert sent.returncode == 0, sent.stderr
+    assert list(sweep_of(cluster).trials()["host"]) == ["changed"]
 
 
 @pytest.mark.slow
