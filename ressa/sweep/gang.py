@@ -4,10 +4,12 @@ One worker runs in the trial's own process. Several are actors on the bundles of
 placement group, joined in one torch.distributed group whose rank 0 decides.
 """
 
+import os
 import platform
 import re
 import signal
 import threading
+import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
@@ -63,10 +65,26 @@ def _preemptible() -> Iterator[None]:
         raise TrialError("the trial's process was told to end (SIGTERM)", "preempted") from None
 
 
+def _end_with_raylet() -> None:
+    """Ends this process when its raylet ends, even in an exchange with machines that are gone.
+
+    Ray's own way waits for the exchange, which holds a GPU's memory until it gives up.
+    """
+    raylet = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == raylet:
+            time.sleep(_GLANCE_SECONDS)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="ressa-raylet", daemon=True).start()
+
+
 class Worker:
     """One rank of a gang: holds the trial's generator and moves it on."""
 
     def __init__(self, rank: int, resources: Resources, fresh: bool) -> None:
+        _end_with_raylet()
         self._resources, self._fresh = resources, fresh
         self._diary = Diary(rank)
         self._kept: Kept | None = None
