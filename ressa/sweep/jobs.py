@@ -31,7 +31,7 @@ _QUICK, _SLOW = 0.2, 3.0
 """Seconds between two looks at a job's log: at first, and when it has said nothing for long."""
 _BYTES_A_SECOND = 1 << 19
 """A long log is read less often: each look transfers all of it."""
-_NOT_SENT = ["/*", "!/ressa"]
+_NOT_SENT = ["/*", "!/.", "!/ressa"]
 """Of a checkout: all but the package, since results, models and .git may be large."""
 _SWEEP, _STORE, _IDENTITY = "ressa_sweep", "ressa_store", "ressa_identity"
 
