@@ -78,6 +78,42 @@ def test_a_sweep_runs_over_machines_and_is_followed_from_a_laptop(cluster: Clust
         assert cluster.token not in log.read_text(errors="replace"), log
 
 
+READING = (
+    ["ls"],
+    ["status", "small"],
+    ["results", "small"],
+    ["best", "small"],
+    ["landscape", "small"],
+    ["watch", "small"],
+    ["query", "SELECT trial, score FROM trials"],
+)
+
+
+@pytest.mark.slow
+def test_every_verb_that_reads_or_steers_answers_a_laptop(cluster: Cluster) -> None:
+    submit(cluster)
+    wait_for_repair(cluster)
+    cancelled = cluster.ressa("cancel", "small", "--store", STORE)
+    assert (cancelled.returncode, sweep_of(cluster).status().state) == (0, "cancelled")
+    foretold = cluster.ressa("resume", "small", "--dry-run", "--store", STORE)
+    assert foretold.returncode == 0, foretold.stderr
+    assert "it was cancelled" in foretold.stderr
+
+    resumed = cluster.ressa("resume", "small", "--store", STORE)
+    assert (resumed.returncode, resumed.stdout) == (0, "small\n"), resumed.stderr
+    stopped = cluster.ressa("stop", "small", "--wait", "--store", STORE)
+    assert stopped.returncode == 0, stopped.stderr
+    assert list(sweep_of(cluster).trials()["state"]) == ["succeeded"], "what ran was finished"
+
+    for words in READING:
+        answer = cluster.ressa(*words, "--store", STORE)
+        assert answer.returncode == 0, answer.stderr
+        assert answer.stdout.strip(), words
+    drawn = cluster.ressa("landscape", "small", "--out", "map.svg", "--store", STORE)
+    assert drawn.returncode == 0, drawn.stderr
+    assert "<svg" in (cluster.folder / "map.svg").read_text()
+
+
 @pytest.mark.slow
 def test_other_code_than_the_clusters_is_refused_unless_it_is_sent_along(cluster: Cluster) -> None:
     checkout = cluster.folder / "checkout"
