@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 
@@ -194,16 +195,19 @@ def test_when_the_head_dies_the_sweep_is_resumed_on_the_next_one(
 def test_a_trial_that_waits_says_for_what_and_takes_a_machine_that_is_added(
     cluster: Cluster,
 ) -> None:
-    submit(cluster, "--set", "search.parallel=2", "--set", "baselines=[dense]")
+    two = ("search.trials=2", "search.parallel=2", "space.vision_sparsity.choices=[0.5, 0.55]")
+    long = "repair.steps=200"  # the first must not end before the machine is there
+    settings = [word for setting in (*two, long) for word in ("--set", setting)]
+    submit(cluster, *settings)
     wait_for(lambda: sweep_of(cluster).status().waiting)
     asked = cluster.ressa("status", "small", "--store", STORE)
     assert asked.returncode == 0, asked.stderr
-    assert "t000 needs 2 × 1 CPU; " in asked.stdout
+    assert re.search(r"t00\d needs 2 × 1 CPU; ", asked.stdout)
     added = cluster.add("three")
     added.start_ray()
     wait_for(lambda: added.works("ray::Worker"))
     assert not sweep_of(cluster).status().waiting
-    finished(cluster)
+    finished(cluster, *settings)
 
 
 @pytest.mark.slow
