@@ -92,8 +92,11 @@ READING = (
 
 @pytest.mark.slow
 def test_every_verb_that_reads_or_steers_answers_a_laptop(cluster: Cluster) -> None:
-    submit(cluster)
+    laptop = cluster.start("submit", "small.yaml", "--wait")
     wait_for_repair(cluster)
+    laptop.kill()
+    laptop.communicate()
+    assert sweep_of(cluster).status().state == "running", "it needs no laptop"
     cancelled = cluster.ressa("cancel", "small", "--store", STORE)
     assert (cancelled.returncode, sweep_of(cluster).status().state) == (0, "cancelled")
     foretold = cluster.ressa("resume", "small", "--dry-run", "--store", STORE)
