@@ -348,7 +348,11 @@ class StoreSearcher(Searcher):
         why = {"oom": ": memory ran out", "preempted": ": its machine was wanted back"}
         message = f"the trial's process went away{why.get(kind, '')}"
         failure = Failure(
-            kind=kind, stage=last.stage, message=message, micro_batch=last.micro_batch
+            kind=kind,
+            stage=last.stage,
+            message=message,
+            traceback=None if error is None else str(error),
+            micro_batch=last.micro_batch,
         )
         return "lost", failure
 
