@@ -92,7 +92,7 @@ READING = (
 
 @pytest.mark.slow
 def test_every_verb_that_reads_or_steers_answers_a_laptop(cluster: Cluster) -> None:
-    laptop = cluster.start("submit", "small.yaml", "--wait")
+    laptop = cluster.start("submit", "small.yaml", "--wait", "--set", "repair.steps=60")
     wait_for_repair(cluster)
     laptop.kill()
     laptop.communicate()
