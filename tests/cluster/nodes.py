@@ -31,7 +31,7 @@ OUTSIDE = f"{_NETWORK}.254"
 """An address that all nodes reach and that is none of theirs."""
 _STARTS = 4  # Ray gives itself half a minute, which is too short on a machine that others keep busy
 _UNSHARE = ("unshare", "--uts", "--pid", "--mount", "--fork", "--kill-child", "--mount-proc")
-_NSENTER = ("--net", "--uts", "--pid", "--mount", "--wd=/mnt")
+_NSENTER = ("--net", "--uts", "--pid", "--mount", "--wdns=/mnt")
 _MAIN = "from ressa.cli import main; main()"
 _START = """
 set -e

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+from pathlib import Path
 
 import pytest
 
@@ -37,8 +38,11 @@ def finished(cluster: Cluster, *options: str) -> None:
 
 def wait_for_repair(cluster: Cluster) -> None:
     """Returns when a first checkpoint of a repair is in the store."""
-    place = cluster.shared / "results" / "stages" / "repair-checkpoint"
-    wait_for(lambda: list(place.glob("*/*")))
+    wait_for(lambda: _checkpoints(cluster))
+
+
+def _checkpoints(cluster: Cluster) -> list[Path]:
+    return list((cluster.shared / "results/stages/repair-checkpoint").glob("*/*"))
 
 
 def worker_off_the_head(cluster: Cluster) -> Node:
@@ -218,7 +222,8 @@ def test_a_killed_driver_leaves_nothing_in_a_ray_that_it_joined(cluster: Cluster
     (cluster.shared / "small.yaml").write_text((cluster.folder / "small.yaml").read_text())
     one = cluster.nodes[1]
     driver = one.start("run", "small.yaml", "--address", f"{cluster.head.address}:6379")
-    wait_for_repair(cluster)
+    wait_for(lambda: driver.poll() is not None or _checkpoints(cluster))
+    assert driver.poll() is None, driver.communicate()
     for pid, words in one.processes().items():
         if "small.yaml" in words:
             os.kill(pid, signal.SIGKILL)
