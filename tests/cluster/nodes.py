@@ -302,10 +302,10 @@ class Cluster:
     def _laptop(self) -> str:
         return f"{self.name}-laptop"
 
-    def start_all(self) -> None:
-        """Starts Ray on every machine, the head's first."""
+    def start_all(self, *, cpus_of_head: int = 1) -> None:
+        """Starts Ray on every machine, the head's first; the others have one core."""
         for node in self.nodes:
-            node.start_ray()
+            node.start_ray(cpus_of_head if node is self.head else 1)
         self.wait_for_nodes(len(self.nodes))
 
     def add(self, name: str) -> Node:
