@@ -72,9 +72,10 @@ def _ends_early(search: Search) -> list[str]:
     stop = search.stop_when
     if stop is None:
         return []
+    points = "1 point" if stop.regret_points == 1 else f"{stop.regret_points:g} points"
     return [
         f"it ends sooner, when on each line the best that ran is {stop.confidence:.0%} sure to lie "
-        f"less than {stop.regret_points:g} points below the line's best"
+        f"less than {points} below the line's best"
     ]
 
 

@@ -188,6 +188,9 @@ def test_a_decision_rests_on_the_trials_before_the_window_alone(run) -> None:
     assert decision is not None and ledger.is_complete and ledger.next() == "finished"
     assert decision.results == len(sweep.trials()) - 4
     assert set(decision.sure) == {"0.4", "0.5"} and min(decision.sure.values()) >= 0.8
+    sweep.event("finished", decision.to_row(), epoch=1000)
+    said = sweep.status().why
+    assert said is not None and f"decided by the first {decision.results}: 0.4 (" in said
 
 
 def test_no_sweep_ends_while_a_line_is_undecided(run) -> None:
