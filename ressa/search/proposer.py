@@ -22,7 +22,7 @@ _NEIGHBOURS = 256  # points among which the nearest is looked for where there is
 _REPEATS_IN_A_ROW = 2  # by a learner: they are free and teach it, but a sweep is to get on
 
 
-class Asked(Protocol):
+class Learns(Protocol):
     """What learns from results which point is worth a trial."""
 
     def ask(self, number: int, trials: Sequence[Seen]) -> tuple[Point, str]:
@@ -59,7 +59,7 @@ class Proposer:
         spec: SweepSpec,
         identify: Callable[[Point], str],
         *,
-        learner: Asked | None = None,
+        learner: Learns | None = None,
     ) -> None:
         self._search = spec.search
         self._dimensions = tuple(d for d in spec.dimensions if d.name != REPLICATE)
@@ -73,7 +73,7 @@ class Proposer:
         self._size = size if size <= _LARGEST_GRID else 0
         """Points of a space that can be listed; 0 of one that cannot."""
         self._points = fixed.Fixed(self._stream(), self._can_be, endless=not self._size)
-        self._learner: Asked | None = learner
+        self._learner: Learns | None = learner
         if learner is None and not self.is_fixed:
             self._learner = Learner(
                 self._search.sampler, self._dimensions, len(spec.objectives), self._search.seed

@@ -82,16 +82,17 @@ class Lines:
             trials: all earlier ones in order, those in flight without values.
         """
         surrogate = self._map(trials)
-        known = {self._place(trial.point) for trial in trials}
+        places = [(self._place(trial.point), trial) for trial in trials]
+        known = {place for place, _ in places}
         if surrogate is None:
             return self._spread(len(known), known), "{}"
-        ran = {self._place(trial.point) for trial in trials if trial.values is not None}
+        ran = {place for place, trial in places if trial.values is not None}
+        in_flight = {place for place, trial in places if trial.values is None and not trial.failed}
         best: tuple[float, Point] = (-1.0, self._lines[0].points[0])
         for line in self._lines:
             drawn = surrogate.draws(*line.towers, _DRAWS, seed=number, pictures=False)
-            is_ran, is_known = line.among(ran), line.among(known)
-            gain = drawn - _reached(drawn, is_ran, is_known & ~is_ran)[:, None]
-            hope = np.where(is_known, -1.0, np.maximum(gain, 0).mean(axis=0))
+            gain = drawn - _reached(drawn, line.among(ran), line.among(in_flight))[:, None]
+            hope = np.where(line.among(known), -1.0, np.maximum(gain, 0).mean(axis=0))
             best = max(best, (float(hope.max()), line.points[int(hope.argmax())]), key=_first)
         return best[1], "{}"
 
