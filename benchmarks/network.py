@@ -11,11 +11,12 @@ what the driver and Ray's head take, and what is sent.
 
 import argparse
 import re
+import subprocess
 import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from itertools import groupby, pairwise
 from operator import itemgetter
@@ -146,10 +147,11 @@ def trials(count: int) -> None:
         began = time.time()
         driver = head.start("run", "smallest.yaml", "--address", f"{head.address}:6379")
         taken: dict[str, float] = {}
-        while driver.poll() is None:
+        words = None
+        while words is None:
             _add_up(head, taken)
-            time.sleep(1.0)
-        _, words = driver.communicate()
+            with suppress(subprocess.TimeoutExpired):  # and what it says must go somewhere
+                _, words = driver.communicate(timeout=1.0)
         assert driver.returncode == 0, words
         ended = time.time()
         rows = open_store(cluster.shared / "results").sweep("smallest").trials()
