@@ -24,7 +24,7 @@ from scipy.stats import t as student
 
 from ressa.landscape import Allocated, judge
 from ressa.landscape.items import Items, read_items
-from ressa.landscape.significance import allocations, same_checkpoints
+from ressa.landscape.significance import Spread, allocations, same_checkpoints
 from ressa.landscape.verdicts import EQUAL_QUESTION
 from ressa.store import open_store
 
@@ -52,6 +52,8 @@ WORLDS = (
     World("seeds hardly matter", seeds=(0.02, 0.02)),
     World("seeds matter much", seeds=(0.6, 0.6)),
     World("one allocation near the cliff", seeds=(0.1, 0.8)),
+    World("the same, at 97 %", seeds=(0.1, 1.2), mean=0.97),
+    World("the same, at 60 %", seeds=(0.1, 1.0), mean=0.6),
     World("near the ceiling", mean=0.985),
     World("pictures differ much", allocation_and_picture=1.5),
 )
@@ -89,7 +91,7 @@ def _print_simulated(pairs: int) -> None:
 def _claims(one: Floats, other: Floats, draw: np.random.Generator) -> Floats:
     """Which of four tests claim that two allocations differ."""
     spread = allocations(one, other)
-    ours = abs(spread.value) > spread.half_width(1 - LEVEL / 2)
+    ours = _claims_any(spread)
     differences = one - other
     by_seed = differences.mean(axis=1)
     error = by_seed.std(ddof=1) / len(by_seed) ** 0.5
@@ -102,6 +104,10 @@ def _claims(one: Floats, other: Floats, draw: np.random.Generator) -> Floats:
     first = differences[0]
     reach = 1.96 * first.std(ddof=1) / pictures**0.5
     return np.array([ours, seeds, low > 0 or high < 0, abs(first.mean()) > reach], float)
+
+
+def _claims_any(spread: Spread) -> bool:
+    return spread.low(1 - LEVEL / 2) > 0 or spread.high(1 - LEVEL / 2) < 0
 
 
 def _pairs(
@@ -245,8 +251,7 @@ def _recorded(items: Items) -> Iterator[tuple[str, int, list[bool]]]:
     said, count = items.said, len(items.runs)
 
     def over_seeds(order: NDArray[np.int64], runs: int) -> bool:
-        spread = allocations(said[order[:runs]], said[order[runs : 2 * runs]])
-        return abs(spread.value) > spread.half_width(1 - LEVEL / 2)
+        return _claims_any(allocations(said[order[:runs]], said[order[runs : 2 * runs]]))
 
     def as_they_are(order: NDArray[np.int64], runs: int) -> bool:
         one, other = items.runs[order[0]], items.runs[order[1]]
