@@ -233,16 +233,17 @@ def _print_recorded(folder: Path) -> None:
         for (vision, _), rows in trials.groupby(["vision_target", "language_target"]):
             if len(rows) < 10:
                 continue
-            items = read_items({sweep: rows})
-            state = "pruned" if rows["score_repaired"].isna().all() else "repaired"
             split = f"{name} {vision}:{float(rows['language_sparsity'].iloc[0]):.2f}"
-            for test, runs, claims in _recorded(items):
-                wrong, pairs = sum(claims), len(claims)
-                print(
-                    f"| {split} | {state} | {len(rows)} | {test}, {runs} against {runs} | {pairs} |"
-                    f" {_rate(wrong, pairs)} |",
-                    flush=True,
-                )
+            is_repaired = rows["score_repaired"].notna().all()
+            for state in ("pruned", "repaired") if is_repaired else ("pruned",):
+                items = read_items({sweep: rows}, state=state)
+                for test, runs, claims in _recorded(items):
+                    wrong, pairs = sum(claims), len(claims)
+                    print(
+                        f"| {split} | {state} | {len(rows)} | {test}, {runs} against {runs} | "
+                        f"{pairs} | {_rate(wrong, pairs)} |",
+                        flush=True,
+                    )
 
 
 def _recorded(items: Items) -> Iterator[tuple[str, int, list[bool]]]:

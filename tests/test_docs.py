@@ -7,6 +7,7 @@ the reason, and is parsed all the same.
 
 import ast
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -165,7 +166,8 @@ def test_commands_of_the_page_run(
                 assert said.out
     for block in blocks("python"):
         if block.page == page and "PruneMethodContract" not in block.text:
-            exec(compile(block.text, f"{page}:{block.line}", "exec"), {})
+            (here / "example.py").write_text(block.text)
+            runpy.run_path("example.py")
 
 
 def parsed(command: str, *, may_lack: bool = False) -> None:
