@@ -6,6 +6,7 @@ matplotlib and scipy are imported when a picture is drawn, pandas when a table i
 from ressa.landscape.best import best_table
 from ressa.landscape.compare import compare
 from ressa.landscape.heatmap import heatmap
+from ressa.landscape.order import orders
 from ressa.landscape.picture import plot
 from ressa.landscape.render import json_lines, json_rows, latex_table, plain_table, render_table
 from ressa.landscape.tables import (
@@ -41,6 +42,7 @@ __all__ = [
     "json_rows",
     "judge",
     "latex_table",
+    "orders",
     "plain_table",
     "plot",
     "rank_correlation",

@@ -2,7 +2,8 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -235,7 +236,7 @@ def _waits(trial: str, why: dict[str, Any]) -> str:
 def repair_order(frame: "pandas.DataFrame") -> str | None:
     """Says how alike repair leaves the order of the trials; None where that means nothing."""
     correlation, count = rank_correlation(frame)
-    return None if math.isnan(correlation) else f"ρ = {correlation:.2f} over {count} trials"
+    return None if math.isnan(correlation) else f"τ = {correlation:.2f} over {count} trials"
 
 
 def short_row(row: dict[str, Any]) -> dict[str, Any]:
@@ -305,8 +306,8 @@ def _realised(trials: "pandas.DataFrame", tower: str) -> "pandas.Series":
 def rank_correlation(frame: "pandas.DataFrame") -> tuple[float, int]:
     """Returns how alike repair leaves the order of a search's trials, and of how many.
 
-    Spearman's rank correlation of the scores before and after repair: 1 if repair changes no order;
-    NaN of fewer than three trials, or where one of the scores is the same in all.
+    Kendall's τ of the scores before and after repair: 1 if repair changes no order, -1 if it turns
+    it round; NaN of fewer than three trials, or where one of the scores is the same in all.
 
     Args:
         frame: a `results_table`.
@@ -316,9 +317,31 @@ def rank_correlation(frame: "pandas.DataFrame") -> tuple[float, int]:
     searched = frame[(frame["role"] != "baseline") & (frame["state"] == "succeeded")]
     # A trial that was reused would count twice.
     pairs = searched[["pruned", "repaired"]].dropna().apply(pd.to_numeric)
-    if len(pairs) < 3 or pairs.nunique().min() < 2:
+    if len(pairs) < 3:
         return math.nan, len(pairs)
-    return float(pairs["pruned"].rank().corr(pairs["repaired"].rank())), len(pairs)
+    return kendall(pairs["pruned"].tolist(), pairs["repaired"].tolist()), len(pairs)
+
+
+def kendall(one: Sequence[float], other: Sequence[float]) -> float:
+    """Returns Kendall's τ-b of two rankings of the same things; NaN if one ties all of them.
+
+    Of all pairs, (those in the same order − those swapped) / √(untied in one · untied in other).
+    """
+    from bisect import bisect_right, insort
+
+    count = len(one)
+    swapped, seen = 0, list[float]()
+    for _, value in sorted(zip(one, other, strict=True)):  # ties of one rise in the other
+        swapped += len(seen) - bisect_right(seen, value)
+        insort(seen, value)
+
+    def tied(values: Iterable[object]) -> int:
+        return sum(times * (times - 1) // 2 for times in Counter(values).values())
+
+    pairs, both = count * (count - 1) // 2, tied(zip(one, other, strict=True))
+    ties = tied(one), tied(other)
+    untied = (pairs - ties[0]) * (pairs - ties[1])
+    return (pairs - sum(ties) + both - 2 * swapped) / math.sqrt(untied) if untied else math.nan
 
 
 def _is_best(trials: "pandas.DataFrame") -> "pandas.Series":
