@@ -82,7 +82,7 @@ def _print_simulated(pairs: int) -> None:
             wrong = np.zeros(4)
             for one, other in _pairs(world, draw, pairs, runs, pictures):
                 wrong += _claims(one, other, draw)
-            cells = " | ".join(_rate(int(count), pairs) for count in wrong)
+            cells = " | ".join(rate(int(count), pairs) for count in wrong)
             print(f"| {world.name} | {runs} | {pictures:,} | {cells} |", flush=True)
 
 
@@ -175,7 +175,7 @@ def _print_verdicts() -> None:
                 decided += sum(answer == right for answer in answers) / len(answers)
             count = SWEEPS
             print(
-                f"| {name} | {runs} | {pictures:,} | {_rate(wrong, count)} | "
+                f"| {name} | {runs} | {pictures:,} | {rate(wrong, count)} | "
                 f"{100 * decided / count:.0f} % |",
                 flush=True,
             )
@@ -234,7 +234,7 @@ def _print_recorded(folder: Path) -> None:
                 wrong, pairs = sum(claims), len(claims)
                 print(
                     f"| {split} | {state} | {len(rows)} | {test}, {runs} against {runs} | {pairs} |"
-                    f" {_rate(wrong, pairs)} |",
+                    f" {rate(wrong, pairs)} |",
                     flush=True,
                 )
 
@@ -264,7 +264,7 @@ def _recorded(items: Items) -> Iterator[tuple[str, int, list[bool]]]:
                 yield name, runs, [test(draw.permutation(count), runs) for _ in range(pairs)]
 
 
-def _rate(count: int, of: int) -> str:
+def rate(count: int, of: int) -> str:
     """A share in percent with Wilson's 95 % interval."""
     z = 1.96
     share = count / of

@@ -1,11 +1,13 @@
 """The map: what a sweep found, as tables, in the terminal and as a picture.
 
-matplotlib and scipy are imported when a picture is drawn, pandas when a table is made.
+matplotlib is imported when a picture is drawn, scipy and scikit-learn when a map is fitted, pandas
+when a table is made.
 """
 
 from ressa.landscape.best import best_table
 from ressa.landscape.compare import compare
 from ressa.landscape.heatmap import heatmap
+from ressa.landscape.lines import line_table
 from ressa.landscape.order import orders
 from ressa.landscape.picture import plot
 from ressa.landscape.render import json_lines, json_rows, latex_table, plain_table, render_table
@@ -42,6 +44,7 @@ __all__ = [
     "json_rows",
     "judge",
     "latex_table",
+    "line_table",
     "orders",
     "plain_table",
     "plot",

@@ -1,0 +1,116 @@
+"""How far the map can be trusted: `python -m benchmarks.map STORE [STORE…]`.
+
+Each STORE holds sweeps of sweeps/map or of sweeps/studies. Of each model and state, before and
+after repair, all trials make one map. Its allocations are dealt into ten parts; each part is
+predicted by a map of the other nine, run by run. Prints the first table of docs/map.md: how many
+runs lie in the 90 % intervals, with Wilson's 95 % interval. Runs of one allocation share its
+prediction, so that this interval is somewhat too narrow. Allocations count as near the best by
+their mean over runs: within three points of the highest on the map, or on their line of equal size.
+"""
+
+import argparse
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.verdicts import rate
+from ressa.errors import NotFoundError
+from ressa.landscape.observed import mapped_trials, observe
+from ressa.landscape.surrogate import Observed, fit
+from ressa.store import SweepStore, open_store
+
+Floats = NDArray[np.float64]
+
+PARTS, NEAR = 10, 0.03
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeldOut:
+    """Runs that a map without their allocation predicted."""
+
+    score: Floats
+    inside: NDArray[np.bool_]
+    error: Floats
+    near_best: NDArray[np.bool_]
+    near_best_of_line: NDArray[np.bool_]
+
+
+def main() -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.map", description=__doc__)
+    parser.add_argument("stores", nargs="+", type=Path, metavar="STORE")
+    given = parser.parse_args()
+    print("| trials | runs | in the 90 % interval | near the best | near the best of its line |")
+    print("|---|---|---|---|---|")
+    for store in given.stores:
+        for name, sweeps in _together(store):
+            for state in ("pruned", "repaired"):
+                try:
+                    found = held_out(sweeps, state)
+                except NotFoundError:
+                    continue
+                cells = [
+                    _share(found.inside),
+                    _share(found.inside[found.near_best]),
+                    _share(found.inside[found.near_best_of_line]),
+                ]
+                print(f"| {name}, {state} | {len(found.score)} | {' | '.join(cells)} |", flush=True)
+
+
+def _together(store: Path) -> list[tuple[str, list[SweepStore]]]:
+    """The sweeps of a store that lie on one map: those whose names end in one model's."""
+    opened = open_store(store)
+    names = sorted(opened.sweeps(), key=lambda name: (name.rpartition("-")[2], name))
+    parts = groupby(names, key=lambda name: name.rpartition("-")[2])
+    found = [(model, list(group)) for model, group in parts]
+    return [(f"{' '.join(group)}", [opened.sweep(one) for one in group]) for _, group in found]
+
+
+def held_out(sweeps: list[SweepStore], state: str) -> HeldOut:
+    """Predicts every run of some sweeps by maps that did not see its allocation."""
+    import pandas as pd
+
+    trials = pd.concat(mapped_trials(sweeps, state=state).values())
+    observed = observe(sweeps, state=state, pictures=False)
+    places = np.column_stack([observed.vision, observed.language]).round(6)
+    cells, at = np.unique(places, axis=0, return_inverse=True)
+    at = at.ravel()
+    part = np.random.default_rng(0).permutation(len(cells)) % PARTS
+    low, high, mean = (np.empty(len(at)) for _ in range(3))
+    for number in range(PARTS):
+        away = part[at] == number
+        predicted = fit(_take(observed, ~away)).predict(
+            observed.vision[away], observed.language[away]
+        )
+        low[away], high[away], mean[away] = predicted.low, predicted.high, predicted.mean
+    of_cell = (np.bincount(at, observed.score) / np.bincount(at))[at]
+    size = trials["sparsity"].astype(float).round(4).to_numpy()
+    on_line = pd.Series(of_cell).groupby(size).transform("max").to_numpy()
+    several = pd.Series(at).groupby(size).transform("nunique").to_numpy() > 2
+    score = observed.score
+    return HeldOut(
+        score=score,
+        inside=(low <= score.clip(0.02, 0.998)) & (score.clip(0.02, 0.998) <= high),
+        error=mean - score,
+        near_best=of_cell >= of_cell.max() - NEAR,
+        near_best_of_line=several & (of_cell >= on_line - NEAR),
+    )
+
+
+def _take(observed: Observed, which: NDArray[np.bool_]) -> Observed:
+    return Observed(
+        vision=observed.vision[which],
+        language=observed.language[which],
+        score=observed.score[which],
+    )
+
+
+def _share(inside: NDArray[np.bool_]) -> str:
+    return f"{rate(int(inside.sum()), len(inside))} of {len(inside)}" if len(inside) else ""
+
+
+if __name__ == "__main__":
+    main()

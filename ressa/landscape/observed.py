@@ -1,0 +1,132 @@
+"""Which trials a map is made from: all of one or several sweeps that differ in nothing else."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ressa.errors import NotFoundError, SpecError
+from ressa.landscape.items import Floats, read_items
+from ressa.landscape.surrogate import Observed
+from ressa.store import SweepStore
+
+if TYPE_CHECKING:
+    import pandas
+
+_READ = [
+    *("trial", "key", "role", "state", "reused_trial", "model", "metric", "point", "budget"),
+    "sparsity",
+    *("score_pruned", "score_repaired"),
+    *(f"{tower}_{what}" for tower in ("vision", "language") for what in ("zeros", "prunable")),
+    *("vision_target", "language_target"),
+    *(f"{tower}_{what}" for tower in ("vision", "language") for what in ("packed_bytes", "macs")),
+]
+_PLACES = ("vision_sparsity", "language_sparsity", "sparsity", "budget", "replicate")
+
+
+def mapped_trials(
+    sweeps: Sequence[SweepStore], *, state: str | None = None
+) -> "dict[SweepStore, pandas.DataFrame]":
+    """Returns the trials of each sweep that a map is made from: rows of their tables `trials`.
+
+    Those that came to a score, each only once; patterns N:M are left out, which score otherwise
+    than their sparsity says. `state`, `vision` and `language` are columns: which score counts, and
+    the sparsities that were counted.
+
+    Args:
+        sweeps: of one model and one objective.
+        state: pruned or repaired; None takes repaired where there is a repair.
+
+    Raises:
+        SpecError: the trials differ in more than sparsities and seeds.
+        NotFoundError: no trial has such a score.
+    """
+    found = {sweep: _scored(sweep.trials(_READ)) for sweep in sweeps}
+    if state is None:
+        has_repair = any(rows["score_repaired"].notna().any() for rows in found.values())
+        state = "repaired" if has_repair else "pruned"
+    seen: set[str] = set()
+    for sweep, rows in found.items():
+        rows = rows[rows[f"score_{state}"].notna() & ~rows["key"].isin(seen)]
+        seen.update(rows["key"].dropna())
+        found[sweep] = rows.assign(
+            wanted=state,
+            vision=rows["vision_zeros"].astype(float) / rows["vision_prunable"].astype(float),
+            language=rows["language_zeros"].astype(float) / rows["language_prunable"].astype(float),
+            score=rows[f"score_{state}"].astype(float),
+        )
+    found = {sweep: rows for sweep, rows in found.items() if len(rows)}
+    if not found:
+        names = ", ".join(sweep.name for sweep in sweeps)
+        raise NotFoundError(
+            f"no trial of {names} has a {state} score yet: there is nothing to map."
+        )
+    _check_alike(found)
+    return found
+
+
+def observe(
+    sweeps: Sequence[SweepStore], *, state: str | None = None, pictures: bool = True
+) -> Observed:
+    """Reads what all trials of some sweeps scored, on the questions that all of them were asked.
+
+    Args:
+        sweeps: of one model and one objective.
+        state: pruned or repaired; None takes repaired where there is a repair.
+        pictures: whether to read single answers too, which tell how the map depends on them.
+
+    Raises:
+        SpecError: as `mapped_trials`; or there are several sweeps and no answers that pair them.
+        NotFoundError: no trial has such a score.
+    """
+    trials = mapped_trials(sweeps, state=state)
+    vision, language, score = (
+        np.concatenate([rows[column].to_numpy(float) for rows in trials.values()])
+        for column in ("vision", "language", "score")
+    )
+    influence: Floats | None = None
+    if pictures:
+        wanted = next(iter(trials.values()))["wanted"].iloc[0]
+        try:
+            items = read_items(trials, state=wanted)
+        except (SpecError, NotFoundError):  # the objective is no mean over items, or they are gone
+            if len(trials) > 1:
+                raise
+        else:
+            score = items.scores
+            influence = (items.said - score[:, None]) / items.pictures
+    return Observed(vision=vision, language=language, score=score, influence=influence)
+
+
+def _scored(trials: "pandas.DataFrame") -> "pandas.DataFrame":
+    is_run = (trials["role"] != "baseline") & (trials["state"] == "succeeded")
+    counted = trials["vision_zeros"].notna() & trials["language_zeros"].notna()
+    patterns = trials["vision_target"].astype("str").str.contains(":", regex=False)
+    patterns |= trials["language_target"].astype("str").str.contains(":", regex=False)
+    return trials[is_run & counted & ~patterns]
+
+
+def _check_alike(trials: "Mapping[SweepStore, pandas.DataFrame]") -> None:
+    """Refuses trials that differ in more than where they lie on the map and in seeds."""
+    ways = {
+        (row.model, row.metric, _rest(row.point))
+        for rows in trials.values()
+        for row in rows[["model", "metric", "point"]].itertuples()
+    }
+    if len(ways) > 1:
+        one, other = sorted(map(str, ways))[:2]
+        raise SpecError(
+            "one map is of one model, objective and recipe; these trials differ in more than "
+            f"sparsity and seeds: {one} and {other}. Map the sweeps one by one, or a sweep without "
+            "that axis."
+        )
+
+
+def _rest(point: Any) -> str:
+    fields = json.loads(point) if isinstance(point, str) else {}
+    return " ".join(
+        f"{name}={value}"
+        for name, value in fields.items()
+        if name not in _PLACES and not name.endswith("seed")
+    )
