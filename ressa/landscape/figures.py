@@ -111,19 +111,45 @@ def lines_of(frame: "pandas.DataFrame") -> "Iterator[tuple[str, pandas.DataFrame
     yield from ((name, table) for name, _, table in sorted(most, key=lambda one: one[:2][::-1]))
 
 
-def draw_layers(sweep: SweepStore, frame: "pandas.DataFrame") -> "Figure":
-    """Draws what pruning does to each layer of the best trial: its error, or else its sparsity.
+def layers_of(sweep: SweepStore, frame: "pandas.DataFrame") -> "pandas.DataFrame":
+    """Returns the layers of the best trial: sparsity and error of each, as fractions.
 
     Raises:
-        NotFoundError: there are no layers of it.
+        NotFoundError: there are none.
     """
-    from matplotlib.figure import Figure
-
     (trial,) = _best(sweep, frame, 1)
-    columns = ["name", "tower", "block", "sparsity", "output_error"]
+    columns = ["trial", "tower", "block", "name", "sparsity", "output_error"]
     layers = sweep.read("layers", columns=columns, where={"trial": trial}).to_pandas()
     if layers.empty:
         raise NotFoundError(f"{sweep.name} has no layers of {trial}.")
+    return layers
+
+
+def curves_of(sweep: SweepStore, frame: "pandas.DataFrame") -> "pandas.DataFrame":
+    """Returns the loss over the steps of repair, of the dense model and the best five trials.
+
+    Raises:
+        NotFoundError: there is no curve of them.
+    """
+    import pandas as pd
+
+    wanted = ["dense-repaired", *_best(sweep, frame, _CURVES)]
+    columns = ["trial", "step", "loss"]
+    curves = pd.concat(
+        sweep.read("curves", columns=columns, where={"trial": trial}).to_pandas()
+        for trial in wanted
+    )
+    if curves.empty:
+        raise NotFoundError(f"{sweep.name} has no curves of repair of {', '.join(wanted)}.")
+    return curves.reset_index(drop=True)
+
+
+def draw_layers(sweep: SweepStore, frame: "pandas.DataFrame") -> "Figure":
+    """Draws what pruning does to each layer of the best trial: its error, or else its sparsity."""
+    from matplotlib.figure import Figure
+
+    layers = layers_of(sweep, frame)
+    trial = layers["trial"].iloc[0]
     knows = bool(layers["output_error"].notna().any())
     figure = Figure(figsize=(11.6, 6.4), layout="constrained")
     for axes, tower in zip(figure.subplots(2, 1, sharey=True), ("vision", "language"), strict=True):
@@ -142,38 +168,23 @@ def draw_layers(sweep: SweepStore, frame: "pandas.DataFrame") -> "Figure":
     figure.suptitle(
         f"{title_of(frame)}  ·  {trial}, {where}", x=0.01, ha="left", fontsize=12, fontweight="bold"
     )
-    if not knows:
-        said = "the method keeps no Gram matrix, which tells a layer's error: sparsegpt does"
-        figure.supxlabel(said, x=0.01, ha="left", fontsize=8, color="#555555")
     return figure
 
 
 def draw_curves(sweep: SweepStore, frame: "pandas.DataFrame") -> "Figure":
-    """Draws the loss over the steps of repair, of the best trials and the dense model.
-
-    Raises:
-        NotFoundError: there is no curve of them.
-    """
-    import pandas as pd
+    """Draws the loss over the steps of repair, of the dense model and the best trials."""
     from matplotlib.figure import Figure
 
-    wanted = ["dense-repaired", *_best(sweep, frame, _CURVES)]
-    columns = ["trial", "step", "loss"]
-    curves = pd.concat(
-        sweep.read("curves", columns=columns, where={"trial": trial}).to_pandas()
-        for trial in wanted
-    )
-    if curves.empty:
-        raise NotFoundError(f"{sweep.name} has no curves of repair of {', '.join(wanted)}.")
+    curves = curves_of(sweep, frame)
     figure = Figure(figsize=(9, 5.4), layout="constrained")
     axes = figure.subplots()
     rows = frame.set_index("trial")
-    for at, trial in enumerate(one for one in wanted if (curves["trial"] == one).any()):
-        own = curves[curves["trial"] == trial].sort_values("step")
+    for at, (trial, own) in enumerate(curves.groupby("trial", sort=False)):
         row = rows.loc[trial]
         split = f"{100 * row['vision_sparsity']:.0f}:{100 * row['language_sparsity']:.0f}"
         name = f"{trial}, {split} {row['options']}, {100 * row['score']:.1f} %"
         style = {"color": _HUES[at], "linestyle": _DASHES[at]}
+        own = own.sort_values("step")
         axes.plot(own["step"], own["loss"], label=name, linewidth=1.3, **style)
     axes.set(xlabel="step of repair", ylabel="loss", ylim=(0, None))
     axes.spines[["top", "right"]].set_visible(False)

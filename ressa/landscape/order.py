@@ -16,7 +16,6 @@ models, on other pictures; and, of three runs or more, of the allocations, with 
 
 import itertools
 import math
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -28,23 +27,19 @@ from numpy.typing import NDArray
 from ressa.errors import NotFoundError, SpecError
 from ressa.landscape.items import Floats, Items, Places, Run, read_items
 from ressa.landscape.significance import LEAST_SEEDS, allocations, holm
-from ressa.landscape.tables import results_table
+from ressa.landscape.tables import REGIME, chosen_fields, parted, results_table, runs_and_rest
 from ressa.landscape.verdicts import Allocated, Verdict, ask, settled
 from ressa.store import SweepStore
 
 if TYPE_CHECKING:
     import pandas
 
-REGIME = "regime"
-"""What `by` calls the difference between N:M patterns and weights that go one by one."""
 
 _RESAMPLES = 2000
 _LEAST, _MOST = 3, 300  # allocations: of more, the pairs are too many
 _BLOCK = 4_000_000  # signs of pairs that are held at once
 State = Literal["pruned", "repaired"]
 _STATES: Mapping[State, str] = {"pruned": "before repair", "repaired": "after repair"}
-_RUN = re.compile(r"^(replicate|.*seed)=")
-"""Options that tell runs of one allocation apart."""
 _READ = ["trial", "state", "reused_trial", "metric", "score_repaired"]
 
 Key = tuple[float, str, str, str]
@@ -194,7 +189,10 @@ def orders(sweeps: Sequence[SweepStore], *, by: str | None = None) -> Orders:
     of_repair = by is not None and by.startswith("repair.")
     conditions: list[Condition] = []
     for sweep, frame in frames.items():
-        parts = _parts(sweep, frame, by)
+        parts = {
+            value if by in (None, REGIME) else f"{by}={value}": part
+            for value, part in parted(frame, by).items()
+        }
         for state in _STATES:
             if frame[state].isna().all():
                 continue
@@ -213,9 +211,10 @@ def orders(sweeps: Sequence[SweepStore], *, by: str | None = None) -> Orders:
         if across or one.state == other.state
     ]
     if not pairs:
+        fields = dict.fromkeys(field for frame in frames.values() for field in chosen_fields(frame))
         raise SpecError(
             f"{sweeps[0].name} has one condition alone: {conditions[0].name}. To compare: --by "
-            f"{', '.join(_options(frames.values())) or REGIME}, or another sweep."
+            f"{', '.join((*fields, REGIME))}, or another sweep."
         )
     for one, other in pairs:
         _check(one, other)
@@ -266,43 +265,13 @@ def _trials(sweep: SweepStore, frame: "pandas.DataFrame") -> "pandas.DataFrame":
     return trials[trials["trial"].isin(frame["trial"])]
 
 
-def _parts(
-    sweep: SweepStore, frame: "pandas.DataFrame", by: str | None
-) -> dict[str, "pandas.DataFrame"]:
-    """The trials by what `by` tells apart, in the order in which they came."""
-    if by is None:
-        return {"": frame}
-    if by == REGIME:
-        patterned = frame["vision"].astype(str) + frame["language"].astype(str)
-        values = patterned.str.contains(":").map({True: "N:M", False: "one by one"})
-    else:
-        values = frame["options"].map(lambda text: _said(text, by))
-        if values.isna().all():
-            known = ", ".join((*_options([frame]), REGIME))
-            raise SpecError(f"--by {by}: {sweep.name} chose no such thing. It has: {known}.")
-        values = f"{by}=" + values.dropna()
-    return {str(value): frame.loc[part.index] for value, part in values.groupby(values, sort=False)}
-
-
-def _said(options: str, field: str) -> str | None:
-    """What a trial chose for a field."""
-    return next((w.partition("=")[2] for w in options.split() if w.startswith(f"{field}=")), None)
-
-
-def _options(frames: Iterable["pandas.DataFrame"]) -> list[str]:
-    """The fields that trials chose, except those that tell runs apart."""
-    words = {word for frame in frames for text in frame["options"] for word in text.split()}
-    return sorted({word.partition("=")[0] for word in words if not _RUN.match(word)})
-
-
 def _runs(
     sweep: SweepStore, frame: "pandas.DataFrame", by: str | None, *, several: bool
 ) -> dict[Key, dict[str, Run]]:
     found: dict[Key, dict[str, Run]] = {}
     for row in frame.to_dict("records"):
-        words = row["options"].split()
-        number = " ".join(word for word in words if _RUN.match(word))
-        rest = [w for w in words if not _RUN.match(w) and not w.startswith(f"{by}=")]
+        number, rest = runs_and_rest(row["options"])
+        rest = " ".join(word for word in rest.split() if not word.startswith(f"{by}="))
         vision, language = (_asked(row, tower, by) for tower in ("vision", "language"))
         if row["budget"] == row["budget"]:
             line = float(row["budget"])
@@ -310,7 +279,7 @@ def _runs(
             language = "" if several else language
         else:
             line = round(row["vision_sparsity"] + row["language_sparsity"], 3)
-        key = (line, vision, language, " ".join(rest))
+        key = (line, vision, language, rest)
         found.setdefault(key, {})[number] = (sweep.name, row["trial"])
     return found
 

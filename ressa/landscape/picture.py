@@ -4,21 +4,22 @@ Where a sweep's trials make one map, its surrogate is what is shaded, with how s
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ressa.errors import SpecError, StoreError
-from ressa.landscape.charted import Charted, charted
+from ressa.landscape.charted import Charted, charts, map_table
+from ressa.landscape.lines import line_table
 from ressa.landscape.render import percent
-from ressa.landscape.tables import About, colour_range, results_table
-from ressa.store import SweepStore
+from ressa.landscape.tables import About, colour_range, parted, results_table
+from ressa.store import SweepStore, parquet_bytes
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas
     from matplotlib.axes import Axes
-    import numpy as np
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
@@ -31,8 +32,6 @@ _ENOUGH, _ENOUGH_AREA = 6, 0.01  # points and their hull: with less, a backgroun
 _HALO = 2.2
 _ASIDE = 0.032
 _LIMITS = (-0.04, 1.04)
-SHOWN = ("map", "lines", "layers", "curves")
-"""What `plot` draws."""
 TITLES = {"pruned": "before repair", "repaired": "after repair"}
 
 
@@ -54,32 +53,69 @@ def plot(
     by: str | None = None,
     margin: float = 1.0,
 ) -> None:
-    """Draws a sweep into a .png, .svg or .pdf file.
+    """Draws a sweep into a file.
 
     Args:
         sweep: what to draw.
-        path: the file.
-        show: one of `SHOWN`.
+        path: ends in .png, .svg or .pdf; .html is the report's page with the map alone; .parquet
+            has what would be drawn as rows.
+        show: map; lines: scores along lines of equal size, and the best there; layers of the best
+            trial; curves of repair.
         by: of a map, an option of which each value gets maps of its own, such as repair.steps.
         margin: in points: what lies less than this below the best is as good.
 
     Raises:
         SpecError: the file's name ends in none of these; or no trial chose such an option.
+        NotFoundError: there is nothing to draw.
         StoreError: the file cannot be written.
     """
     path = Path(path)
-    if path.suffix.lower() not in _SUFFIXES:
-        raise SpecError(f"--out: {path.name!r} ends in none of {', '.join(_SUFFIXES)}.")
+    suffix = path.suffix.lower()
+    if suffix == ".html":
+        from ressa.landscape.report import gather, page, write_page
+
+        write_page(path, page(gather(sweep, margin=margin), part="map"))
+        return
+    if suffix == ".parquet":
+        content = parquet_bytes(_table(sweep, show, margin))
+        _write(path, lambda: path.write_bytes(content))
+        return
+    if suffix not in _SUFFIXES:
+        raise SpecError(
+            f"--out: {path.name!r} ends in none of {', '.join((*_SUFFIXES, '.html', '.parquet'))}."
+        )
     import matplotlib
 
     figure = _drawn(sweep, show, by, margin)
+    # With dates and random names left out, an unchanged sweep draws an unchanged file.
+    with matplotlib.rc_context({"svg.hashsalt": "ressa"}):
+        _write(
+            path,
+            lambda: figure.savefig(path, dpi=200, bbox_inches="tight", metadata=_undated(path)),
+        )
+
+
+def _write(path: Path, write: Callable[[], object]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # With dates and random names left out, an unchanged sweep draws an unchanged file.
-        with matplotlib.rc_context({"svg.hashsalt": "ressa"}):
-            figure.savefig(path, dpi=200, bbox_inches="tight", metadata=_undated(path))
+        write()
     except OSError as error:
         raise StoreError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def _table(sweep: SweepStore, show: str, margin: float) -> "pandas.DataFrame":
+    """What is shown, as rows."""
+    from ressa.landscape import figures
+
+    frame = results_table(sweep)
+    match show:
+        case "lines":
+            return line_table([sweep], margin=margin)
+        case "layers":
+            return figures.layers_of(sweep, frame)
+        case "curves":
+            return figures.curves_of(sweep, frame)
+    return map_table(frame, charts(sweep, margin=margin))
 
 
 def _drawn(sweep: SweepStore, show: str, by: str | None, margin: float) -> "Figure":
@@ -88,17 +124,12 @@ def _drawn(sweep: SweepStore, show: str, by: str | None, margin: float) -> "Figu
     frame = results_table(sweep)
     match show:
         case "lines":
-            return figures.draw_lines(frame, _charts(sweep, frame, margin))
+            return figures.draw_lines(frame, charts(sweep, margin=margin))
         case "layers":
             return figures.draw_layers(sweep, frame)
         case "curves":
             return figures.draw_curves(sweep, frame)
-    return draw(frame, _charts(sweep, frame, margin) if by is None else {}, by=by)
-
-
-def _charts(sweep: SweepStore, frame: "pandas.DataFrame", margin: float) -> Mapping[str, Charted]:
-    found = {state: charted(sweep, state, margin=margin) for state in states_of(frame)}
-    return {state: one for state, one in found.items() if one is not None}
+    return draw(frame, charts(sweep, margin=margin) if by is None else {}, by=by)
 
 
 def states_of(frame: "pandas.DataFrame") -> list[str]:
@@ -109,7 +140,7 @@ def states_of(frame: "pandas.DataFrame") -> list[str]:
 
 def draw(
     frame: "pandas.DataFrame",
-    charts: Mapping[str, Charted] | None = None,
+    charted: Mapping[str, Charted] | None = None,
     *,
     by: str | None = None,
 ) -> "Figure":
@@ -117,7 +148,7 @@ def draw(
 
     Args:
         frame: the trials.
-        charts: by state, what surrogates say: shaded, and how sure it is drawn below.
+        charted: by state, what surrogates say: shaded, and how sure it is drawn below.
         by: an option of which each value gets maps of its own.
 
     Raises:
@@ -130,9 +161,9 @@ def draw(
     drawn = frame[frame["score"].notna()]
     # Maps of one option leave the dense model out, and have room for numbers beside points.
     span = _LIMITS if by is None else span_of(drawn)
-    panels = _panels(drawn, charts or {}, by)
+    panels = _panels(drawn, charted or {}, by)
     scale = colour_range(frame)
-    last = (charts or {}).get(states_of(frame)[-1])
+    last = (charted or {}).get(states_of(frame)[-1])
     columns = max(len(panels) if len(panels) < 5 else -(-len(panels) // 2), 2 if last else 1)
     rows = -(-len(panels) // columns) + (last is not None)
     with matplotlib.rc_context({"font.size": 9}):
@@ -156,7 +187,7 @@ def draw(
 
 
 def _panels(
-    drawn: "pandas.DataFrame", charts: Mapping[str, Charted], by: str | None
+    drawn: "pandas.DataFrame", charted: Mapping[str, Charted], by: str | None
 ) -> list[_Panel]:
     """The maps: before and after repair; or those of each value of an option, in order.
 
@@ -165,37 +196,21 @@ def _panels(
     states = states_of(drawn)
     if by is None:
         return [
-            _Panel(title=TITLES[s], trials=drawn, state=s, charted=charts.get(s)) for s in states
+            _Panel(title=TITLES[s], trials=drawn, state=s, charted=charted.get(s)) for s in states
         ]
-    searched = drawn[drawn["role"] != "baseline"]
-    chosen = searched["options"].map(lambda text: option_of(text, by))
-    values = sorted(set(chosen.dropna()), key=_by_number)
-    if not values:
-        raise SpecError(f"--by {by}: no trial chose such a thing.")
-    of = {value: searched[chosen == value] for value in values}
+    of = parted(drawn, by)
     if by.startswith("repair."):
-        first = _Panel(title=TITLES["pruned"], trials=of[values[0]], state="pruned")
+        first = _Panel(title=TITLES["pruned"], trials=next(iter(of.values())), state="pruned")
         after = [
-            _Panel(title=f"{by} = {value}", trials=of[value], state="repaired") for value in values
+            _Panel(title=f"{by} = {value}", trials=part, state="repaired")
+            for value, part in of.items()
         ]
         return [first, *after] if "repaired" in states else [first]
     return [
-        _Panel(title=f"{value}, {TITLES[state]}", trials=of[value], state=state)
+        _Panel(title=f"{value}, {TITLES[state]}", trials=part, state=state)
         for state in states
-        for value in values
+        for value, part in of.items()
     ]
-
-
-def option_of(options: str, field: str) -> str | None:
-    """Returns what a trial chose for a field, from its `options`; None if nothing."""
-    return next((w.partition("=")[2] for w in options.split() if w.startswith(f"{field}=")), None)
-
-
-def _by_number(text: str) -> tuple[float, str]:
-    try:
-        return float(text), text
-    except ValueError:
-        return math.inf, text
 
 
 def _draw_panel(
@@ -252,7 +267,7 @@ def span_of(trials: "pandas.DataFrame") -> tuple[float, float]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Surface:
+class Surface:
     """Values on a grid, where trials surround it."""
 
     vision: "Floats"
@@ -272,7 +287,7 @@ class _Surface:
         return found.reshape(grid.shape[:2])
 
 
-def _surface(searched: "pandas.DataFrame", state: str, charted: Charted | None) -> _Surface | None:
+def _surface(searched: "pandas.DataFrame", state: str, charted: Charted | None) -> Surface | None:
     """What is shaded between unstructured points, inside their hull; patterns are off it.
 
     The surrogate's mean; without one, what interpolates.
@@ -283,20 +298,20 @@ def _surface(searched: "pandas.DataFrame", state: str, charted: Charted | None) 
     free = searched[~_is_pattern(searched)]
     means = free.groupby(["vision_sparsity", "language_sparsity"])[state].mean().reset_index()
     places = means[["vision_sparsity", "language_sparsity"]].to_numpy(float)
-    hull = _hull(places)
+    hull = hull_of(places)
     if hull is None:
         return None
     if charted is not None:
         chart = charted.chart
-        return _Surface(vision=chart.vision, language=chart.language, values=chart.mean, hull=hull)
+        return Surface(vision=chart.vision, language=chart.language, values=chart.mean, hull=hull)
     ticks = [np.linspace(*ends, 101) for ends in zip(hull.min(0), hull.max(0), strict=True)]
     asked = np.stack(np.meshgrid(*ticks, indexing="ij"), axis=-1).reshape(-1, 2)
     values = RBFInterpolator(places, means[state].to_numpy(float), kernel="linear")(asked)
-    return _Surface(vision=ticks[0], language=ticks[1], values=values.reshape(101, 101), hull=hull)
+    return Surface(vision=ticks[0], language=ticks[1], values=values.reshape(101, 101), hull=hull)
 
 
-def _hull(places: "Floats") -> "Floats | None":
-    """The corners of what points surround; None if it is next to nothing."""
+def hull_of(places: "Floats") -> "Floats | None":
+    """Returns the corners of what points [point tower] surround; None if it is next to nothing."""
     from scipy.spatial import ConvexHull, QhullError
 
     if len(places) < _ENOUGH:
@@ -311,7 +326,7 @@ def _hull(places: "Floats") -> "Floats | None":
 
 def _draw_surface(
     axes: "Axes",
-    surface: _Surface,
+    surface: Surface,
     scale: tuple[float, float],
     *,
     colours: str = _COLOURS,
@@ -373,7 +388,7 @@ def _draw_sureness(
     searched = panel.trials[panel.trials["role"] != "baseline"]
     free = searched[~_is_pattern(searched) & searched[panel.state].notna()]
     places = free[["vision_sparsity", "language_sparsity"]].drop_duplicates().to_numpy(float)
-    hull, chart, span = _hull(places), charted.chart, span_of(searched)
+    hull, chart, span = hull_of(places), charted.chart, span_of(searched)
     shown = (
         ("± of one more run, in points", 100 * chart.deviation, "Greys", None),
         (
@@ -388,7 +403,7 @@ def _draw_sureness(
         axes.plot(*places.T, ".", color=_INK, markersize=3, zorder=3)
         if hull is None:
             continue
-        surface = _Surface(vision=chart.vision, language=chart.language, values=values, hull=hull)
+        surface = Surface(vision=chart.vision, language=chart.language, values=values, hull=hull)
         image = _draw_surface(
             axes,
             surface,

@@ -2,12 +2,13 @@
 
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ressa.errors import UnknownNameError
+from ressa.errors import SpecError, UnknownNameError
 from ressa.store import SweepStore, matching
 
 if TYPE_CHECKING:
@@ -196,6 +197,61 @@ def chosen(
         rising = [not column.startswith("-") for column in sort]
         found = found.sort_values(names, ascending=rising, kind="stable", na_position="last")
     return found[list(columns)] if columns else found
+
+
+REGIME = "regime"
+"""What `parted` calls the difference between N:M patterns and weights that go one by one."""
+_RUN = re.compile(r"^(replicate|.*seed)=")
+"""Options that tell runs of one allocation apart."""
+
+
+def parted(frame: "pandas.DataFrame", by: str | None) -> "dict[str, pandas.DataFrame]":
+    """Returns the trials of a search by what they chose for a field, values rising.
+
+    Args:
+        frame: a `results_table`.
+        by: the field, such as repair.steps; or "regime": N:M, or one by one. None: all together.
+
+    Raises:
+        SpecError: no trial chose such a thing.
+    """
+    if by is None:
+        return {"": frame}
+    searched = frame[frame["role"] != "baseline"]
+    if by == REGIME:
+        asked = searched["vision"].astype(str) + searched["language"].astype(str)
+        values = asked.str.contains(":").map({True: "N:M", False: "one by one"})
+    else:
+        values = searched["options"].map(lambda text: _chosen_for(by, text))
+    if values.isna().all():
+        known = ", ".join((*chosen_fields(searched), REGIME))
+        raise SpecError(f"--by {by}: no trial chose such a thing. Fields: {known}.")
+    return {value: searched[values == value] for value in sorted(set(values.dropna()), key=_rising)}
+
+
+def runs_and_rest(options: str) -> tuple[str, str]:
+    """Splits a trial's `options` into what tells runs of one allocation apart, and the rest."""
+    words = options.split()
+    is_run = [bool(_RUN.match(word)) for word in words]
+    run, rest = ([w for w, is_it in zip(words, is_run, strict=True) if is_it == v] for v in (1, 0))
+    return " ".join(run), " ".join(rest)
+
+
+def chosen_fields(frame: "pandas.DataFrame") -> list[str]:
+    """Returns the fields that trials chose, beside sparsities and seeds."""
+    rest = {word for text in frame["options"] for word in runs_and_rest(text)[1].split()}
+    return sorted({word.partition("=")[0] for word in rest})
+
+
+def _chosen_for(field: str, options: str) -> str | None:
+    return next((w.partition("=")[2] for w in options.split() if w.startswith(f"{field}=")), None)
+
+
+def _rising(text: str) -> tuple[float, str]:
+    try:
+        return float(text), text
+    except ValueError:
+        return math.inf, text
 
 
 def failures(sweep: SweepStore) -> "pandas.DataFrame":

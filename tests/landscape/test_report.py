@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from benchmarks.browser import CHROMIUM, Browser, browser
+from ressa.landscape import plot
 from ressa.landscape.report import gather, page, serve, write_page
 from ressa.landscape.report.page import as_script
 from ressa.spec import spec_from_mapping
@@ -66,11 +67,14 @@ def test_it_says_what_was_asked_found_and_failed(asked: SweepStore) -> None:
     assert "50.0 %, 60.0 %" in data["question"]
     assert data["trials"]["trial"][:2] == ["dense", "dense-repaired"]
     assert len(data["lines"]) == 2
-    assert data["facts"][0][1].startswith("the best of the search: t0")
+    assert data["facts"][0][1].startswith("t0")
+    assert data["facts"][0][1].endswith(", not confirmed")
+    assert data["headline"].startswith("Best of the search, not confirmed; biased upwards: ressa ")
+    assert not data["confirmed"]
     assert len(data["curves"]) == 7
     assert len(data["layers"]["t000"]) == 12
-    assert data["verdicts"][0].startswith("Nothing is confirmed yet.")
-    assert gather(asked, verdicts=["yes"])["verdicts"] == ["yes"]
+    assert data["verdicts"] == []
+    assert {line["name"] for line in data["along"]} == {"50 % of all weights"}
     (failure,) = data["failures"]
     assert failure["error"] == EVIL
     assert failure["command"].startswith("ressa resume asked t007 --store ")
@@ -205,8 +209,11 @@ def test_it_loads_without_a_complaint_and_asks_for_nothing(shown: Browser) -> No
     assert shown.problems == []
     assert len(shown.asked) == 1
     assert shown.run("document.title") == "asked: ressa report"
-    told = shown.run("document.getElementById('verdicts').innerText")
-    assert "Nothing is confirmed yet" in told
+    told = shown.run("document.getElementById('headline').innerText")
+    assert told.startswith(
+        "Best of the search, not confirmed; biased upwards: ressa confirm asked "
+    )
+    assert shown.run("document.getElementById('verdicts').hidden"), "none without confirmed rows"
     assert shown.run("document.images.length") == 0, "a stranger's words stay words"
     assert EVIL in shown.run("document.getElementById('failures').textContent")
     assert len(trials_of(shown)) == 10
@@ -272,6 +279,34 @@ def test_hovering_tells_a_trial_and_a_click_chooses_it(shown: Browser) -> None:
     assert shown.run("document.getElementById('before').getAttribute('aria-pressed')") == "true"
     shown.point(1, 1)
     assert shown.run("document.getElementById('tip').hidden")
+
+
+@needs_chromium
+def test_what_the_surrogate_says_is_drawn_and_switched(shown: Browser) -> None:
+    """Seven trials of which five are unstructured: enough for a map of their own."""
+    assert shown.run("data.charts.repaired.bests.length") > 0
+    rows = "document.querySelectorAll('#bests tr').length"
+    assert shown.run(rows) == 3, "a heading and a row for each budget"
+    for name in ("deviation", "within", "score"):
+        shown.run(f"document.getElementById('layer-{name}').click()")
+        pressed = f"document.getElementById('layer-{name}').getAttribute('aria-pressed')"
+        assert shown.run(pressed) == "true"
+    shown.run("state.kind = 'sum'; map()")
+    assert shown.run("document.querySelector('#bests tr:last-child td').textContent") == "60.0"
+    assert shown.run("document.querySelectorAll('#along circle').length") == 3
+    assert shown.problems == []
+
+
+@needs_chromium
+def test_a_page_of_the_map_alone_has_no_more(
+    asked: SweepStore, tmp_path: Path, chromium: Browser
+) -> None:
+    plot(asked, tmp_path / "map.html")
+    chromium.problems.clear()
+    chromium.open((tmp_path / "map.html").as_uri())
+    assert len(trials_of(chromium)) == 10
+    assert chromium.run("document.getElementById('provenance').offsetHeight") == 0
+    assert chromium.problems == []
 
 
 @needs_chromium
