@@ -86,6 +86,8 @@ def lines_of(frame: "pandas.DataFrame") -> "Iterator[tuple[str, pandas.DataFrame
     import pandas as pd
 
     scored = frame[(frame["role"] != "baseline") & frame["score"].notna()]
+    if scored.empty:
+        return
     sums = (scored["vision_sparsity"] + scored["language_sparsity"]).round(3)
     has_budgets = bool(scored["budget"].notna().any())
     pattern = (scored["vision"].astype(str) + scored["language"].astype(str)).str.contains(":")
