@@ -47,7 +47,7 @@ from ressa.sparsity import TOWERS, Target, packed_bytes
 from ressa.spec import Calibration, DataRef, Repair
 from ressa.stages import Claims, Shared, Stages
 from ressa.store import open_store
-from ressa.workers import device, fits, rank_and_world_size, total
+from ressa.workers import device, fits, machine, rank_and_world_size, total
 
 FRESH_OUTCOME = "outcome-fresh"
 """Where a trial that shares nothing leaves its outcome: the driver reads it, no trial does."""
@@ -154,7 +154,7 @@ class _Trial:
         task, examples = self._data(trial.calibration)
         self.pruning = Pruning(trial, self.vlm, stages, examples, task.image)
         self.seconds: dict[str, float] = {}
-        self.outcome = Outcome(summary={})
+        self.outcome = Outcome(summary=machine())
 
     def steps(self) -> Steps:
         """The story: each line is a chapter, told below in the same order."""
@@ -372,7 +372,8 @@ class _Trial:
         so_far = replace(
             self.outcome,
             scores=[*self.outcome.scores, *self._means(self.outcome.scores)],
-            summary={f"{tower}_zeros": count for tower, count in zeros.items()}
+            summary=self.outcome.summary
+            | {f"{tower}_zeros": count for tower, count in zeros.items()}
             | {"sparsity": sum(zeros.values()) / self.inventory.prunable()}
             | {"mask_hash": mask_hash(self.pruning.masks)},
             curves=[*self.outcome.curves, *([] if last is None else [asdict(last)])],

@@ -4,12 +4,13 @@ Rank 0 decides and stores; the others follow. With one worker nothing is sent an
 """
 
 import os
+import platform
 import socket
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import psutil
 import torch
@@ -46,6 +47,24 @@ def fits(size: int) -> bool:
         return True
     free, _ = torch.cuda.mem_get_info()
     return 1.3 * size < free
+
+
+def machine() -> dict[str, Any]:
+    """Returns the name of this machine and the types of its processor and of the GPU used here.
+
+    Masks are bit-equal on one type of them.
+    """
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {"host": platform.node(), "cpu": _processor(), "gpu": gpu}
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            names = [line.split(":", 1)[1].strip() for line in lines if "model name" in line]
+        return names[0]
+    except (OSError, IndexError):
+        return platform.processor() or os.uname().machine
 
 
 def free_port(address: str) -> int:

@@ -2,15 +2,20 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ressa.cli.app import File, OutputOption, Sets, app
-from ressa.cli.relay import Address, Wait, follow, terminal, there, told_address
+from ressa.cli.relay import Address, Wait, follow, results_of, terminal, there, told_address
 from ressa.errors import SpecError
 from ressa.terminal import Output, say
+
+if TYPE_CHECKING:
+    from ressa.spec import Resources
+    from ressa.sweep.jobs import Head
 
 
 @app.command()
@@ -42,7 +47,6 @@ def submit(
         )
     from ressa.spec import load_spec
     from ressa.sweep.jobs import Head, Request
-    from ressa.sweep.places import check_fits
     from ressa.sweep.versions import installed
 
     sets = [*(set_ or []), *([f"store={json.dumps(store)}"] if store is not None else [])]
@@ -54,13 +58,7 @@ def submit(
     spec = spec.model_copy(update={"store": place})
     code = _checkout() if ship_code else None
     head = Head(address)
-    places, grows = head.places()
-    try:
-        check_fits(spec.resources, places)
-    except SpecError as error:
-        if not grows:
-            raise
-        say(f"{error}\nThe cluster adds nodes by itself; it must have such ones.", "warning:")
+    _check_room(head, spec.resources)
     request = Request(
         words=["run", f"--output={output.value}"],
         spec=spec.to_yaml(),
@@ -72,9 +70,20 @@ def submit(
     job, known = head.drive(
         request, sweep=spec.name, store=place, identity=spec.identity, code=code
     )
-    if known:
-        say(f"{spec.name} runs there already, as job {job}.")
-    follow(head, job, spec.name, wait=wait)
+    results = replace(request, spec=None, drives=False, words=results_of(spec.name, place, output))
+    follow(head, job, spec.name, wait=wait, results=results if known else None)
+
+
+def _check_room(head: "Head", resources: "Resources") -> None:
+    from ressa.sweep.places import check_fits
+
+    places, grows = head.places()
+    try:
+        check_fits(resources, places)
+    except SpecError as error:
+        if not grows:
+            raise
+        say(f"{error}\nThe cluster adds nodes by itself; it must have such ones.", "warning:")
 
 
 def _place(store: str) -> str:

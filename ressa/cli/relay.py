@@ -11,16 +11,17 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ressa.errors import SpecError
-from ressa.terminal import say, write
+from ressa.terminal import Output, say, write
 
 if TYPE_CHECKING:
-    from ressa.sweep.jobs import Frame, Head
+    from ressa.sweep.jobs import Frame, Head, Request
 
 ADDRESS = "RESSA_ADDRESS"
 Address = Annotated[
@@ -190,7 +191,7 @@ def terminal() -> dict[str, str]:
 
 
 def resume_there(
-    address: str, context: typer.Context, name: str, store: str, *, wait: bool
+    address: str, context: typer.Context, name: str, store: str, *, wait: bool, output: Output
 ) -> None:
     """Starts a driver on a cluster that goes on with a stored sweep, unless one is at it."""
     from ressa.sweep.jobs import Head, Request
@@ -205,17 +206,38 @@ def resume_there(
         told_address=told_address(context),
         variables=terminal() if wait else {},
     )
-    job, known = head.drive(request, sweep=name, store=there(store), identity=None, code=None)
-    if known:
+    place = there(store)
+    job, known = head.drive(request, sweep=name, store=place, identity=None, code=None)
+    results = replace(request, drives=False, words=results_of(name, place, output))
+    follow(head, job, name, wait=wait, results=results if known else None)
+
+
+def results_of(name: str, store: str, output: Output) -> list[str]:
+    """The command line that writes a sweep's results."""
+    return ["results", name, f"--store={store}", f"--output={output.value}"]
+
+
+def follow(
+    head: "Head", job: str, name: str, *, wait: bool, results: "Request | None" = None
+) -> None:
+    """Says the sweep's name once its driver holds it, or follows it to its end.
+
+    Args:
+        head: of the cluster.
+        job: the driver's.
+        name: of the sweep.
+        wait: whether it is followed.
+        results: of a driver that another command started, what asks for the results at its end:
+            its own have the form that the other command wanted.
+    """
+    if results is not None:
         say(f"{name} runs there already, as job {job}.")
-    follow(head, job, name, wait=wait)
-
-
-def follow(head: "Head", job: str, name: str, *, wait: bool) -> None:
-    """Says the sweep's name once its driver holds it, or follows it to its end."""
     frames = head.frames(job)
     try:
-        if wait:
+        if wait and results is not None:
+            code = passed_on((one for one in frames if one.kind != "out"), Path())
+            passed_on(head.frames(head.ask(results)), Path())
+        elif wait:
             code = passed_on(frames, Path())
         else:
             code = passed_on(frames, Path(), until="taken")

@@ -94,6 +94,7 @@ _READ = [
 """The columns of the table `trials` that `results_table` is made from."""
 
 _SUCCESSFUL = ("succeeded", "reused")
+_NAMED = 8  # running trials that a status names
 _CHOSEN = ("vision_sparsity", "language_sparsity", "sparsity", "budget")  # these have columns
 _SPARSITY = rf'"({"|".join(_CHOSEN)})": ("[^"\\]*"|[^",\\{{}}\[\]]+)'
 """One of them in a point's JSON, as a regular expression."""
@@ -255,10 +256,15 @@ def _rising(text: str) -> tuple[float, str]:
 
 
 def failures(sweep: SweepStore) -> "pandas.DataFrame":
-    """Returns the trials that did not succeed: where they ended, why, and after how many tries."""
+    """Returns the trials that did not succeed: where they ended, why, and after how many tries.
+
+    One that is tried again right now is none of them.
+    """
     columns = ["trial", "attempt", "state", "failure_stage", "failure_class", "error"]
     trials = sweep.trials(columns)
     failed = trials[~trials["state"].isin((*_SUCCESSFUL, "stopped"))]
+    if len(failed):
+        failed = failed[~failed["trial"].isin(sweep.status().running)]
     return failed[columns].reset_index(drop=True)
 
 
@@ -272,8 +278,8 @@ def sweep_row(sweep: SweepStore) -> dict[str, Any]:
         "done": state.done,
         "planned": state.planned,
         "failed": state.counts.get("failed", 0) + state.counts.get("lost", 0),
-        "running": ", ".join(state.running) or None,
-        "waiting": "; ".join(_waits(*one) for one in state.waiting.items()) or None,
+        "running": _some(state.running, ", "),
+        "waiting": _some([_waits(*one) for one in state.waiting.items()], "; "),
         "driver": f"process {driver.pid} on {driver.host}" if driver else None,
         "metric": state.metric,
         "best": state.best_score,
@@ -281,6 +287,12 @@ def sweep_row(sweep: SweepStore) -> dict[str, Any]:
         "reused": state.counts.get("reused"),
         "updated": state.updated,
     }
+
+
+def _some(words: Sequence[str], between: str) -> str | None:
+    """Joins words, of many the first; None if there are none."""
+    more = [f"and {len(words) - _NAMED:,} more"] if len(words) > _NAMED else []
+    return between.join([*words[:_NAMED], *more]) or None
 
 
 def _waits(trial: str, why: dict[str, Any]) -> str:

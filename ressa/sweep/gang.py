@@ -4,9 +4,12 @@ One worker runs in the trial's own process. Several are actors on the bundles of
 placement group, joined in one torch.distributed group whose rank 0 decides.
 """
 
+import os
 import platform
+import re
 import signal
 import threading
+import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
@@ -25,6 +28,12 @@ _GLANCE_SECONDS = 1.0
 """How often a trial that waits for its workers looks whether one of them has failed."""
 _GRACE_SECONDS = 3.0
 """How long the others are waited for when one worker failed: the cause may be another's."""
+_LOST_SECONDS = 90.0
+"""The same when one lost its connection: until Ray notices that a machine is gone, which takes it
+a minute by its defaults, it would put the next attempt onto that machine again."""
+_LOST_CONNECTION = re.compile(
+    r"^Dist(Backend|Network|Store)Error|^RuntimeError.*(\bgloo\b|NCCL)", re.IGNORECASE
+)
 
 
 class _ToldToEnd(BaseException):
@@ -56,10 +65,26 @@ def _preemptible() -> Iterator[None]:
         raise TrialError("the trial's process was told to end (SIGTERM)", "preempted") from None
 
 
+def _end_with_raylet() -> None:
+    """Ends this process when its raylet ends, even in an exchange with machines that are gone.
+
+    Ray's own way waits for the exchange, which holds a GPU's memory until it gives up.
+    """
+    raylet = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == raylet:
+            time.sleep(_GLANCE_SECONDS)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="ressa-raylet", daemon=True).start()
+
+
 class Worker:
     """One rank of a gang: holds the trial's generator and moves it on."""
 
     def __init__(self, rank: int, resources: Resources, fresh: bool) -> None:
+        _end_with_raylet()
         self._resources, self._fresh = resources, fresh
         self._diary = Diary(rank)
         self._kept: Kept | None = None
@@ -200,9 +225,12 @@ class Actors:
                 done, _ = self._ray.wait(
                     calls, num_returns=len(calls), timeout=_GLANCE_SECONDS, fetch_local=False
                 )
-                if any(self._error(call) for call in done):
+                errors = list(filter(None, map(self._error, done)))
+                if errors:
+                    lost = any(lost_connection(getattr(e, "cause", e)) for e in errors)
+                    patience = _LOST_SECONDS if lost else _GRACE_SECONDS
                     done, _ = self._ray.wait(
-                        calls, num_returns=len(calls), timeout=_GRACE_SECONDS, fetch_local=False
+                        calls, num_returns=len(calls), timeout=patience, fetch_local=False
                     )
                     raise min(filter(None, map(self._error, done)), key=self._remoteness)
         return self._ray.get(calls)
@@ -233,6 +261,11 @@ class Actors:
         """Ends the workers."""
         for actor in self._actors:
             self._ray.kill(actor)
+
+
+def lost_connection(cause: BaseException) -> bool:
+    """Whether it is torch.distributed's word that another worker, or the way to it, is gone."""
+    return bool(_LOST_CONNECTION.search(f"{type(cause).__name__}: {cause}"))
 
 
 def _said(progress: Progress) -> str:

@@ -31,6 +31,8 @@ _QUICK, _SLOW = 0.2, 3.0
 """Seconds between two looks at a job's log: at first, and when it has said nothing for long."""
 _BYTES_A_SECOND = 1 << 19
 """A long log is read less often: each look transfers all of it."""
+_NOT_SENT = ["/*", "!/.", "!/ressa"]
+"""Of a checkout: all but the package, since results, models and .git may be large."""
 _SWEEP, _STORE, _IDENTITY = "ressa_sweep", "ressa_store", "ressa_identity"
 
 FrameKind = Literal["out", "err", "file", "taken", "exit"]
@@ -86,6 +88,10 @@ class Request:
     def decode(cls, text: str) -> "Request":
         """Reads `encode`'s word."""
         return cls(**json.loads(zlib.decompress(base64.urlsafe_b64decode(text))))
+
+
+class _Taken(Exception):
+    """A job of that name is there already."""
 
 
 class Head:
@@ -152,8 +158,7 @@ class Head:
 
     def ask(self, request: Request) -> str:
         """Starts a short job; returns its id."""
-        with self._reached():
-            return str(self._client.submit_job(entrypoint=_entrypoint(request)))
+        return self._submit(entrypoint=_entrypoint(request))
 
     def drive(
         self, request: Request, *, sweep: str, store: str, identity: str | None, code: Path | None
@@ -165,7 +170,7 @@ class Head:
             sweep: the sweep's name.
             store: where its rows are.
             identity: of its spec; nothing is started beside another one of that name. None: any.
-            code: a folder to run from; None runs what the cluster has installed.
+            code: a checkout whose ressa is sent and run; None runs what the cluster has installed.
 
         Returns:
             The job's id, and whether it was there already.
@@ -174,7 +179,7 @@ class Head:
             ConflictError: a driver works on another spec of that name.
         """
         metadata = {_SWEEP: sweep, _STORE: store, _IDENTITY: identity or ""}
-        environment = {"working_dir": str(code)} if code is not None else {}
+        environment = {} if code is None else {"working_dir": str(code), "excludes": _NOT_SENT}
         place = f"{zlib.crc32(store.encode()):08x}"
         while True:
             with self._reached():
@@ -184,20 +189,26 @@ class Head:
                     _check_same(live[0], sweep, identity)
                     return str(live[0].submission_id), True
                 name = f"ressa-{sweep}-{place}-{len(jobs) + 1}"
-                try:
-                    self._client.submit_job(
-                        entrypoint=_entrypoint(request),
-                        submission_id=name,
-                        metadata=metadata,
-                        runtime_env=environment,
-                    )
-                except RuntimeError as error:
-                    if "already exists" in str(error):  # another client was quicker
-                        continue
-                    raise ClusterError(
-                        f"{self.address} did not take the job: {_why(error)}"
-                    ) from error
-                return name, False
+            try:
+                job = self._submit(
+                    entrypoint=_entrypoint(request),
+                    submission_id=name,
+                    metadata=metadata,
+                    runtime_env=environment,
+                )
+            except _Taken:  # another client was quicker
+                continue
+            return job, False
+
+    def _submit(self, **job: Any) -> str:
+        """Hands in a job; returns its id."""
+        with self._reached():
+            try:
+                return str(self._client.submit_job(**job))
+            except RuntimeError as error:
+                if "already exists" in str(error):
+                    raise _Taken from error
+                raise ClusterError(f"{self.address} did not take the job: {_why(error)}") from error
 
     def frames(self, job: str) -> Iterator[Frame]:
         """Yields what a job of ours answers, as it comes, to its end.

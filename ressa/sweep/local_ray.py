@@ -22,6 +22,9 @@ SESSION_VARIABLE = "RESSA_SESSION"
 OF_TRIALS = {
     "TOKENIZERS_PARALLELISM": "false",
     "TRANSFORMERS_VERBOSITY": "error",
+    # A call that breaks off fails once Ray knows whether its machine is gone, after a minute by its
+    # defaults. At once, as Ray has it, the next attempt would be put onto that machine again.
+    "RAY_timeout_ms_task_wait_for_death_info": "90000",
 }
 """What the processes of trials are told by their environment."""
 

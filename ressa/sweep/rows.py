@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import platform
 import subprocess
 from collections.abc import Mapping
@@ -203,8 +202,6 @@ def is_null(value: Any) -> bool:
 
 def _circumstances(attempt: "Attempt", started: datetime) -> dict[str, Any]:
     return {
-        "cpu": _processor(),
-        "host": platform.node(),
         "started": started,
         "finished": datetime.now(UTC),
         "python_version": platform.python_version(),
@@ -232,14 +229,3 @@ def _commit() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return found.stdout.strip() or None
-
-
-@cache
-def _processor() -> str:
-    """The processor's model name: masks are bit-equal on one type of it."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as lines:
-            names = [line.split(":", 1)[1].strip() for line in lines if "model name" in line]
-        return names[0]
-    except (OSError, IndexError):
-        return platform.processor() or os.uname().machine

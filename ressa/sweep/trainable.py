@@ -1,6 +1,5 @@
 """One attempt of one trial as a Ray Tune class trainable: `step()` is the trial's `next()`."""
 
-import re
 import traceback
 from typing import Any
 
@@ -11,13 +10,8 @@ from ray.tune import PlacementGroupFactory
 from ressa.errors import FailureClass, RessaError, StoreError, TrialError
 from ressa.records import Failure, Outcome, Progress
 from ressa.spec import Resources
-from ressa.sweep.gang import Actors, Gang, OwnProcess
+from ressa.sweep.gang import Actors, Gang, OwnProcess, lost_connection
 from ressa.sweep.places import bundle
-
-_LOST_CONNECTION = re.compile(
-    r"^Dist(Backend|Network|Store)Error|^RuntimeError.*(\bgloo\b|NCCL)", re.IGNORECASE
-)
-"""An error of torch.distributed: another worker of the gang, or the way to it, is gone."""
 
 
 class AttemptFailed(Exception):
@@ -118,7 +112,7 @@ def describe_failure(error: BaseException, stage: str) -> Failure:
         kind = "oom"
     elif isinstance(error, ray.exceptions.RayActorError):
         kind = kind_of_death(str(error))
-    elif _LOST_CONNECTION.search(f"{type(cause).__name__}: {cause}"):
+    elif lost_connection(cause):
         kind = "node"  # Ray may notice the other worker's death half a minute later
     known = isinstance(cause, RessaError)
     return Failure(

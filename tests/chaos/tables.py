@@ -14,6 +14,7 @@ _HOW = {
     "committed",
     "host",
     "cpu",
+    "gpu",
     "started",
     "finished",
     "seconds",

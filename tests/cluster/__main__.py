@@ -16,6 +16,8 @@ class Count:
         """Is told of each phase of each test."""
         self.passed += report.when == "call" and report.passed
         self.failed += report.failed
+        if report.failed:
+            print(report.longreprtext)  # noqa: T201  # at once: the rest takes half an hour
 
 
 if __name__ == "__main__":

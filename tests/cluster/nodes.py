@@ -49,6 +49,8 @@ _QUICK = {
     "RAY_health_check_period_ms": "1000",
     "RAY_health_check_timeout_ms": "5000",
     "RAY_health_check_failure_threshold": "5",
+    # As in the Ray that `ressa run` starts: else everything else on this machine goes first.
+    "RAY_worker_niceness": "0",
 }
 
 
@@ -116,7 +118,7 @@ class Node:
             stdout=subprocess.DEVNULL,
             start_new_session=True,
         )
-        wait_for(lambda: self._first() and (private / "resolv.conf").exists(), 60)
+        wait_for(lambda: self.first() and (private / "resolv.conf").exists(), 60)
 
     def start_ray(self, cpus: int = 1) -> None:
         """Starts its Ray, on a machine that may be on already: the head's if it is the first."""
@@ -178,7 +180,7 @@ class Node:
         )
 
     def _inside(self, command: Sequence[str]) -> list[str]:
-        first = self._first()
+        first = self.first()
         assert first is not None, f"{self.name} is switched off"
         return ["nsenter", "-t", str(first), *_NSENTER, *command]
 
@@ -188,7 +190,7 @@ class Node:
 
     def processes(self) -> dict[int, list[str]]:
         """Lists its processes: id, as this machine counts them → command line."""
-        own, found = os.readlink(f"/proc/{self._first()}/ns/pid"), {}
+        own, found = os.readlink(f"/proc/{self.first()}/ns/pid"), {}
         for pid in filter(str.isdigit, os.listdir("/proc")):
             with contextlib.suppress(OSError):
                 if os.readlink(f"/proc/{pid}/ns/pid") == own:
@@ -199,13 +201,13 @@ class Node:
         """Ends everything that runs on it, at once."""
         if self.process is None:
             return
-        for pid in (self._first(), self.process.pid):
+        for pid in (self.first(), self.process.pid):
             if pid is not None:
                 os.kill(pid, signal.SIGKILL)
         self.process.wait()
         self.process = None
 
-    def _first(self) -> int | None:
+    def first(self) -> int | None:
         """Its first process: the child of `unshare`."""
         assert self.process is not None
         pid = self.process.pid

@@ -2,13 +2,15 @@
 
 import json
 import os
+import re
+import shutil
 import signal
 
 import pytest
 
 from ressa.store import SweepStore, open_store
 from tests.chaos.tables import differences
-from tests.cluster.nodes import SHARED, Cluster, Node
+from tests.cluster.nodes import ROOT, SHARED, Cluster, Node
 from tests.s3 import SECRET
 from tests.sweep.place import Place
 from tests.sweep.waiting import wait_for
@@ -77,6 +79,66 @@ def test_a_sweep_runs_over_machines_and_is_followed_from_a_laptop(cluster: Clust
         assert cluster.token not in log.read_text(errors="replace"), log
 
 
+READING = (
+    ["ls"],
+    ["status", "small"],
+    ["results", "small"],
+    ["best", "small"],
+    ["landscape", "small"],
+    ["watch", "small"],
+    ["query", "SELECT trial, score FROM trials"],
+)
+
+
+@pytest.mark.slow
+def test_every_verb_that_reads_or_steers_answers_a_laptop(cluster: Cluster) -> None:
+    laptop = cluster.start("submit", "small.yaml", "--wait")
+    wait_for_repair(cluster)
+    laptop.kill()
+    laptop.communicate()
+    assert sweep_of(cluster).status().state == "running", "it needs no laptop"
+    cancelled = cluster.ressa("cancel", "small", "--store", STORE)
+    assert (cancelled.returncode, sweep_of(cluster).status().state) == (0, "cancelled")
+    foretold = cluster.ressa("resume", "small", "--dry-run", "--store", STORE)
+    assert foretold.returncode == 0, foretold.stderr
+    assert "it was cancelled" in foretold.stderr
+
+    resumed = cluster.ressa("resume", "small", "--store", STORE)
+    assert (resumed.returncode, resumed.stdout) == (0, "small\n"), resumed.stderr
+    stopped = cluster.ressa("stop", "small", "--wait", "--store", STORE)
+    assert stopped.returncode == 0, stopped.stderr
+    assert list(sweep_of(cluster).trials()["state"]) == ["succeeded"], "what ran was finished"
+
+    for words in READING:
+        answer = cluster.ressa(*words, "--store", STORE)
+        assert answer.returncode == 0, answer.stderr
+        assert answer.stdout.strip(), words
+    drawn = cluster.ressa("landscape", "small", "--out", "map.svg", "--store", STORE)
+    assert drawn.returncode == 0, drawn.stderr
+    assert "<svg" in (cluster.folder / "map.svg").read_text()
+
+
+@pytest.mark.slow
+def test_other_code_than_the_clusters_is_refused_unless_it_is_sent_along(cluster: Cluster) -> None:
+    checkout = cluster.folder / "checkout"
+    shutil.copytree(ROOT / "ressa", checkout / "ressa")
+    shutil.copy(ROOT / "pyproject.toml", checkout)
+    (checkout / "large.bin").write_bytes(bytes(1 << 20))
+    changed = checkout / "ressa" / "workers.py"
+    changed.write_text(changed.read_text().replace("platform.node()", "'changed'"))
+    small = ("--set", "resources.workers=1", "--set", "repair={method: none}")
+    ours = {"PYTHONPATH": str(checkout)}
+
+    refused = cluster.ressa("submit", "small.yaml", "--wait", *small, variables=ours)
+    assert (refused.returncode, refused.stdout) == (5, ""), refused.stderr
+    assert "client and cluster differ: ressa " in refused.stderr
+    assert "--ship-code sends this checkout" in refused.stderr
+
+    sent = cluster.ressa("submit", "small.yaml", "--wait", "--ship-code", *small, variables=ours)
+    assert sent.returncode == 0, sent.stderr
+    assert list(sweep_of(cluster).trials()["host"]) == ["changed"]
+
+
 @pytest.mark.slow
 def test_a_machine_that_dies_in_mid_repair_costs_one_attempt(
     cluster: Cluster, alone: Place
@@ -136,16 +198,19 @@ def test_when_the_head_dies_the_sweep_is_resumed_on_the_next_one(
 def test_a_trial_that_waits_says_for_what_and_takes_a_machine_that_is_added(
     cluster: Cluster,
 ) -> None:
-    submit(cluster, "--set", "search.parallel=2", "--set", "baselines=[dense]")
+    two = ("search.trials=2", "search.parallel=2", "space.vision_sparsity.choices=[0.5, 0.55]")
+    long = "repair.steps=200"  # the first must not end before the machine is there
+    settings = [word for setting in (*two, long) for word in ("--set", setting)]
+    submit(cluster, *settings)
     wait_for(lambda: sweep_of(cluster).status().waiting)
     asked = cluster.ressa("status", "small", "--store", STORE)
     assert asked.returncode == 0, asked.stderr
-    assert "t000 needs 2 × 1 CPU; " in asked.stdout
+    assert re.search(r"t00\d needs 2 × 1 CPU; ", asked.stdout)
     added = cluster.add("three")
     added.start_ray()
     wait_for(lambda: added.works("ray::Worker"))
     assert not sweep_of(cluster).status().waiting
-    finished(cluster)
+    finished(cluster, *settings)
 
 
 @pytest.mark.slow

@@ -293,7 +293,7 @@ def _failures(sweep: SweepStore) -> tuple[list[dict[str, Any]], int]:
 
 def _provenance(sweep: SweepStore, spec: SweepSpec) -> list[tuple[str, str]]:
     versions = [f"{package}_version" for package in _PACKAGES]
-    about = ["cpu", "host", "started", "finished", "workers", "total_seconds", "cpu_seconds"]
+    about = ["cpu", "gpu", "host", "started", "finished", "workers", "total_seconds", "cpu_seconds"]
     trials = sweep.trials([*versions, *about, "ressa_commit"])
     rows = [("store", sweep.store.location), ("model", _model(spec))]
     known = [
@@ -301,10 +301,11 @@ def _provenance(sweep: SweepStore, spec: SweepSpec) -> list[tuple[str, str]]:
         for package, column in zip(_PACKAGES, versions, strict=True)
         if trials[column].notna().any()
     ]
+    workers = f"workers a trial: {_all(trials['workers']) or '?'}"
     rows += [
         ("versions", ", ".join(known)),
         ("git", _all(trials["ressa_commit"])),
-        ("hardware", f"{_all(trials['cpu'])}; workers a trial: {_all(trials['workers']) or '?'}"),
+        ("hardware", "; ".join(filter(None, (_all(trials["gpu"]), _all(trials["cpu"]), workers)))),
         ("machines", _all(trials["host"])),
         (
             "cost",
