@@ -42,6 +42,7 @@ class Sampler(StrEnum):
     tpe = "tpe"
     gp = "gp"
     nsga2 = "nsga2"
+    map = "map"
 
 
 @app.command()

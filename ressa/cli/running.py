@@ -216,6 +216,9 @@ def _report(sweep: "SweepStore", output: Output) -> None:
     if output is Output.table and (sweep.trials(["role"])["role"] != "baseline").any():
         draw(heatmap(results_table(sweep)))
     said = [f"rows       {sweep.store.location}/sweeps/{sweep.name}/"]
+    why = sweep.status().why
+    if why is not None:
+        said.insert(0, f"ended by   {why}")
     if sweep.store.folder is not None:
         picture = sweep.store.folder / "sweeps" / sweep.name / "landscape.png"
         plot(sweep, picture)

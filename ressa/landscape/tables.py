@@ -275,6 +275,7 @@ def sweep_row(sweep: SweepStore) -> dict[str, Any]:
     return {
         "sweep": state.name,
         "state": state.state,
+        "ended_by": state.why,
         "done": state.done,
         "planned": state.planned,
         "failed": state.counts.get("failed", 0) + state.counts.get("lost", 0),

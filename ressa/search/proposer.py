@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, islice
-from typing import Any
+from typing import Any, Protocol
 
 from ressa.errors import InfeasibleAllocation
 from ressa.search import fixed
@@ -20,6 +20,14 @@ from ressa.spec.space import REPLICATE
 _LARGEST_GRID = 100_000  # points; a larger space is never exhausted anyway
 _NEIGHBOURS = 256  # points among which the nearest is looked for where there is no list
 _REPEATS_IN_A_ROW = 2  # by a learner: they are free and teach it, but a sweep is to get on
+
+
+class Learns(Protocol):
+    """What learns from results which point is worth a trial."""
+
+    def ask(self, number: int, trials: Sequence[Seen]) -> tuple[Point, str]:
+        """Returns a point and what to note about it, as JSON: see `learners.Learner.ask`."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,9 +51,16 @@ class Proposer:
         spec: the resolved sweep.
         identify: maps a point to the key of the trial it comes to; raises `InfeasibleAllocation`
             for a point that cannot be.
+        learner: asked in place of Optuna's samplers.
     """
 
-    def __init__(self, spec: SweepSpec, identify: Callable[[Point], str]) -> None:
+    def __init__(
+        self,
+        spec: SweepSpec,
+        identify: Callable[[Point], str],
+        *,
+        learner: Learns | None = None,
+    ) -> None:
         self._search = spec.search
         self._dimensions = tuple(d for d in spec.dimensions if d.name != REPLICATE)
         self._replicates = spec.replicates
@@ -58,13 +73,11 @@ class Proposer:
         self._size = size if size <= _LARGEST_GRID else 0
         """Points of a space that can be listed; 0 of one that cannot."""
         self._points = fixed.Fixed(self._stream(), self._can_be, endless=not self._size)
-        self._learner = (
-            None
-            if self.is_fixed
-            else Learner(
+        self._learner: Learns | None = learner
+        if learner is None and not self.is_fixed:
+            self._learner = Learner(
                 self._search.sampler, self._dimensions, len(spec.objectives), self._search.seed
             )
-        )
 
     @property
     def is_fixed(self) -> bool:

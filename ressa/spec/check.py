@@ -52,6 +52,8 @@ from ressa.spec.yaml import Path
 
 COUNTED = ("sparsity", "vision_sparsity", "language_sparsity", "whole_sparsity")
 """Objectives that are counted, not measured."""
+_SHARES = ("accuracy", "balanced_accuracy", "exact_match")
+"""Metrics that lie in [0, 1] and of which more is better."""
 _MOST_VALUES = 10_000  # of one axis, and points of a grid
 _DATA_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -529,6 +531,44 @@ def _check_search(spec: SweepSpec) -> Iterator[Problem]:
         yield Problem(("space",), message)
 
 
+def _check_map(spec: SweepSpec) -> Iterator[Problem]:
+    """What the map needs where it proposes trials or ends the sweep."""
+    search = spec.search
+    uses = {"sampler": search.sampler == "map", "stop_when": search.stop_when is not None}
+    for key in (key for key, is_used in uses.items() if is_used):
+        message = unmapped(spec)
+        if message is not None:
+            yield Problem(("search", key), message)
+
+
+def unmapped(spec: SweepSpec) -> str | None:
+    """Says why a sweep has no lines on a map; None if it has."""
+    objective = spec.objectives[0].maximize
+    others = [name for name in spec.space if name not in SPARSITIES]
+    values = [value for name in SPARSITIES if name in spec.space for value in _texts(spec, name)]
+    pattern = next((value for value in values if ":" in value), None)
+    endless = [axis.name for axis in spec.dimensions if axis.size is None]
+    if spec.budget is None:
+        return "decides lines of equal size, and there is no budget. Give one, or several."
+    if len(spec.objectives) > 1:
+        return "a line's best is of one objective, there are several. One of the two."
+    if spec.objectives[0].metric not in _SHARES:
+        return f"the map is of scores in [0, 1]: {', '.join(_SHARES)}; got {objective}."
+    if others:
+        return f"one map is of one recipe, and the space has {others[0]} too. Leave it out."
+    if pattern is not None:
+        return f"patterns are not on the map, got {pattern} in the space. Give fractions alone."
+    if endless:
+        return f"lines are listed place by place. Give a step or choices for {endless[0]}."
+    if spec.early_stopping is not None:
+        return "the map needs whole trials, and early_stopping ends some early. One of the two."
+    return None
+
+
+def _texts(spec: SweepSpec, name: str) -> Iterator[str]:
+    return (str(value) for _, value in _values(spec.space[name]))
+
+
 def _check_constraints(spec: SweepSpec) -> Iterator[Problem]:
     if spec.prune.group != "all" or "prune.group" in spec.space:
         return
@@ -592,6 +632,7 @@ _CHECKS: tuple[tuple[_Check, tuple[str, ...]], ...] = (
     (_check_space, ()),
     (_check_constraints, ("constraints", "prune")),
     (_check_search, ("space", "search", BUDGET)),
+    (_check_map, ("space", "search", "objective", BUDGET, "early_stopping")),
     (_check_early_stopping, ("early_stopping", "repair", "objective")),
     (_check_baselines, ("baselines", "repair")),
 )

@@ -47,7 +47,7 @@ from ressa.spec.yaml import write
 Part = Literal["vision", "connector", "language"]
 Retriable = Literal["node", "preempted", "oom"]
 Activations = Literal["dense", "tower", "sequential"]
-Sampler = Literal["grid", "random", "qmc", "tpe", "gp", "nsga2"]
+Sampler = Literal["grid", "random", "qmc", "tpe", "gp", "nsga2", "map"]
 RepairMethod = Literal["sparselora", "lora", "masked_finetune", "spp", "straight_through", "none"]
 
 
@@ -467,13 +467,32 @@ def endings(layers: Iterable[str]) -> list[str]:
     return sorted({layer.rpartition(".")[2] for layer in layers})
 
 
+class StopWhen(SpecModel):
+    """When the map says that further trials would change no line's best by much: docs/map.md."""
+
+    regret_points: Number = Field(
+        default=1.0,
+        gt=0,
+        le=100,
+        description="The best allocation that ran lies less than this below the best of its line, "
+        "in points of the objective (1 is 0.01), in (0, 100].",
+    )
+    confidence: Number = Field(
+        default=0.9,
+        gt=0.5,
+        lt=1,
+        description="So sure, of each line, in (0.5, 1).",
+    )
+
+
 class Search(SpecModel):
     """How points of the space are proposed."""
 
     sampler: Sampler = Field(
         default="tpe",
         description="grid visits every point; random and qmc (Sobol) spread out; tpe, gp and nsga2 "
-        "learn. Default: grid if the space is discrete.",
+        "learn; map looks for the best of every budget's line. Default: grid if the space is "
+        "discrete.",
     )
     trials: int = Field(
         default=20,
@@ -491,6 +510,10 @@ class Search(SpecModel):
         default=False,
         description="Propose from whatever has finished, without waiting for the window: a search "
         "that is run or resumed again may then propose other points.",
+    )
+    stop_when: StopWhen | None = Field(
+        default=None,
+        description="Ends the sweep before all trials ran, when every budget's line is decided.",
     )
 
 
@@ -767,7 +790,7 @@ class SweepSpec(SpecModel):
                 "name": True,
                 "question": True,
                 "store": True,
-                "search": {"trials", "parallel", "window"},
+                "search": {"trials", "parallel", "window", "stop_when"},
                 "resources": True,
                 "retry": True,
                 "limits": True,

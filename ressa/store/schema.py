@@ -257,7 +257,7 @@ PROPOSALS = Table(
         Column("key", "text", "hash of all that can change the trial's result"),
         Column("point", "json", "field → value"),
         Column("seen", "texts", "trials whose results the proposal is a function of, if any"),
-        Column("sampler", "text", "grid, random, qmc, tpe, gp or nsga2"),
+        Column("sampler", "text", "grid, random, qmc, tpe, gp, nsga2 or map"),
         Column("system_attrs", "json", "the sampler's own notes"),
         Column("reason", "text", "why this attempt: null for the first, else what went wrong"),
         Column(

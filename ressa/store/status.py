@@ -42,6 +42,8 @@ class SweepStatus:
     best_score: float | None = None
     """Best among search trials that succeeded; baselines are not in the race."""
     holder: Holder | None = None
+    why: str | None = None
+    """Why it is finished before all planned trials ran, if it is."""
     started: datetime | None = None
     updated: datetime | None = None
 
@@ -89,6 +91,7 @@ def sweep_status(sweep: SweepStore) -> SweepStatus:
         best_trial=best["trial"] if best else None,
         best_score=best["score"] if best else None,
         holder=current,
+        why=_why(life),
         started=life[0]["committed"] if life else None,
         updated=max((time for time in times if time), default=None),
     )
@@ -136,6 +139,16 @@ def _state(
     if current is not None and current.state == "unknown":
         return "unknown"
     return ended or ("interrupted" if life or current is not None else "new")
+
+
+def _why(life: list[dict[str, Any]]) -> str | None:
+    """What the last event says of its end."""
+    detail = json.loads(life[-1]["detail"] or "{}") if life else {}
+    decided = detail.get("decided")
+    if decided is None:
+        return None
+    lines = ", ".join(f"{line} ({share:.0%})" for line, share in decided["sure"].items())
+    return f"search.stop_when: its lines are decided by the first {decided['results']}: {lines}"
 
 
 def _planned(life: list[dict[str, Any]]) -> int | None:

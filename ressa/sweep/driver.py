@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ressa.errors import ConflictError, SpecError, TooManyFailures
-from ressa.spec import SweepSpec, load_spec, spec_from_yaml
+from ressa.spec import StopWhen, SweepSpec, load_spec, spec_from_yaml
 from ressa.store import Ended, Lease, Store, SweepStore, acquire, holder, open_store
 from ressa.sweep import joined_ray, local_ray
 from ressa.sweep.places import Place, check_fits
@@ -28,6 +28,7 @@ _LONGEST_WRITE_SECONDS = 3600.0
 GROWING = (
     "search.trials",
     "search.parallel",
+    "search.stop_when",
     "resources.workers",
     "resources.cpus_per_worker",
     "resources.gpus_per_worker",
@@ -193,7 +194,8 @@ def _drive(plan: SweepPlan, store: Store, sweep: SweepStore, watcher: Any, work:
             ended = "cancelled"
             raise Interrupted("cancelled, as `ressa cancel` asked") from None
         finally:
-            sweep.event(ended, epoch=lease.epoch)
+            decision = ledger.decision if ended == "finished" else None
+            sweep.event(ended, decision.to_row() if decision else None, epoch=lease.epoch)
     finally:
         lease.release()
 
@@ -285,7 +287,8 @@ def growth(stored: SweepSpec, grown: SweepSpec) -> dict[str, Any]:
 
 def _value(spec: SweepSpec, field: str) -> Any:
     section, name = field.split(".")
-    return getattr(getattr(spec, section), name)
+    value = getattr(getattr(spec, section), name)
+    return value.model_dump() if isinstance(value, StopWhen) else value
 
 
 def _grow(spec: SweepSpec, detail: dict[str, Any]) -> SweepSpec:

@@ -13,10 +13,11 @@ from typing import Any, Literal
 
 from ressa.errors import NotFoundError, SpecError, did_you_mean
 from ressa.records import Progress, TrialSpec
-from ressa.search import Proposer, Seen
+from ressa.search import Seen
 from ressa.search.halving import threshold
 from ressa.store import SweepStore
 from ressa.sweep import rows
+from ressa.sweep.mapped import Decision, Lines, proposer
 from ressa.sweep.plan import SweepPlan
 
 BASELINES = ("dense", "dense-repaired")
@@ -96,7 +97,8 @@ class Ledger:
         self, sweep: SweepStore, plan: SweepPlan, *, epoch: int, redo: Redo | None = None
     ) -> None:
         self._sweep, self._plan, self._epoch = sweep, plan, epoch
-        self._proposer = Proposer(plan.spec, plan.key_of)
+        self._proposer = proposer(plan)
+        self._lines = None if plan.spec.search.stop_when is None else Lines(plan)
         self.results: dict[str, Mapping[str, Any]] = {
             row["trial"]: row for row in sweep.trials().to_dict("records")
         }
@@ -253,7 +255,23 @@ class Ledger:
         trials = [*self._plan.baselines, *map(trial_name, range(len(self._points)))]
         if self.left_over or any(trial not in self.results for trial in trials):
             return False
+        if self.decision is not None:
+            return True
         return self._executions >= self._wanted and not self._more_repeats()
+
+    @property
+    def decision(self) -> Decision | None:
+        """Why `search.stop_when` ends the sweep before its next proposal; None if it does not.
+
+        A function of the results that this proposal may see: those before the window.
+        """
+        if self._lines is None or self._executions >= self._wanted:
+            return None
+        number = len(self._points)
+        visible = self._visible(number)
+        if visible is None:
+            return None
+        return self._lines.decide([self._as_seen(n, visible=True) for n in sorted(visible)])
 
     def _more_repeats(self) -> bool:
         """Whether the next point of a sampler that looks at no result comes to an earlier trial."""
@@ -279,12 +297,15 @@ class Ledger:
             number, enough = len(self._points), self._executions >= self._plan.spec.search.trials
             if self._exhausted or (enough and not self._proposer.is_fixed):
                 return "finished"
-            # A sampler that looks at no result waits for none; whether a trial stops early may.
+            # A sampler that looks at no result waits for none; what may end early does.
             looks = not self._proposer.is_fixed
-            waits = looks or self._plan.spec.early_stopping is not None
+            spec = self._plan.spec
+            waits = looks or spec.early_stopping is not None or self._lines is not None
             visible = self._visible(number) if waits else ()
             if visible is None:
                 return "wait"
+            if self.decision is not None:
+                return "finished"
             seen = [self._as_seen(n, visible=n in visible) for n in range(number if looks else 0)]
             proposal = self._proposer.propose(number, seen)
             if proposal is None or (enough and not self._is_known(proposal.point)):

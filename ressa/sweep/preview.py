@@ -14,7 +14,7 @@ from ressa.catalog import MODELS, TASKS
 from ressa.errors import InfeasibleAllocation, MissingExtraError, NotFoundError, SpecError
 from ressa.records import TrialSpec
 from ressa.sparsity import TOWERS, Inventory
-from ressa.spec import ModelRef, SweepSpec, grid_points
+from ressa.spec import ModelRef, Search, SweepSpec, grid_points
 from ressa.spec.space import SPARSITIES, SPARSITY
 from ressa.store import open_store
 from ressa.sweep.cost import cost_words
@@ -60,11 +60,23 @@ def preview(spec: SweepSpec) -> Preview:
     words += [
         f"{count} trials by {search.sampler}, {search.parallel} at once, proposal n sees {sees}; "
         f"baselines: {', '.join(plan.baselines) or 'none'}",
+        *_ends_early(search),
         *_shared(plan, count, feasible),
         *_data_words(plan),
         *cost_words(plan, count),
     ]
     return Preview(pandas.DataFrame(rows), words)
+
+
+def _ends_early(search: Search) -> list[str]:
+    stop = search.stop_when
+    if stop is None:
+        return []
+    points = "1 point" if stop.regret_points == 1 else f"{stop.regret_points:g} points"
+    return [
+        f"it ends sooner, when on each line the best that ran is {stop.confidence:.0%} sure to lie "
+        f"less than {points} below the line's best"
+    ]
 
 
 def _with_data(plan: SweepPlan) -> tuple[SweepPlan, list[str]]:

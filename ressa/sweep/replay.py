@@ -6,14 +6,16 @@ its window, as in the sweep itself.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ressa.errors import NotFoundError, SpecError
 from ressa.search import Proposer, Seen
 from ressa.search.cube import distance
 from ressa.spec import Point, SweepSpec
+from ressa.spec.check import unmapped
 from ressa.sweep import rows
+from ressa.sweep.mapped import proposer as proposer_of
 from ressa.sweep.plan import SweepPlan
 
 
@@ -58,7 +60,7 @@ def replay(
     Args:
         plan: the sweep's.
         trials: rows of its table `trials`.
-        sampler: grid, random, qmc, tpe, gp or nsga2.
+        sampler: grid, random, qmc, tpe, gp, nsga2 or map.
         count: how many trials it may spend; None: as many as are recorded.
         seed: of the proposals; None takes the sweep's own.
         nearest: lets the nearest recorded point that is left answer for one that is not recorded.
@@ -72,7 +74,7 @@ def replay(
     if not recorded:
         raise NotFoundError(f"sweep {plan.spec.name!r} has no trial with a result to search in.")
     spec = _with_sampler(plan.spec, sampler, seed)
-    proposer = Proposer(spec, plan.key_of)
+    proposer = proposer_of(replace(plan, spec=spec))
     if not nearest:
         _check_complete(plan, proposer, recorded)
     left, found, points = dict(recorded), list[_Recorded](), list[tuple[Point, str]]()
@@ -118,6 +120,9 @@ def _with_sampler(spec: SweepSpec, sampler: str, seed: int | None) -> SweepSpec:
     endless = [axis.name for axis in spec.dimensions if axis.size is None]
     if sampler == "grid" and endless:
         raise SpecError(f"grid needs a step or choices for {', '.join(endless)}; take another one.")
+    reason = unmapped(spec) if sampler == "map" else None
+    if reason is not None:
+        raise SpecError(f"--sampler map: {reason}")
     search = {"sampler": sampler} | ({} if seed is None else {"seed": seed})
     return spec.model_copy(update={"search": spec.search.model_copy(update=search)})
 

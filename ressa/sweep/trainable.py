@@ -79,13 +79,6 @@ class TrialTrainable(tune.Trainable):
             )
         return self._gang.advance()
 
-    def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
-        """Saves nothing: what counts is in the store. Tune calls this anyway."""
-        return {}
-
-    def load_checkpoint(self, checkpoint: dict[str, Any] | None) -> None:
-        """Loads nothing."""
-
     def cleanup(self) -> None:
         """Ends the gang's workers."""
         if self._gang is not None:

@@ -18,7 +18,7 @@ from typing import Any, ParamSpec, Protocol, TypeVar
 import ray
 from ray import tune
 from ray.exceptions import RayTaskError
-from ray.tune import Callback, FailureConfig, RunConfig, TuneConfig
+from ray.tune import Callback, CheckpointConfig, FailureConfig, RunConfig, TuneConfig
 from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 
@@ -88,6 +88,8 @@ def run_trials(
             verbose=0,
             callbacks=[_Glance(searcher)],
             failure_config=FailureConfig(max_failures=0),
+            # Tune would save into the driver's own folder, which other nodes do not see.
+            checkpoint_config=CheckpointConfig(checkpoint_at_end=False),
         ),
     )
     # What Tune has to say of trials is said by the watcher and kept in rows.
@@ -348,7 +350,11 @@ class StoreSearcher(Searcher):
         why = {"oom": ": memory ran out", "preempted": ": its machine was wanted back"}
         message = f"the trial's process went away{why.get(kind, '')}"
         failure = Failure(
-            kind=kind, stage=last.stage, message=message, micro_batch=last.micro_batch
+            kind=kind,
+            stage=last.stage,
+            message=message,
+            traceback=None if error is None else str(error),
+            micro_batch=last.micro_batch,
         )
         return "lost", failure
 

@@ -31,7 +31,7 @@ OUTSIDE = f"{_NETWORK}.254"
 """An address that all nodes reach and that is none of theirs."""
 _STARTS = 4  # Ray gives itself half a minute, which is too short on a machine that others keep busy
 _UNSHARE = ("unshare", "--uts", "--pid", "--mount", "--fork", "--kill-child", "--mount-proc")
-_NSENTER = ("--net", "--uts", "--pid", "--mount", "--wd=/mnt")
+_NSENTER = ("--net", "--uts", "--pid", "--mount", "--wdns=/mnt")
 _MAIN = "from ressa.cli import main; main()"
 _START = """
 set -e
@@ -302,10 +302,10 @@ class Cluster:
     def _laptop(self) -> str:
         return f"{self.name}-laptop"
 
-    def start_all(self) -> None:
-        """Starts Ray on every machine, the head's first."""
+    def start_all(self, *, cpus_of_head: int = 1) -> None:
+        """Starts Ray on every machine, the head's first; the others have one core."""
         for node in self.nodes:
-            node.start_ray()
+            node.start_ray(cpus_of_head if node is self.head else 1)
         self.wait_for_nodes(len(self.nodes))
 
     def add(self, name: str) -> Node:

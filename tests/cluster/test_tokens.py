@@ -120,6 +120,15 @@ def test_ray_on_one_node_is_open_to_its_token_on_loopback_alone(
             if connection.status == psutil.CONN_LISTEN
         }
         assert listening == {"127.0.0.1"}, log.read_text()
+
+        reached = {"HOME": str(tmp_path), "RESSA_ADDRESS": f"http://127.0.0.1:{dashboard}"}
+        place = Place(make_place(tmp_path).folder, reached | {"RAY_AUTH_MODE": "token"})
+        store = str(tmp_path / "results")
+        settings = ("--set", "search.parallel=1", "--store", store)
+        done = place.ressa("submit", "small.yaml", "--wait", *settings)
+        assert done.returncode == 0, done.stderr
+        assert (place.sweep.trials()["state"] == "succeeded").all()
+        assert token not in done.stdout + done.stderr
     finally:
         script.terminate()
         script.wait(timeout=120)

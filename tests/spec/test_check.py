@@ -49,7 +49,7 @@ EXPECTED = """\
 13: space.repair.learning_rate: step must be above 0, got -1.
 14: space.prune.method.choices[1]: unknown prune method 'magnitud'. Did you mean 'magnitude'?
 15: budget[1]: a fraction in [0, 1], got 50. Did you mean 0.5?
-16: search.sampler: one of grid, random, qmc, tpe, gp, nsga2, got 'gird'. Did you mean 'grid'?
+16: search.sampler: one of grid, random, qmc, tpe, gp, nsga2, map, got 'gird'. Did you mean 'grid'?
 16: search.trials: an integer, got 'many'.
 16: search.parallel: an integer ≥ 1, got 0.
 18: repair.data.split: repair learns from split 'train' alone, got 'test'.

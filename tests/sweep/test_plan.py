@@ -66,3 +66,15 @@ def test_a_preview_counts_what_both_lose_together(group: str) -> None:
     points = preview(plan_of(group=group).spec).points
     assert points["sparsity"].item() == pytest.approx(0.3, abs=1e-5)
     assert (points["vision"].item() is None) == (group == "all")
+
+
+def test_a_preview_says_when_a_sweep_ends_sooner() -> None:
+    content = {
+        "ressa": 1,
+        "model": "pocket-llava",
+        "budget": 0.5,
+        "space": {"vision_sparsity": {"choices": [0.4, 0.5, 0.6]}},
+        "search": {"stop_when": {"regret_points": 2, "confidence": 0.95}},
+    }
+    words = preview(spec_from_mapping(content).spec).words
+    assert any("95% sure to lie less than 2 points below the line's best" in one for one in words)

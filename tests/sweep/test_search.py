@@ -163,6 +163,72 @@ def test_an_asynchronous_search_sees_whatever_has_finished(run) -> None:
     assert len(orders) > 1
 
 
+DECIDED = {"stop_when": {"regret_points": 3.0, "confidence": 0.8}, "seed": 1}
+
+
+@pytest.mark.parametrize("sampler", ["map", "random"])
+def test_a_decided_sweep_ends_alike_after_kills_and_in_any_order_of_finishing(
+    run, sampler: str
+) -> None:
+    plan = plan_of({"sampler": sampler, "parallel": 2, "trials": 18} | DECIDED)
+    fails = lambda attempt: attempt.number == 2  # noqa: E731
+    calm = run(plan, 0, fails=fails)
+    assert 4 < len(calm.trials()) < 17
+    for seed in (1, 2):
+        stormy = run(plan, seed, kill=0.15, fails=fails)
+        assert proposals(stormy) == proposals(calm)
+        assert trials(stormy) == trials(calm)
+
+
+def test_a_decision_rests_on_the_trials_before_the_window_alone(run) -> None:
+    plan = plan_of({"sampler": "random", "parallel": 2, "window": 5, "trials": 18} | DECIDED)
+    sweep = run(plan, 3)
+    ledger = Ledger(sweep, plan, epoch=1000)
+    decision = ledger.decision
+    assert decision is not None and ledger.is_complete and ledger.next() == "finished"
+    assert decision.results == len(sweep.trials()) - 4
+    assert set(decision.sure) == {"0.4", "0.5"} and min(decision.sure.values()) >= 0.8
+    sweep.event("finished", decision.to_row(), epoch=1000)
+    said = sweep.status().why
+    assert said is not None and f"decided by the first {decision.results}: 0.4 (" in said
+
+
+def test_no_sweep_ends_while_a_line_is_undecided(run) -> None:
+    sure = {"stop_when": {"regret_points": 0.001, "confidence": 0.9999}}
+    plan = plan_of({"sampler": "map", "parallel": 2, "trials": 12} | sure)
+    sweep = run(plan, 0)
+    assert len(sweep.trials()) == 12
+    assert Ledger(sweep, plan, epoch=1000).decision is None
+
+
+def test_a_decided_sweep_goes_on_when_its_rule_is_taken_back(run) -> None:
+    plan = plan_of({"sampler": "map", "parallel": 2, "trials": 18} | DECIDED)
+    sweep = run(plan, 0)
+    search = plan.spec.search.model_copy(update={"stop_when": None})
+    free = SweepPlan(
+        plan.spec.model_copy(update={"search": search}), plan.inventory, plan.fingerprint
+    )
+    assert free.spec.identity == plan.spec.identity
+    before = proposals(sweep)
+    drive(sweep, free, random.Random(0))
+    assert len(proposals(sweep)) > len(before) and proposals(sweep)[: len(before)] == before
+
+
+def test_the_map_finds_the_best_of_every_line_before_the_grid_is_half_done(run) -> None:
+    plan = plan_of({"sampler": "map", "parallel": 1, "trials": 8})
+    whole = _best_of_lines(run(plan_of({"sampler": "grid", "parallel": 1}), 0))
+    for line, score in _best_of_lines(run(plan, 0)).items():
+        assert whole[line] - score < 0.01
+
+
+def _best_of_lines(sweep: SweepStore) -> dict[str, float]:
+    found = sweep.trials()
+    budgets = [json.loads(point)["budget"] for point in found["point"]]
+    best: dict[str, float] = found.groupby(budgets)["score"].max().to_dict()
+    assert set(best) == {"0.4", "0.5"}
+    return best
+
+
 TWICE = {
     "space": {
         "prune.method": {"choices": ["wanda", "sparsegpt"]},
