@@ -96,7 +96,7 @@ class Orders:
                 best = max(here, key=lambda key: self._scores(one, [key], [*one.runs[key]])[0])
                 found = {key: self._allocated(other, key) for key in here}
                 subject = found.pop(best)
-                question = f"the best {one.name} is near-optimal {other.name}"
+                question = f"the best ({one.name}) is near-optimal ({other.name})"
                 asked.append(ask(question, subject, [*found.values()], margin, confidence))
                 names.append((one.name, other.name))
         together = settled(asked, confidence)
