@@ -1,5 +1,6 @@
 """The command line's frame: the app, options that several verbs take, and what they share."""
 
+import os
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ressa.cli.relay import ADDRESS
+from ressa.errors import NotFoundError
 from ressa.terminal import Output, draw, say, show, width
 
 if TYPE_CHECKING:
@@ -84,6 +87,23 @@ def opened_store(store: str) -> "Store":
     from ressa.store import open_store
 
     return open_store(store)
+
+
+def own_store(store: str) -> "Store":
+    """Opens a store for a verb that no cluster does for us.
+
+    Raises:
+        NotFoundError: there is none; with a cluster in the environment that is said too.
+    """
+    try:
+        return opened_store(store)
+    except NotFoundError as error:
+        if ADDRESS not in os.environ:
+            raise
+        raise NotFoundError(
+            f"{error} {ADDRESS} does not count here: confirm and export work on the store itself. "
+            "Run them where it can be read, such as on a node of the cluster."
+        ) from error
 
 
 MOST_ROWS = 500

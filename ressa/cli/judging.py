@@ -12,6 +12,7 @@ from ressa.cli.app import (
     app,
     command,
     opened_store,
+    own_store,
 )
 from ressa.cli.relay import relayed
 from ressa.cli.running import board, interruptible
@@ -104,7 +105,7 @@ def confirm(
     from ressa.sweep.driver import start
     from ressa.sweep.plan import make_plan
 
-    sweep = opened_store(store).sweep(name)
+    sweep = own_store(store).sweep(name)
     if more is not None:
         spec = further(sweep, more)
         say(f"{spec.name}: {len(spec.points or ())} allocations again, {more} more seeds of each")

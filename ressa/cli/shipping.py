@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ressa.cli.app import Name, StoreOption, app, opened_store
+from ressa.cli.app import Name, StoreOption, app, opened_store, own_store
 from ressa.cli.relay import relayed
 from ressa.errors import SpecError
 from ressa.terminal import say
@@ -44,7 +44,7 @@ def export(
     """Writes a trial's model with a certificate of its zeros. Plain transformers loads it."""
     from ressa.sweep.shipping import export as ship
 
-    sweep = opened_store(store).sweep(name)
+    sweep = own_store(store).sweep(name)
     made = ship(sweep, trial, to, form=form.value, told=lambda text: say(f"{text} …"))
     size = sum(file["bytes"] for file in made["files"].values()) / 2**20
     pruned = sum(tower["pruned"] for tower in made["towers"].values())

@@ -235,7 +235,7 @@ def _meeting(examiners: Sequence[Any]) -> Finding:
     return Finding(
         what="all-reduce",
         ok=wrong is None,
-        found=f"a process on each of {size} nodes, {over}"
+        found=f"one process on each of {size} nodes, {over}"
         + ("" if wrong is None else f": {wrong}"),
         advice=""
         if wrong is None

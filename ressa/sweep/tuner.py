@@ -19,6 +19,7 @@ import ray
 from ray import tune
 from ray.exceptions import RayTaskError
 from ray.tune import Callback, CheckpointConfig, FailureConfig, RunConfig, TuneConfig
+from ray.tune.execution import class_cache
 from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 
@@ -72,6 +73,9 @@ def run_trials(
     searcher = StoreSearcher(ledger, plan, store, lease, watcher, session, fresh)
     coordinator = claims.start()  # it lives as long as this handle
     resources = plan.spec.resources
+    # Tune would hand on what opens a bucket, and Ray would log it; nodes have their own.
+    secrets = {name for name in class_cache.ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")}
+    class_cache.ENV_VARS_TO_PROPAGATE.difference_update(secrets)
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(plan.spec.search.parallel)
     tuner = tune.Tuner(
         tune.with_resources(TrialTrainable, placement(resources)),
