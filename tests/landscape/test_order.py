@@ -116,7 +116,7 @@ def test_conditions_are_told_apart_by_what_trials_chose(tmp_path: Path) -> None:
     compared = [(a.name, b.name) for a, b in orders([sweep], by="repair.steps").pairs]
     steps = ["repair.steps=50", "repair.steps=100"]
     assert compared == [("before repair", steps[0]), ("before repair", steps[1]), tuple(steps)]
-    with pytest.raises(SpecError, match=r"--by prune.method: chosen .* It has: repair.steps, reg"):
+    with pytest.raises(SpecError, match=r"--by prune.method: .* Fields: repair.steps, regime"):
         orders([sweep], by="prune.method")
 
 
