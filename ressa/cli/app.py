@@ -135,7 +135,10 @@ def show_results(
         say(f"the first {len(shown)} of {len(found):,} trials; -o csv writes all of them.")
     order = None if where or columns else repair_order(frame)
     if order is not None:
-        say(f"the order before repair and after it: Spearman's {order}")
+        say(
+            f"the order before repair and after it: Kendall's {order}; its interval and the pairs "
+            f"that repair swaps: {command('order', sweep)}"
+        )
 
 
 def listed(text: str) -> list[str]:

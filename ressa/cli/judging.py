@@ -1,6 +1,6 @@
 """Verbs that say what a sweep's results are worth."""
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -75,6 +75,74 @@ def compare(
     show(rows, output)
     if output is Output.table:
         say("difference: one − other, in points; p_holm: p adjusted for all rows")
+
+
+@app.command()
+@relayed
+def order(
+    name: Name,
+    other: Annotated[
+        str | None,
+        typer.Argument(metavar="OTHER", help="A sweep to compare it with.", show_default=False),
+    ] = None,
+    by: Annotated[
+        str | None,
+        typer.Option(
+            "--by",
+            metavar="FIELD",
+            help="Compares what trials chose, such as prune.method or repair.steps; regime: N:M "
+            "with weights one by one. Default: before repair with after it.",
+            show_default=False,
+        ),
+    ] = None,
+    winners: Annotated[
+        bool, typer.Option("--winners", help="Asks of each line whether its best one holds.")
+    ] = False,
+    confidence: ConfidenceOption = 0.95,
+    store: StoreOption = "results",
+    output: OutputOption = Output.table,
+) -> None:
+    """Says how alike allocations are ranked, by Kendall's tau."""
+    from ressa.landscape import orders
+    from ressa.sweep.driver import current_spec
+
+    opened = opened_store(store)
+    sweeps = [opened.sweep(one) for one in (name, other) if one is not None]
+    found = orders(sweeps, by=by)
+    if winners:
+        margin = current_spec(sweeps[0]).verdict.margin
+        told = found.winners(margin=margin, confidence=confidence)
+        rows = [{"one": a, "other": b, **one.row()} for a, b, one in told]
+        show([_short(row) for row in rows] if output is Output.table else rows, output)
+        if output is Output.table:
+            say(
+                f"holds: the best of one is less than {margin:g} points below each under the other;"
+                f" all answers together are right with {confidence:.0%} confidence"
+            )
+        return
+    rows = found.rows(confidence=confidence)
+    if output is not Output.table:
+        show(rows, output)
+        return
+    show([_rounded(row) for row in rows], output)
+    say(
+        "scope: all pairs of allocations, or those on one line; swapped_models: pairs shown to be "
+        "swapped on other pictures too; swapped_allocations: with other seeds too"
+    )
+
+
+def _rounded(row: dict[str, Any]) -> dict[str, Any]:
+    return {k: round(v, 2) if isinstance(v, float) else v for k, v in row.items() if k != "over"}
+
+
+def _short(row: dict[str, Any]) -> dict[str, Any]:
+    """A winner's row for a terminal."""
+    named = {"subject": "best", "answer": "holds", "against": "strongest"}
+    columns = ["one", "other", "line", "subject", "answer", "against"]
+    points = ["difference_points", "low_points", "high_points"]
+    short = {named.get(column, column): row[column] for column in columns}
+    rounded = {name: None if row[name] is None else round(row[name], 2) for name in points}
+    return {**short, **rounded, "seeds": row["seeds"]}
 
 
 @app.command()

@@ -164,11 +164,16 @@ def judge(found: Sequence[Allocated], *, margin: float, confidence: float) -> tu
         equal = next((one for one in here if one.is_equal), None)
         if equal is not None and len(here) > 1:
             others = [one for one in here if one is not equal]
-            asked.append(_ask(EQUAL_QUESTION, equal, others, margin, confidence))
+            asked.append(ask(EQUAL_QUESTION, equal, others, margin, confidence))
         alone = next((one for one in here if one.vision == 0), None)
         both = [one for one in here if one.vision > 0 and one.language > 0]
         if alone is not None and both:
-            asked.append(_ask(LANGUAGE_QUESTION, alone, both, 0.0, confidence))
+            asked.append(ask(LANGUAGE_QUESTION, alone, both, 0.0, confidence))
+    return settled(asked, confidence)
+
+
+def settled(asked: Sequence[Verdict], confidence: float) -> tuple[Verdict, ...]:
+    """Returns answers that stand together, by Holm over all of them; the others are undecided."""
     adjusted = holm([1.0 if one.p_value is None else one.p_value for one in asked])
     return tuple(
         replace(one, more_trials=0) if p <= 1 - confidence else _undecided(one)
@@ -176,7 +181,7 @@ def judge(found: Sequence[Allocated], *, margin: float, confidence: float) -> tu
     )
 
 
-def _ask(
+def ask(
     question: str,
     subject: Allocated,
     others: Sequence[Allocated],
@@ -220,7 +225,7 @@ def _ask(
     return replace(
         blank,
         answer=answer,
-        why=_why(question, answer, against, spread, confidence, margin),
+        why=_why(answer, against, spread, confidence, margin),
         against=against,
         difference_points=100 * spread.value,
         low_points=100 * spread.low(confidence),
@@ -230,12 +235,10 @@ def _ask(
     )
 
 
-def _why(
-    question: str, answer: Answer, against: str, spread: Spread, confidence: float, margin: float
-) -> str:
+def _why(answer: Answer, against: str, spread: Spread, confidence: float, margin: float) -> str:
     bounds = (spread.value, spread.low(confidence), spread.high(confidence))
     value, low, high = (100 * x for x in bounds)
-    if question == EQUAL_QUESTION:
+    if margin:
         bound = f"at most {high:+.2f}" if answer == "yes" else f"at least {low:+.2f}"
         return f"{against} is {value:+.2f} points from it, {bound}; margin {margin:g}"
     if answer == "yes":
