@@ -57,6 +57,7 @@ NOT_RUN = {
     "ressa run sweeps/pruning": "minutes; the file is valid",
     "ressa run sweeps/quickstart.yaml --store s3:": "needs a bucket; the tests of stores have one",
     "ressa confirm quickstart --top 3 --per-line --seeds 5$": "minutes; the study confirms",
+    "ressa order SWEEP": "stands for any sweep; tests/landscape has some that vary these fields",
     "ressa submit": "needs a cluster: make cluster",
     "ressa watch two_workers": "needs a cluster: make cluster",
     "ressa data check": "needs a data set; tests/data checks one",
