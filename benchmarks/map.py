@@ -7,7 +7,9 @@ runs lie in the 90 % intervals, with Wilson's 95 % interval. Runs of one allocat
 prediction, so that this interval is somewhat too narrow. Allocations count as near the best by
 their mean over runs: within three points of the highest on the map, or on their line of equal size.
 
-With `--replay SWEEP` prints the second table instead: see `replays.py`.
+With `--few --sweeps NAME…` the maps are of a few allocations drawn from all, each with one run, and
+all runs of one seed, as a sweep without `replicates` has them; they predict the other allocations'
+runs of other seeds. With `--replay SWEEP` prints how many trials searches take: see `replays.py`.
 """
 
 import argparse
@@ -27,7 +29,8 @@ from ressa.store import SweepStore, open_store
 
 Floats = NDArray[np.float64]
 
-PARTS, NEAR, DRAWS = 10, 0.03, 40
+PARTS, NEAR, DRAWS = 10, 0.03, 20
+FEW, MAPS = (8, 12, 20, 33), 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,11 +46,16 @@ def main() -> None:
     """Prints the table that was asked for."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.map", description=__doc__)
     parser.add_argument("stores", nargs="+", type=Path, metavar="STORE")
+    parser.add_argument("--few", action="store_true", help="maps of few allocations, one seed")
     parser.add_argument("--replay", metavar="SWEEP", help="search a recorded sweep of lines again")
+    parser.add_argument("--sweeps", nargs="+", default=[], help="of the first store, for --few")
     parser.add_argument("--draws", type=int, default=DRAWS, help="replays, each with other runs")
     given = parser.parse_args()
     if given.replay is not None:
         replays.print_replays(open_store(given.stores[0]).sweep(given.replay), given.draws)
+        return
+    if given.few:
+        _print_few([open_store(given.stores[0]).sweep(name) for name in given.sweeps])
         return
     print("| trials | in the 90 % interval | near the best | near the best of its line |")
     print("|---|---|---|---|")
@@ -102,6 +110,43 @@ def held_out(sweeps: list[SweepStore], state: str) -> HeldOut:
         near_best=of_cell >= of_cell.max() - NEAR,
         near_best_of_line=several & (of_cell >= on_line - NEAR),
     )
+
+
+def _print_few(sweeps: list[SweepStore]) -> None:
+    """Prints how well maps of few trials, all of one seed, predict runs of other seeds."""
+    observed, at, near = _runs(sweeps)
+    seed = np.array([np.sum(at[:place] == cell) for place, cell in enumerate(at)])
+    print("| allocations on the map | in the 90 % interval | near the best of its line |")
+    print("|---|---|---|")
+    for count in FEW:
+        inside, close = list[NDArray[np.bool_]](), list[NDArray[np.bool_]]()
+        for number in range(MAPS):
+            draw = np.random.default_rng((count, number))
+            on_map = np.isin(at, draw.permutation(at.max() + 1)[:count])
+            own = seed == number % (seed.max() + 1)
+            away = ~on_map & ~own
+            predicted = fit(_take(observed, on_map & own)).predict(
+                observed.vision[away], observed.language[away]
+            )
+            score = observed.score[away].clip(0.02, 0.998)
+            inside.append((predicted.low <= score) & (score <= predicted.high))
+            close.append(near[away])
+        found, best = np.concatenate(inside), np.concatenate(close)
+        print(f"| {count} | {found.mean():.1%} | {found[best].mean():.1%} |", flush=True)
+
+
+def _runs(sweeps: list[SweepStore]) -> tuple[Observed, NDArray[np.int64], NDArray[np.bool_]]:
+    """All runs, the number of each one's allocation, and which are near the best of their line."""
+    import pandas as pd
+
+    trials = pd.concat(mapped_trials(sweeps).values())
+    observed = observe(sweeps, pictures=False)
+    places = np.column_stack([observed.vision, observed.language]).round(6)
+    at = np.unique(places, axis=0, return_inverse=True)[1].ravel()
+    of_cell = (np.bincount(at, observed.score) / np.bincount(at))[at]
+    size = trials["sparsity"].astype(float).round(4).to_numpy()
+    on_line = pd.Series(of_cell).groupby(size).transform("max").to_numpy()
+    return observed, at, of_cell >= on_line - NEAR
 
 
 def _take(observed: Observed, which: NDArray[np.bool_]) -> Observed:

@@ -3,7 +3,9 @@
 `run` runs a sweep, `open_store` reads what sweeps found; the command line does the same.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ressa.lazy import lazily as _lazily
 
 if TYPE_CHECKING:
     from ressa.errors import RessaError
@@ -12,16 +14,6 @@ if TYPE_CHECKING:
     from ressa.sweep.driver import run
 
 __version__ = "0.1.0"
-
-_HOMES = {
-    "RessaError": "ressa.errors",
-    "Store": "ressa.store",
-    "SweepSpec": "ressa.spec",
-    "SweepStore": "ressa.store",
-    "load_spec": "ressa.spec",
-    "open_store": "ressa.store",
-    "run": "ressa.sweep.driver",
-}
 
 __all__ = [
     "RessaError",
@@ -33,11 +25,16 @@ __all__ = [
     "run",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    # Names are imported when they are first used: `import ressa` costs nothing.
-    if name not in _HOMES:
-        raise AttributeError(f"module 'ressa' has no attribute {name!r}")
-    from importlib import import_module
-
-    return getattr(import_module(_HOMES[name]), name)
+# `import ressa` costs nothing.
+__getattr__ = _lazily(
+    "ressa",
+    {
+        "RessaError": "ressa.errors",
+        "Store": "ressa.store",
+        "SweepSpec": "ressa.spec",
+        "SweepStore": "ressa.store",
+        "load_spec": "ressa.spec",
+        "open_store": "ressa.store",
+        "run": "ressa.sweep.driver",
+    },
+)

@@ -7,7 +7,6 @@ repair it with SparseLoRA and distillation, merge, prove the zeros, score again.
 progress, stopping and time-outs have their place, and returns what it found.
 """
 
-import hashlib
 import json
 import math
 import time
@@ -254,11 +253,10 @@ class _Trial:
 
     def leave(self, adapters: Adapters) -> str:
         """Keeps what was trained for an export, unless it is whole weights; returns its hash."""
-        content = adapters.to_bytes()
         if adapters.are_updates:
             # In place of what an attempt left that was killed before its outcome was stored.
-            self.stages.replace(ADAPTERS, self.spec.key, content)
-        return hashlib.sha256(content).hexdigest()
+            self.stages.replace(ADAPTERS, self.spec.key, adapters.to_bytes())
+        return adapters.digest()
 
     def remake(self) -> Generator[Progress, None, Adapters]:
         """Prunes and repairs without scoring; what the store holds is read, all else made again."""

@@ -123,6 +123,13 @@ def sweep(tmp_path: Path) -> SweepStore:
         ("ls --store nowhere", 3, "`ressa run` makes one"),
         ("ls --store file", 5, "is a file, not a folder"),
         ("ls --store=", 5, "the store is a folder or a URL"),
+        (
+            "export quickstart t000 --to x --store http://head:8265",
+            5,
+            "http://head:8265 is no store",
+        ),
+        ("confirm quickstart --store http://head:8265", 5, "such as on a node of the cluster"),
+        ("verdict quickstart --store http://head:8265", 5, "--store then names the store as the"),
         ("ls --store foo://bar", 5, "cannot open store foo://bar"),
         ("landscape quickstart --out map.gif", 2, "ends in none of .png, .svg, .pdf"),
         ("landscape quickstart --out file/map.png", 5, "cannot write"),
@@ -146,6 +153,16 @@ def test_what_is_wrong_is_one_message_and_its_exit_code(
     assert [line[:6] for line in said.err.splitlines()].count("error:") == 1
     assert "Traceback" not in said.err
     assert {path.name for path in tmp_path.iterdir()} == {"file", "results"}
+
+
+@pytest.mark.parametrize("asked", ["export quickstart t000 --to x", "confirm quickstart"])
+def test_verbs_that_need_the_store_itself_say_so_beside_a_cluster(
+    ressa: Ressa, monkeypatch: pytest.MonkeyPatch, asked: str
+) -> None:
+    monkeypatch.setenv("RESSA_ADDRESS", "http://head:8265")
+    said = ressa(*asked.split(" "))
+    assert (said.code, said.out) == (3, "")
+    assert "RESSA_ADDRESS does not count here" in said.err
 
 
 def test_a_folder_that_takes_no_files_is_one_message(ressa: Ressa) -> None:

@@ -1,5 +1,6 @@
 """The command line's frame: the app, options that several verbs take, and what they share."""
 
+import os
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ressa.cli.relay import ADDRESS
+from ressa.errors import NotFoundError
 from ressa.terminal import Output, draw, say, show, width
 
 if TYPE_CHECKING:
@@ -86,6 +89,23 @@ def opened_store(store: str) -> "Store":
     return open_store(store)
 
 
+def own_store(store: str) -> "Store":
+    """Opens a store for a verb that no cluster does for us.
+
+    Raises:
+        NotFoundError: there is none; with a cluster in the environment that is said too.
+    """
+    try:
+        return opened_store(store)
+    except NotFoundError as error:
+        if ADDRESS not in os.environ:
+            raise
+        raise NotFoundError(
+            f"{error} {ADDRESS} does not count here: confirm and export work on the store itself. "
+            "Run them where it can be read, such as on a node of the cluster."
+        ) from error
+
+
 MOST_ROWS = 500
 """More rows of a table nobody reads; the other forms have them all."""
 
@@ -115,7 +135,10 @@ def show_results(
         say(f"the first {len(shown)} of {len(found):,} trials; -o csv writes all of them.")
     order = None if where or columns else repair_order(frame)
     if order is not None:
-        say(f"the order before repair and after it: Spearman's {order}")
+        say(
+            f"the order before repair and after it: Kendall's {order}; its interval and the pairs "
+            f"that repair swaps: {command('order', sweep)}"
+        )
 
 
 def listed(text: str) -> list[str]:

@@ -1,6 +1,6 @@
 """Verbs that say what a sweep's results are worth."""
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,6 +12,7 @@ from ressa.cli.app import (
     app,
     command,
     opened_store,
+    own_store,
 )
 from ressa.cli.relay import relayed
 from ressa.cli.running import board, interruptible
@@ -77,6 +78,74 @@ def compare(
 
 
 @app.command()
+@relayed
+def order(
+    name: Name,
+    other: Annotated[
+        str | None,
+        typer.Argument(metavar="OTHER", help="A sweep to compare it with.", show_default=False),
+    ] = None,
+    by: Annotated[
+        str | None,
+        typer.Option(
+            "--by",
+            metavar="FIELD",
+            help="Compares what trials chose, such as prune.method or repair.steps; regime: N:M "
+            "with weights one by one. Default: before repair with after it.",
+            show_default=False,
+        ),
+    ] = None,
+    winners: Annotated[
+        bool, typer.Option("--winners", help="Asks of each line whether its best one holds.")
+    ] = False,
+    confidence: ConfidenceOption = 0.95,
+    store: StoreOption = "results",
+    output: OutputOption = Output.table,
+) -> None:
+    """Says how alike allocations are ranked, by Kendall's tau."""
+    from ressa.landscape import orders
+    from ressa.sweep.driver import current_spec
+
+    opened = opened_store(store)
+    sweeps = [opened.sweep(one) for one in (name, other) if one is not None]
+    found = orders(sweeps, by=by)
+    if winners:
+        margin = current_spec(sweeps[0]).verdict.margin
+        told = found.winners(margin=margin, confidence=confidence)
+        rows = [{"one": a, "other": b, **one.row()} for a, b, one in told]
+        show([_short(row) for row in rows] if output is Output.table else rows, output)
+        if output is Output.table:
+            say(
+                f"holds: the best of one is less than {margin:g} points below each under the other;"
+                f" all answers together are right with {confidence:.0%} confidence"
+            )
+        return
+    rows = found.rows(confidence=confidence)
+    if output is not Output.table:
+        show(rows, output)
+        return
+    show([_rounded(row) for row in rows], output)
+    say(
+        "scope: all pairs of allocations, or those on one line; swapped_models: pairs shown to be "
+        "swapped on other pictures too; swapped_allocations: with other seeds too"
+    )
+
+
+def _rounded(row: dict[str, Any]) -> dict[str, Any]:
+    return {k: round(v, 2) if isinstance(v, float) else v for k, v in row.items() if k != "over"}
+
+
+def _short(row: dict[str, Any]) -> dict[str, Any]:
+    """A winner's row for a terminal."""
+    named = {"subject": "best", "answer": "holds", "against": "strongest"}
+    columns = ["one", "other", "line", "subject", "answer", "against"]
+    points = ["difference_points", "low_points", "high_points"]
+    short = {named.get(column, column): row[column] for column in columns}
+    rounded = {name: None if row[name] is None else round(row[name], 2) for name in points}
+    return {**short, **rounded, "seeds": row["seeds"]}
+
+
+@app.command()
 def confirm(
     name: Name,
     top: Annotated[int, typer.Option("--top", min=1, help="How many of the best.")] = 3,
@@ -104,7 +173,7 @@ def confirm(
     from ressa.sweep.driver import start
     from ressa.sweep.plan import make_plan
 
-    sweep = opened_store(store).sweep(name)
+    sweep = own_store(store).sweep(name)
     if more is not None:
         spec = further(sweep, more)
         say(f"{spec.name}: {len(spec.points or ())} allocations again, {more} more seeds of each")

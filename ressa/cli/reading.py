@@ -3,7 +3,7 @@
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,6 +19,18 @@ from ressa.cli.app import (
 )
 from ressa.cli.relay import relayed
 from ressa.terminal import Output, draw, say, show
+
+if TYPE_CHECKING:
+    from ressa.store import SweepStore
+
+
+class Shown(StrEnum):
+    """What `landscape` shows."""
+
+    map = "map"
+    lines = "lines"
+    layers = "layers"
+    curves = "curves"
 
 
 class Sampler(StrEnum):
@@ -119,21 +131,84 @@ def query(
 @relayed
 def landscape(
     name: Name,
+    what: Annotated[
+        Shown,
+        typer.Option(
+            "--show",
+            help="The map; scores and the best along lines of equal size; layers of the best trial;"
+            " curves of repair.",
+        ),
+    ] = Shown.map,
+    by: Annotated[
+        str | None,
+        typer.Option(
+            "--by",
+            metavar="FIELD",
+            help="A map for each value that trials chose, such as repair.steps or prune.method.",
+            show_default=False,
+        ),
+    ] = None,
     store: StoreOption = "results",
     out: Annotated[
         Path | None,
-        typer.Option("--out", metavar="PICTURE", help="Writes a picture too: .png, .svg or .pdf."),
+        typer.Option(
+            "--out",
+            metavar="FILE",
+            help="Writes a picture (.png, .svg, .pdf), a page (.html), or the map's trials and grid"
+            " as a table (.parquet).",
+        ),
     ] = None,
 ) -> None:
     """Draws a sweep's map over vision and language sparsity."""
-    from ressa.landscape import heatmap, plot, results_table
+    from ressa.landscape import plot
+    from ressa.sweep.driver import current_spec
 
     sweep = opened_store(store).sweep(name)
+    margin = current_spec(sweep).verdict.margin
     if out is not None:
-        plot(sweep, out)
-    draw(heatmap(results_table(sweep)))
+        plot(sweep, out, show=what.value, by=by, margin=margin)
+    _draw_landscape(sweep, what, by, margin)
     if out is not None:
         say(f"wrote {out}")
+
+
+def _draw_landscape(sweep: "SweepStore", what: Shown, by: str | None, margin: float) -> None:
+    from ressa.landscape import heatmap, line_table, results_table
+    from ressa.landscape.figures import curves_of, layers_of
+    from ressa.landscape.tables import parted
+
+    frame = results_table(sweep)
+    match what:
+        case Shown.lines:
+            table = line_table([sweep], margin=margin)
+            show([_line(row, margin) for row in table.to_dict("records")], Output.table)
+        case Shown.layers:
+            show(layers_of(sweep, frame), Output.table)
+        case Shown.curves:
+            show(curves_of(sweep, frame).pivot(index="step", columns="trial"), Output.table)
+        case Shown.map:
+            for value, part in parted(frame, by).items():
+                if by is not None:
+                    say(f"{by} = {value}")
+                draw(heatmap(part))
+
+
+def _line(row: dict[str, Any], margin: float) -> dict[str, Any]:
+    """The best of a line for a terminal, in percent."""
+    shown = {
+        name: 100 * value if isinstance(value, float) else value for name, value in row.items()
+    }
+    equal = row["equal_within_margin"]
+    return {
+        "line": row["line"],
+        "equal split": f"{row['equal']:.3g}",
+        "best": "{vision:.0f}:{language:.0f}".format(**shown),
+        "vision between": "{vision_low:.0f} and {vision_high:.0f}".format(**shown),
+        "score": "{score:.1f}".format(**shown),
+        "between": "{low:.1f} and {high:.1f}".format(**shown),
+        f"within {margin:g} of the best": "{within_margin:.0f} %".format(**shown),
+        "equal split too": "" if equal is None or equal != equal else f"{100 * equal:.0f} %",
+    }
 
 
 @app.command("ls")

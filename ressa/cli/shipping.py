@@ -2,17 +2,13 @@
 
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from ressa.cli.app import Name, StoreOption, app, opened_store
+from ressa.cli.app import Name, StoreOption, app, opened_store, own_store
 from ressa.cli.relay import relayed
-from ressa.errors import SpecError
 from ressa.terminal import say
-
-if TYPE_CHECKING:
-    from ressa.store import SweepStore
 
 
 class Form(StrEnum):
@@ -44,7 +40,7 @@ def export(
     """Writes a trial's model with a certificate of its zeros. Plain transformers loads it."""
     from ressa.sweep.shipping import export as ship
 
-    sweep = opened_store(store).sweep(name)
+    sweep = own_store(store).sweep(name)
     made = ship(sweep, trial, to, form=form.value, told=lambda text: say(f"{text} …"))
     size = sum(file["bytes"] for file in made["files"].values()) / 2**20
     pruned = sum(tower["pruned"] for tower in made["towers"].values())
@@ -107,7 +103,17 @@ def report(
     sweep = opened_store(store).sweep(name)
 
     def gathered() -> dict[str, Any]:
-        return gather(sweep, verdicts=verdicts_of(sweep))
+        from ressa.sweep.confirm import confirmations, searched
+        from ressa.sweep.driver import current_spec
+
+        origin = searched(sweep)
+        asked = current_spec(origin).verdict
+        return gather(
+            sweep,
+            confirming=confirmations(origin),
+            margin=asked.margin,
+            confidence=asked.confidence,
+        )
 
     if not watch:
         write_page(out, page(gathered()))
@@ -120,19 +126,3 @@ def report(
                 time.sleep(3600)
         except KeyboardInterrupt:
             return
-
-
-def verdicts_of(sweep: "SweepStore") -> list[str]:
-    """What was confirmed of a sweep, in sentences; none where nothing was, or it cannot be told."""
-    from ressa.landscape import confirmed, judge
-    from ressa.sweep.confirm import confirmations, searched
-    from ressa.sweep.driver import current_spec
-
-    origin = searched(sweep)
-    asked = current_spec(origin).verdict
-    try:
-        found = confirmed(confirmations(origin))
-    except SpecError as error:  # its objective is no mean over questions
-        return [str(error)]
-    verdicts = judge(found, margin=asked.margin, confidence=asked.confidence)
-    return [one.sentence for one in verdicts]

@@ -4,10 +4,10 @@ Two formats: `merged`, which plain transformers loads, and `adapters`, which hol
 repair trained, and names the model that they belong to.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ressa.export.folder import check_target
+from ressa.lazy import lazily
 
 if TYPE_CHECKING:
     from ressa.export.checking import load, verify
@@ -15,18 +15,15 @@ if TYPE_CHECKING:
 
 __all__ = ["Proof", "Unmerged", "check_target", "load", "merged", "verify", "write"]
 
-# Imported when asked for: they need torch, and a target is refused before that is imported.
-_HOMES = {
-    "Proof": "writing",
-    "Unmerged": "writing",
-    "load": "checking",
-    "merged": "writing",
-    "verify": "checking",
-    "write": "writing",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+# They need torch, and a target is refused before that is imported.
+__getattr__ = lazily(
+    __name__,
+    {
+        "Proof": "ressa.export.writing",
+        "Unmerged": "ressa.export.writing",
+        "load": "ressa.export.checking",
+        "merged": "ressa.export.writing",
+        "verify": "ressa.export.checking",
+        "write": "ressa.export.writing",
+    },
+)

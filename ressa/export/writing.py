@@ -48,7 +48,9 @@ class Proof:
     """What was found of a model before its merge and after, and what the merge makes be lost."""
 
     learnt: bytes | None
-    """What repair trained."""
+    """What repair trained, if it is to be written."""
+    learnt_hash: str | None
+    """The hash of what repair trained; None without repair."""
     kept: Mapping[str, Tensor]
     """Weights that stay of the changed layers, before the merge."""
     matrices: list[dict[str, Any]]
@@ -78,8 +80,10 @@ def merged(unmerged: Unmerged, probe: Callable[[], Tensor], form: Format = "merg
         )
     layers = {layer.name: model.get_submodule(layer.name) for layer in unmerged.layers}
     trained = {**adapters.layers}
-    learnt = adapters.to_bytes() if trained else None
-    kept = _kept(unmerged) if form == "adapters" else {}
+    is_written = form == "adapters"
+    learnt = adapters.to_bytes() if trained and is_written else None
+    learnt_hash = adapters.digest() if trained else None
+    kept = _kept(unmerged) if is_written else {}
     zeros = {name: int((_weight(layer) == 0).sum()) for name, layer in layers.items()}
     logits, before = probe() if trained else None, certificate.probed(trained)
     merge(adapters)
@@ -95,6 +99,7 @@ def merged(unmerged: Unmerged, probe: Callable[[], Tensor], form: Format = "merg
         raise VerificationError(f"{stray} pruned weights are not exactly zero after the merge.")
     return Proof(
         learnt=learnt,
+        learnt_hash=learnt_hash,
         kept=kept,
         matrices=matrices,
         connector={name: gap for name, gap in gaps.items() if name not in layers},
@@ -142,33 +147,46 @@ def write(
         "matrices": proof.matrices,
     }
     with new_folder(target, needs=_size(unmerged, form, proof)) as folder:
-        if form == "merged":
-            with no_progress_bars():
-                unmerged.vlm.save(folder, shard)
-        elif proof.learnt is not None:
-            (folder / ADAPTERS).write_bytes(proof.learnt)
-        if form == "adapters" and proof.kept:
-            (folder / WEIGHTS).write_bytes(pack(proof.kept, sorted(proof.kept)))
-        bits = {name: mask_bits(mask) for name, mask in unmerged.masks.items()}
-        shapes = {report.name: [report.rows, report.columns] for report in unmerged.layers}
-        (folder / MASKS).write_bytes(pack(bits, shapes))
+        _write_weights(folder, unmerged, proof, form, shard)
         (folder / CARD).write_text(model_card(content), encoding="utf-8")
-        files = certificate.files_of(folder)
-        content["tensors"] = {
-            name: dict(certificate.tensors_of(path))
-            for name, path in files.items()
-            if name.endswith(".safetensors")
-        }
-        content["files"] = {
-            name: {"bytes": path.stat().st_size, "sha256": certificate.file_hash(path)}
-            for name, path in files.items()
-        }
-        done = certificate.sealed(content)
+        done = certificate.sealed(content | _hashes(folder))
         certificate.write(folder, done)
         found = faults(folder)
         if found:
             raise VerificationError(_failed(found))
     return done
+
+
+def _write_weights(
+    folder: Path, unmerged: Unmerged, proof: Proof, form: Format, shard: str
+) -> None:
+    """Writes the model, or what stands for it, and the masks."""
+    if form == "merged":
+        with no_progress_bars():
+            unmerged.vlm.save(folder, shard)
+    if proof.learnt is not None:
+        (folder / ADAPTERS).write_bytes(proof.learnt)
+    if proof.kept:
+        (folder / WEIGHTS).write_bytes(pack(proof.kept, sorted(proof.kept)))
+    bits = {name: mask_bits(mask) for name, mask in unmerged.masks.items()}
+    shapes = {report.name: [report.rows, report.columns] for report in unmerged.layers}
+    (folder / MASKS).write_bytes(pack(bits, shapes))
+
+
+def _hashes(folder: Path) -> dict[str, Any]:
+    """Says what each tensor and each file of a folder is."""
+    files = certificate.files_of(folder)
+    return {
+        "tensors": {
+            name: dict(certificate.tensors_of(path))
+            for name, path in files.items()
+            if name.endswith(".safetensors")
+        },
+        "files": {
+            name: {"bytes": path.stat().st_size, "sha256": certificate.file_hash(path)}
+            for name, path in files.items()
+        },
+    }
 
 
 def _kept(unmerged: Unmerged) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ from ressa.landscape.best import best_table
 from ressa.landscape.compare import compare
 from ressa.landscape.heatmap import heatmap
 from ressa.landscape.lines import line_table
+from ressa.landscape.order import orders
 from ressa.landscape.picture import plot
 from ressa.landscape.render import json_lines, json_rows, latex_table, plain_table, render_table
 from ressa.landscape.tables import (
@@ -44,6 +45,7 @@ __all__ = [
     "judge",
     "latex_table",
     "line_table",
+    "orders",
     "plain_table",
     "plot",
     "rank_correlation",

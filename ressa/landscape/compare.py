@@ -57,11 +57,11 @@ def compare(store: Store, one: str, other: str, *, confidence: float) -> list[di
         row |= {"score_one": first.mean(), "score_other": second.mean()}
         if len(ours) >= LEAST_SEEDS:
             spread = allocations(first, second)
-            reach = spread.half_width((1 + confidence) / 2)
+            level = (1 + confidence) / 2
             row |= {
                 "difference_points": 100 * spread.value,
-                "low_points": 100 * (spread.value - reach),
-                "high_points": 100 * (spread.value + reach),
+                "low_points": 100 * spread.low(level),
+                "high_points": 100 * spread.high(level),
                 "p_value": min(1.0, 2 * min(spread.p_above(0.0), spread.p_below(0.0))),
                 "test": "seeds and pictures",
                 "pictures": spread.pictures,

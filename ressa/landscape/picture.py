@@ -1,18 +1,29 @@
-"""The landscape as a picture: before and after repair, on one scale, with lines of equal size."""
+"""The landscape as a picture: before and after repair, on one scale, with lines of equal size.
+
+Where a sweep's trials make one map, its surrogate is what is shaded, with how sure it is below.
+"""
 
 import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ressa.errors import SpecError, StoreError
+from ressa.landscape.charted import Charted, charts, map_table
+from ressa.landscape.lines import line_table
 from ressa.landscape.render import percent
-from ressa.landscape.tables import About, colour_range, results_table
-from ressa.store import SweepStore
+from ressa.landscape.tables import About, colour_range, parted, results_table
+from ressa.store import SweepStore, parquet_bytes
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from numpy.typing import NDArray
+
+    from ressa.landscape.items import Floats
 
 _SUFFIXES = (".png", ".svg", ".pdf")
 _COLOURS = "viridis"  # lightness rises evenly: the order survives in grey
@@ -21,112 +32,424 @@ _ENOUGH, _ENOUGH_AREA = 6, 0.01  # points and their hull: with less, a backgroun
 _HALO = 2.2
 _ASIDE = 0.032
 _LIMITS = (-0.04, 1.04)
+TITLES = {"pruned": "before repair", "repaired": "after repair"}
 
 
-def plot(sweep: SweepStore, path: str | Path) -> None:
-    """Draws a sweep's landscape into a .png, .svg or .pdf file.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Panel:
+    """One map: some trials in one state."""
+
+    title: str
+    trials: "pandas.DataFrame"
+    state: str
+    charted: Charted | None = None
+
+
+def plot(
+    sweep: SweepStore,
+    path: str | Path,
+    *,
+    show: str = "map",
+    by: str | None = None,
+    margin: float = 1.0,
+) -> None:
+    """Draws a sweep into a file.
+
+    Args:
+        sweep: what to draw.
+        path: ends in .png, .svg or .pdf; .html is the report's page with the map alone; .parquet
+            has what would be drawn as rows.
+        show: map; lines: scores along lines of equal size, and the best there; layers of the best
+            trial; curves of repair.
+        by: of a map, an option of which each value gets maps of its own, such as repair.steps.
+        margin: in points: what lies less than this below the best is as good.
 
     Raises:
-        SpecError: the file's name ends in none of these.
+        SpecError: the file's name ends in none of these; or no trial chose such an option.
+        NotFoundError: there is nothing to draw.
         StoreError: the file cannot be written.
     """
     path = Path(path)
-    if path.suffix.lower() not in _SUFFIXES:
-        raise SpecError(f"--out: {path.name!r} ends in none of {', '.join(_SUFFIXES)}.")
+    suffix = path.suffix.lower()
+    if suffix == ".html":
+        from ressa.landscape.report import gather, page, write_page
+
+        write_page(path, page(gather(sweep, margin=margin), part="map"))
+        return
+    if suffix == ".parquet":
+        content = parquet_bytes(_table(sweep, show, margin))
+        _write(path, lambda: path.write_bytes(content))
+        return
+    if suffix not in _SUFFIXES:
+        raise SpecError(
+            f"--out: {path.name!r} ends in none of {', '.join((*_SUFFIXES, '.html', '.parquet'))}."
+        )
     import matplotlib
 
-    figure = draw(results_table(sweep))
+    figure = _drawn(sweep, show, by, margin)
+    # With dates and random names left out, an unchanged sweep draws an unchanged file.
+    with matplotlib.rc_context({"svg.hashsalt": "ressa"}):
+        _write(
+            path,
+            lambda: figure.savefig(path, dpi=200, bbox_inches="tight", metadata=_undated(path)),
+        )
+
+
+def _write(path: Path, write: Callable[[], object]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # With dates and random names left out, an unchanged sweep draws an unchanged file.
-        with matplotlib.rc_context({"svg.hashsalt": "ressa"}):
-            figure.savefig(path, dpi=200, metadata=_undated(path))
+        write()
     except OSError as error:
         raise StoreError(f"cannot write {path}: {error.strerror or error}") from error
 
 
-def draw(frame: "pandas.DataFrame") -> "Figure":
-    """Draws a `results_table`; a sweep without repair has one panel, before."""
+def _table(sweep: SweepStore, show: str, margin: float) -> "pandas.DataFrame":
+    """What is shown, as rows."""
+    from ressa.landscape import figures
+
+    frame = results_table(sweep)
+    match show:
+        case "lines":
+            return line_table([sweep], margin=margin)
+        case "layers":
+            return figures.layers_of(sweep, frame)
+        case "curves":
+            return figures.curves_of(sweep, frame)
+    return map_table(frame, charts(sweep, margin=margin))
+
+
+def _drawn(sweep: SweepStore, show: str, by: str | None, margin: float) -> "Figure":
+    from ressa.landscape import figures
+
+    frame = results_table(sweep)
+    match show:
+        case "lines":
+            return figures.draw_lines(frame, charts(sweep, margin=margin))
+        case "layers":
+            return figures.draw_layers(sweep, frame)
+        case "curves":
+            return figures.draw_curves(sweep, frame)
+    return draw(frame, charts(sweep, margin=margin) if by is None else {}, by=by)
+
+
+def states_of(frame: "pandas.DataFrame") -> list[str]:
+    """Returns the states in which trials of a `results_table` were scored."""
+    searched = frame[frame["score"].notna()]
+    return ["pruned", "repaired"] if searched["repaired"].notna().any() else ["pruned"]
+
+
+def draw(
+    frame: "pandas.DataFrame",
+    charted: Mapping[str, Charted] | None = None,
+    *,
+    by: str | None = None,
+) -> "Figure":
+    """Draws maps of a `results_table`; a sweep without repair has one panel, before.
+
+    Args:
+        frame: the trials.
+        charted: by state, what surrogates say: shaded, and how sure it is drawn below.
+        by: an option of which each value gets maps of its own.
+
+    Raises:
+        SpecError: no trial chose such an option.
+    """
     import matplotlib
     from matplotlib.figure import Figure
 
     about: About = frame.attrs["about"]
     drawn = frame[frame["score"].notna()]
-    states = ["pruned", "repaired"] if drawn["repaired"].notna().any() else ["pruned"]
+    # Maps of one option leave the dense model out, and have room for numbers beside points.
+    span = _LIMITS if by is None else span_of(drawn)
+    panels = _panels(drawn, charted or {}, by)
     scale = colour_range(frame)
+    last = (charted or {}).get(states_of(frame)[-1])
+    columns = max(len(panels) if len(panels) < 5 else -(-len(panels) // 2), 2 if last else 1)
+    rows = -(-len(panels) // columns) + (last is not None)
     with matplotlib.rc_context({"font.size": 9}):
-        width = {1: 7.4, 2: 11.6}[len(states)]
-        figure = Figure(figsize=(width, 5.5), layout="constrained")
-        panels = figure.subplots(1, len(states), sharex=True, sharey=True, squeeze=False)[0]
-        for axes, state in zip(panels, states, strict=True):
-            _draw_panel(axes, drawn, about, state, scale)
-        panels[0].set_ylabel("language sparsity")
-        _draw_scale(figure, panels, about, scale)
-        figure.suptitle(_title(about), x=0.01, ha="left", fontsize=12, fontweight="bold")
-        footnote = _lines(_footnote(about, drawn), int(17 * width))
+        width = {1: 7.4, 2: 11.6}.get(columns, 4.2 * columns + 1.2)
+        figure = Figure(figsize=(width, 0.9 + 4.6 * rows), layout="constrained")
+        grid = figure.subplots(rows, columns, sharex="row", sharey="row", squeeze=False)
+        maps = [*grid[: rows - (last is not None)].flat]
+        for axes, panel in zip(maps, panels, strict=False):
+            _draw_panel(axes, panel, drawn, about, scale, span)
+        for axes in maps[len(panels) :]:
+            axes.set_axis_off()
+        for row in grid:
+            row[0].set_ylabel("language sparsity")
+        _draw_scale(figure, maps, about, scale)
+        if last is not None:
+            _draw_sureness(figure, grid[-1], panels[-1], last)
+        figure.suptitle(title_of(frame), x=0.01, ha="left", fontsize=12, fontweight="bold")
+        footnote = _lines(_footnote(about, drawn, last), int(17 * width))
         figure.supxlabel(footnote, x=0.01, ha="left", fontsize=8, color="#555555")
     return figure
 
 
+def _panels(
+    drawn: "pandas.DataFrame", charted: Mapping[str, Charted], by: str | None
+) -> list[_Panel]:
+    """The maps: before and after repair; or those of each value of an option, in order.
+
+    What repair does is not seen before it: there is one map before, and one after for each value.
+    """
+    states = states_of(drawn)
+    if by is None:
+        return [
+            _Panel(title=TITLES[s], trials=drawn, state=s, charted=charted.get(s)) for s in states
+        ]
+    of = parted(drawn, by)
+    if by.startswith("repair."):
+        first = _Panel(title=TITLES["pruned"], trials=next(iter(of.values())), state="pruned")
+        after = [
+            _Panel(title=f"{by} = {value}", trials=part, state="repaired")
+            for value, part in of.items()
+        ]
+        return [first, *after] if "repaired" in states else [first]
+    return [
+        _Panel(title=f"{value}, {TITLES[state]}", trials=part, state=state)
+        for state in states
+        for value, part in of.items()
+    ]
+
+
 def _draw_panel(
     axes: "Axes",
+    panel: _Panel,
     drawn: "pandas.DataFrame",
     about: About,
-    state: str,
     scale: tuple[float, float],
+    span: tuple[float, float],
 ) -> None:
-    axes.set_title({"pruned": "before repair", "repaired": "after repair"}[state], loc="left")
-    axes.set(xlim=_LIMITS, ylim=_LIMITS, aspect="equal", xlabel="vision sparsity")
-    axes.set_xticks([0, 0.2, 0.4, 0.6, 0.8, 1])
-    axes.set_yticks([0, 0.2, 0.4, 0.6, 0.8, 1])
-    axes.spines[["top", "right"]].set_visible(False)
-    searched = drawn[(drawn["role"] != "baseline") & drawn[state].notna()]
+    prepare(axes, panel.title, span)
+    state = panel.state
+    searched = panel.trials[(panel.trials["role"] != "baseline") & panel.trials[state].notna()]
     if searched.empty:
         axes.text(0.5, 0.5, "no trial has succeeded yet", ha="center", color=_FAINT)
         return
-    _draw_background(axes, searched, state, scale)
+    surface = _surface(searched, state, panel.charted)
+    if surface is not None:
+        _draw_surface(axes, surface, scale)
     _draw_budgets(axes, searched, about)
-    _draw_dense(axes, drawn, state, scale)
-    for point in _visible(searched):
-        _draw_point(axes, point, state, scale)
+    if span is _LIMITS:
+        _draw_dense(axes, drawn, state, scale)
+    points = _visible(searched)
+    best = max(points, key=lambda point: (point[state], point["trial"]))
+    for point in points:
+        # On the map of one value of an option, its own best.
+        own = point | {"best": point is best} if panel.trials is not drawn else point
+        _draw_point(axes, own, state, scale)
 
 
-def _draw_background(
-    axes: "Axes", searched: "pandas.DataFrame", state: str, scale: tuple[float, float]
-) -> None:
-    """Interpolates between unstructured points, inside their hull; patterns are off it."""
+def prepare(axes: "Axes", title: str, span: tuple[float, float] = _LIMITS) -> None:
+    """Sets up a map: vision sparsity across, language sparsity upwards.
+
+    Args:
+        axes: where.
+        title: above it.
+        span: least and largest sparsity that it shows, of both towers.
+    """
+    axes.set_title(title, loc="left")
+    axes.set(xlim=span, ylim=span, aspect="equal", xlabel="vision sparsity")
+    ticks = [n / 10 for n in range(0, 11, 2 if span[1] - span[0] > 0.6 else 1)]
+    shown = [tick for tick in ticks if span[0] <= tick <= span[1]]
+    axes.set(xticks=shown, yticks=shown)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def span_of(trials: "pandas.DataFrame") -> tuple[float, float]:
+    """Returns the sparsities between which all trials of a search lie, with a margin."""
+    searched = trials[trials["role"] != "baseline"]
+    values = searched[["vision_sparsity", "language_sparsity"]].stack().astype(float)
+    if values.empty:
+        return _LIMITS
+    return max(_LIMITS[0], values.min() - 0.06), min(_LIMITS[1], values.max() + 0.06)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Surface:
+    """Values on a grid, where trials surround it."""
+
+    vision: "Floats"
+    language: "Floats"
+    values: "Floats"
+    """[vision language]"""
+    hull: "Floats"
+    """[corner tower]: what the trials surround."""
+
+    def inside(self) -> "NDArray[np.bool_]":
+        """[vision language]: whether trials surround a place."""
+        import numpy as np
+        from matplotlib.path import Path as Outline
+
+        grid = np.stack(np.meshgrid(self.vision, self.language, indexing="ij"), axis=-1)
+        found = Outline(self.hull).contains_points(grid.reshape(-1, 2), radius=1e-9)
+        return found.reshape(grid.shape[:2])
+
+
+def _surface(searched: "pandas.DataFrame", state: str, charted: Charted | None) -> Surface | None:
+    """What is shaded between unstructured points, inside their hull; patterns are off it.
+
+    The surrogate's mean; without one, what interpolates.
+    """
     import numpy as np
-    from matplotlib.patches import Polygon
     from scipy.interpolate import RBFInterpolator
-    from scipy.spatial import ConvexHull, QhullError
 
     free = searched[~_is_pattern(searched)]
     means = free.groupby(["vision_sparsity", "language_sparsity"])[state].mean().reset_index()
     places = means[["vision_sparsity", "language_sparsity"]].to_numpy(float)
+    hull = hull_of(places)
+    if hull is None:
+        return None
+    if charted is not None:
+        chart = charted.chart
+        return Surface(vision=chart.vision, language=chart.language, values=chart.mean, hull=hull)
+    ticks = [np.linspace(*ends, 101) for ends in zip(hull.min(0), hull.max(0), strict=True)]
+    asked = np.stack(np.meshgrid(*ticks, indexing="ij"), axis=-1).reshape(-1, 2)
+    values = RBFInterpolator(places, means[state].to_numpy(float), kernel="linear")(asked)
+    return Surface(vision=ticks[0], language=ticks[1], values=values.reshape(101, 101), hull=hull)
+
+
+def hull_of(places: "Floats") -> "Floats | None":
+    """Returns the corners of what points [point tower] surround; None if it is next to nothing."""
+    from scipy.spatial import ConvexHull, QhullError
+
     if len(places) < _ENOUGH:
-        return
+        return None
     try:
         hull = ConvexHull(places)
     except QhullError:
-        return
-    if hull.volume < _ENOUGH_AREA:  # nearly on one line: there is no surface
-        return
-    ticks = (np.arange(200) + 0.5) / 200
-    asked = np.stack(np.meshgrid(ticks, ticks), axis=-1).reshape(-1, 2)
-    surface = RBFInterpolator(places, means[state].to_numpy(float), kernel="linear")(asked)
+        return None
+    # Nearly on one line there is no surface.
+    return None if hull.volume < _ENOUGH_AREA else places[hull.vertices]
+
+
+def _draw_surface(
+    axes: "Axes",
+    surface: Surface,
+    scale: tuple[float, float],
+    *,
+    colours: str = _COLOURS,
+    alpha: float = 0.45,
+    contours: bool = True,
+) -> Any:
+    """Shades a surface, and draws its contours with their values in %."""
+    import numpy as np
+    from matplotlib.patches import Polygon
+    from matplotlib.ticker import MaxNLocator
+
+    limits: dict[str, Any] = {"xlim": axes.get_xlim(), "ylim": axes.get_ylim()}
+    half = [float(ticks[1] - ticks[0]) / 2 for ticks in (surface.vision, surface.language)]
     image = axes.imshow(
-        surface.reshape(200, 200),
-        cmap=_COLOURS,
+        surface.values.T,
+        cmap=colours,
         vmin=scale[0],
         vmax=scale[1],
-        alpha=0.45,
-        extent=(0, 1, 0, 1),
+        alpha=alpha,
+        extent=(
+            surface.vision[0] - half[0],
+            surface.vision[-1] + half[0],
+            surface.language[0] - half[1],
+            surface.language[-1] + half[1],
+        ),
         origin="lower",
         interpolation="bilinear",
         zorder=0,
     )
-    image.set_clip_path(Polygon(places[hull.vertices], closed=True, transform=axes.transData))
-    axes.set(xlim=_LIMITS, ylim=_LIMITS)
+    image.set_clip_path(Polygon(surface.hull, closed=True, transform=axes.transData))
+    axes.set(**limits)
+    if not contours:
+        return image
+    values = np.ma.masked_where(~surface.inside(), surface.values)
+    ticks = MaxNLocator(7).tick_values(*scale)
+    levels = [float(tick) for tick in ticks if values.min() < tick < values.max()]
+    if levels:
+        drawn = axes.contour(
+            surface.vision,
+            surface.language,
+            values.T,
+            levels=levels,
+            colors=_INK,
+            linewidths=0.6,
+            alpha=0.55,
+            zorder=1,
+        )
+        axes.clabel(drawn, fmt=lambda value: f"{100 * value:g}", fontsize=6.5)
+    return image
+
+
+def _draw_sureness(
+    figure: "Figure", panels: Sequence["Axes"], panel: _Panel, charted: Charted
+) -> None:
+    """Draws how far one more run would scatter, and where one is as good as the best of its size.
+
+    The second has the lines of equal weights, with the best of each and between where it lies.
+    """
+    searched = panel.trials[panel.trials["role"] != "baseline"]
+    free = searched[~_is_pattern(searched) & searched[panel.state].notna()]
+    places = free[["vision_sparsity", "language_sparsity"]].drop_duplicates().to_numpy(float)
+    hull, chart, span = hull_of(places), charted.chart, span_of(searched)
+    shown = (
+        ("± of one more run, in points", 100 * chart.deviation, "Greys", None),
+        (
+            f"chance to lie within {charted.margin:g} of the best of its size",
+            chart.within_margin,
+            "cividis",
+            (0.0, 1.0),
+        ),
+    )
+    for axes, (title, values, colours, scale) in zip(panels, shown, strict=False):
+        prepare(axes, f"{title}, {panel.title}", span)
+        axes.plot(*places.T, ".", color=_INK, markersize=3, zorder=3)
+        if hull is None:
+            continue
+        surface = Surface(vision=chart.vision, language=chart.language, values=values, hull=hull)
+        image = _draw_surface(
+            axes,
+            surface,
+            scale or (0.0, float(values[surface.inside()].max())),
+            colours=colours,
+            alpha=0.85,
+            contours=False,
+        )
+        figure.colorbar(image, ax=axes, fraction=0.05, pad=0.015)
+    for axes in panels[2:]:
+        axes.set_axis_off()
+    draw_bests(panels[1], charted, "parameters")
+
+
+def draw_bests(axes: "Axes", charted: Charted, kind: Any) -> None:
+    """Draws lines of one kind: the best of each, and in bold where it may lie."""
+    from matplotlib.patheffects import withStroke
+
+    rows = charted.bests[charted.bests["line"] == kind].to_dict("records")
+    halo = [withStroke(linewidth=4.2, foreground="white")]
+    for row in rows:
+        ends = charted.chart.vision[[0, -1]]
+        line = [(v, charted.language(kind, row["equal"], v)) for v in ends]
+        axes.plot(*zip(*line, strict=True), color=_INK, linewidth=0.7, linestyle=(0, (5, 4)))
+        where = [row["vision_low"], row["vision_high"]]
+        sure = [(v, charted.language(kind, row["equal"], v)) for v in where]
+        axes.plot(*zip(*sure, strict=True), color=_INK, linewidth=2.2, path_effects=halo, zorder=4)
+        axes.plot(
+            row["vision"],
+            row["language"],
+            marker="D",
+            markersize=6,
+            color="white",
+            markeredgecolor=_INK,
+            zorder=5,
+        )
+        axes.annotate(
+            percent(row["score"]),
+            (row["vision"], row["language"]),
+            xytext=(6, 5),
+            textcoords="offset points",
+            fontsize=7.5,
+            color=_INK,
+            path_effects=[withStroke(linewidth=_HALO, foreground="white")],
+            zorder=6,
+        )
 
 
 def _draw_budgets(axes: "Axes", searched: "pandas.DataFrame", about: About) -> None:
@@ -309,12 +632,14 @@ def _is_pattern(frame: "pandas.DataFrame") -> "pandas.Series":
     )
 
 
-def _title(about: About) -> str:
+def title_of(frame: "pandas.DataFrame") -> str:
+    """Names model, methods and metric of a `results_table`."""
+    about: About = frame.attrs["about"]
     parts = [about.model, about.methods, about.metric and f"{about.metric} in %"]
     return "  ·  ".join(part for part in parts if part) or about.sweep
 
 
-def _footnote(about: About, drawn: "pandas.DataFrame") -> list[str]:
+def _footnote(about: About, drawn: "pandas.DataFrame", charted: Charted | None = None) -> list[str]:
     searched = drawn[drawn["role"] != "baseline"]
     said = []
     if about.items:
@@ -330,7 +655,10 @@ def _footnote(about: About, drawn: "pandas.DataFrame") -> list[str]:
         said.append("dashed: equal size")
     if _is_pattern(searched).any():
         said.append("□ N:M, set aside where it would cover a point")
-    return [*said, "★ best", "shading interpolates"]
+    if charted is not None:
+        said.append("◇ the best of a line and, bold, where it lies with 90 % probability")
+    shaded = "interpolates" if charted is None else "and contours: Gaussian process"
+    return [*said, "★ best of the search", f"shading {shaded}"]
 
 
 def _lines(phrases: list[str], width: int) -> str:

@@ -10,7 +10,8 @@ and repair one happens to have? Seeds are drawn anew too, so that several runs o
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 
@@ -19,6 +20,9 @@ from ressa.landscape.items import Floats, Items, Run
 LEAST_SEEDS = 3
 """Fewer runs say nothing of how far runs lie from each other."""
 _RESAMPLES = 10_000
+_DRAWS = 10_000
+_NODES = 15
+_TINY = 1e-12  # what rounding makes of a score
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,11 +99,54 @@ def mcnemar(better: int, worse: int) -> float:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Runs:
+    """What the scores of an allocation's runs say of its mean score over all seeds.
+
+    Their log-odds are taken as normal over seeds: scores crowd at the ends of their range and have
+    a long tail to the other side, which an interval of scores themselves would not know of. Scores
+    that are no shares (CIDEr) are taken as they are.
+    """
+
+    mean: float
+    """Of the scores."""
+    centre: float
+    """Mean of the log-odds."""
+    deviation: float
+    """Their standard deviation, by n − 1; 0 where all runs scored alike."""
+    is_share: bool
+    """Whether scores lie in [0, 1]."""
+
+    def means(self, ratio: Floats, shift: Floats) -> Floats:
+        """Returns mean scores over all seeds that these runs may come from.
+
+        Args:
+            ratio: [draw], the true deviation over the observed one.
+            shift: [draw], how far the true centre lies off, in true deviations.
+        """
+        if not self.deviation:
+            return np.full_like(ratio, self.mean)
+        from scipy.special import expit
+
+        deviation = self.deviation * ratio
+        centre = self.centre + deviation * shift
+        if not self.is_share:
+            return np.asarray(centre)
+        # The mean score over all seeds, by Gauss and Hermite.
+        places, weights = np.polynomial.hermite_e.hermegauss(_NODES)
+        scores = expit(centre[:, None] + deviation[:, None] * places)  # [draw node]
+        return np.asarray(scores @ (weights / weights.sum()))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Spread:
     """A mean difference of two allocations, with what it varies by.
 
     Of R seeds crossed with G pictures, d_rg = δ + u_r + v_g + w_rg. The mean squares give unbiased
-    estimates of the variance that each part adds to the mean.
+    estimates of the variance that each part adds to the mean. Bounds and p are those of a
+    generalised confidence interval (Weerahandi 1993; of means of skewed quantities, Krishnamoorthy
+    and Mathew 2003): quantiles of all differences of means that the runs may come from. For one
+    allocation, its deviation over the observed one is √((R − 1) / χ²), its centre off by a normal
+    one; what pictures add is by Student's t with G − 1 degrees of freedom.
     """
 
     value: float
@@ -112,62 +159,64 @@ class Spread:
     """What pictures add: σ²_v / G, not below 0."""
     of_both: float
     """The part of `of_seeds` that more pictures would lessen too: σ²_w / (RG)."""
+    one: Runs
+    other: Runs
 
     @property
     def standard_error(self) -> float:
         """Of the mean difference."""
         return math.sqrt(self.of_seeds + self.of_pictures)
 
-    def half_width(self, level: float) -> float:
-        """Returns how far a one-sided bound of a level, such as 0.95, lies from the mean.
+    def low(self, level: float) -> float:
+        """Returns the lower one-sided bound of a level, such as 0.95."""
+        return float(np.quantile(_likely(self), 1 - level))
 
-        By Cochran and Cox: the quantiles of Student's t with R − 1 and G − 1 degrees of freedom,
-        weighted by their variances.
-        """
-        from scipy.special import stdtrit
-
-        if not self.standard_error:
-            return 0.0
-        seeds = self.of_seeds * float(stdtrit(self.seeds - 1, level))
-        pictures = self.of_pictures * float(stdtrit(self.pictures - 1, level))
-        return (seeds + pictures) / self.standard_error
+    def high(self, level: float) -> float:
+        """Returns the upper one-sided bound of a level."""
+        return float(np.quantile(_likely(self), level))
 
     def p_above(self, value: float) -> float:
         """Returns the one-sided p of "the difference is at most `value`": small if it is above.
 
         The level at which the lower bound comes to `value`.
         """
-        distance = self.value - value
         if not self.standard_error:
-            return float(distance <= 0)
-        return self._tail(distance) if distance > 0 else 1 - self._tail(-distance)
+            return float(self.value <= value)
+        return _share((_likely(self) <= value).sum())
 
     def p_below(self, value: float) -> float:
         """Returns the one-sided p of "the difference is at least `value`": small if it is below."""
         if not self.standard_error:
             return float(self.value >= value)
-        return 1 - self.p_above(value)
-
-    def _tail(self, distance: float) -> float:
-        """The p at which a bound lies so far from the mean, in [0, 1/2]."""
-        from scipy.optimize import brentq
-
-        least = 1e-9
-        if self.half_width(1 - least) <= distance:
-            return least
-        return float(brentq(lambda p: self.half_width(1 - p) - distance, least, 0.5, xtol=1e-9))
+        return _share((_likely(self) >= value).sum())
 
     def with_seeds(self, seeds: int) -> "Spread":
         """Returns what it would be with another number of seeds, all else equal."""
         share = self.seeds / seeds
-        return Spread(
-            value=self.value,
-            seeds=seeds,
-            pictures=self.pictures,
-            of_seeds=self.of_seeds * share,
-            of_pictures=self.of_pictures,
-            of_both=self.of_both * share,
+        return replace(
+            self, seeds=seeds, of_seeds=self.of_seeds * share, of_both=self.of_both * share
         )
+
+
+def _share(count: int) -> float:
+    return float((count + 1) / (_DRAWS + 1))
+
+
+@lru_cache(maxsize=64)
+def _likely(spread: Spread) -> Floats:
+    """Differences that may be behind what was seen, [draw]; always the same ones."""
+    ratios, shifts, errors = _drawn(spread.seeds, spread.pictures)
+    one, other = spread.one.means(ratios[0], shifts[0]), spread.other.means(ratios[1], shifts[1])
+    return one - other + math.sqrt(spread.of_pictures) * errors
+
+
+@lru_cache(maxsize=16)
+def _drawn(seeds: int, pictures: int) -> tuple[Floats, Floats, Floats]:
+    """Ratios and shifts of two allocations' runs, [2 draw], and errors by pictures, [draw]."""
+    draw = np.random.default_rng(0)
+    ratios = np.sqrt((seeds - 1) / draw.chisquare(seeds - 1, (2, _DRAWS)))
+    shifts = draw.normal(0, 1 / math.sqrt(seeds), (2, _DRAWS))
+    return ratios, shifts, draw.standard_t(pictures - 1, _DRAWS)
 
 
 def allocations(one: Floats, other: Floats) -> Spread:
@@ -188,6 +237,8 @@ def allocations(one: Floats, other: Floats) -> Spread:
     mean = float(differences.mean())
     rest = differences - by_seed[:, None] - by_picture + mean
     both = float((rest**2).sum()) / ((seeds - 1) * (pictures - 1)) / (seeds * pictures)
+    scores = np.stack([one.mean(axis=1), other.mean(axis=1)])
+    is_share = bool((scores > -_TINY).all() and (scores < 1 + _TINY).all())
     return Spread(
         value=mean,
         seeds=seeds,
@@ -195,6 +246,23 @@ def allocations(one: Floats, other: Floats) -> Spread:
         of_seeds=float(by_seed.var(ddof=1)) / seeds,
         of_pictures=max(0.0, float(by_picture.var(ddof=1)) / pictures - both),
         of_both=both,
+        one=_runs(scores[0], is_share, pictures),
+        other=_runs(scores[1], is_share, pictures),
+    )
+
+
+def _runs(scores: Floats, is_share: bool, pictures: int) -> Runs:
+    from scipy.special import logit
+
+    # No score is certain to be 0 or 1: half a picture from it.
+    ends = (0.5 / pictures, 1 - 0.5 / pictures)
+    places = logit(np.clip(scores, *ends)) if is_share else scores
+    is_constant = float(np.ptp(scores)) < _TINY
+    return Runs(
+        mean=float(scores.mean()),
+        centre=float(places.mean()),
+        deviation=0.0 if is_constant else float(places.std(ddof=1)),
+        is_share=is_share,
     )
 
 

@@ -2,11 +2,13 @@
 
 import json
 import math
-from collections.abc import Sequence
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ressa.errors import UnknownNameError
+from ressa.errors import SpecError, UnknownNameError
 from ressa.store import SweepStore, matching
 
 if TYPE_CHECKING:
@@ -198,6 +200,61 @@ def chosen(
     return found[list(columns)] if columns else found
 
 
+REGIME = "regime"
+"""What `parted` calls the difference between N:M patterns and weights that go one by one."""
+_RUN = re.compile(r"^(replicate|.*seed)=")
+"""Options that tell runs of one allocation apart."""
+
+
+def parted(frame: "pandas.DataFrame", by: str | None) -> "dict[str, pandas.DataFrame]":
+    """Returns the trials of a search by what they chose for a field, values rising.
+
+    Args:
+        frame: a `results_table`.
+        by: the field, such as repair.steps; or "regime": N:M, or one by one. None: all together.
+
+    Raises:
+        SpecError: no trial chose such a thing.
+    """
+    if by is None:
+        return {"": frame}
+    searched = frame[frame["role"] != "baseline"]
+    if by == REGIME:
+        asked = searched["vision"].astype(str) + searched["language"].astype(str)
+        values = asked.str.contains(":").map({True: "N:M", False: "one by one"})
+    else:
+        values = searched["options"].map(lambda text: _chosen_for(by, text))
+    if values.isna().all():
+        known = ", ".join((*chosen_fields(searched), REGIME))
+        raise SpecError(f"--by {by}: no trial chose such a thing. Fields: {known}.")
+    return {value: searched[values == value] for value in sorted(set(values.dropna()), key=_rising)}
+
+
+def runs_and_rest(options: str) -> tuple[str, str]:
+    """Splits a trial's `options` into what tells runs of one allocation apart, and the rest."""
+    words = options.split()
+    is_run = [bool(_RUN.match(word)) for word in words]
+    run, rest = ([w for w, is_it in zip(words, is_run, strict=True) if is_it == v] for v in (1, 0))
+    return " ".join(run), " ".join(rest)
+
+
+def chosen_fields(frame: "pandas.DataFrame") -> list[str]:
+    """Returns the fields that trials chose, beside sparsities and seeds."""
+    rest = {word for text in frame["options"] for word in runs_and_rest(text)[1].split()}
+    return sorted({word.partition("=")[0] for word in rest})
+
+
+def _chosen_for(field: str, options: str) -> str | None:
+    return next((w.partition("=")[2] for w in options.split() if w.startswith(f"{field}=")), None)
+
+
+def _rising(text: str) -> tuple[float, str]:
+    try:
+        return float(text), text
+    except ValueError:
+        return math.inf, text
+
+
 def failures(sweep: SweepStore) -> "pandas.DataFrame":
     """Returns the trials that did not succeed: where they ended, why, and after how many tries.
 
@@ -248,7 +305,7 @@ def _waits(trial: str, why: dict[str, Any]) -> str:
 def repair_order(frame: "pandas.DataFrame") -> str | None:
     """Says how alike repair leaves the order of the trials; None where that means nothing."""
     correlation, count = rank_correlation(frame)
-    return None if math.isnan(correlation) else f"ρ = {correlation:.2f} over {count} trials"
+    return None if math.isnan(correlation) else f"τ = {correlation:.2f} over {count} trials"
 
 
 def short_row(row: dict[str, Any]) -> dict[str, Any]:
@@ -318,8 +375,8 @@ def _realised(trials: "pandas.DataFrame", tower: str) -> "pandas.Series":
 def rank_correlation(frame: "pandas.DataFrame") -> tuple[float, int]:
     """Returns how alike repair leaves the order of a search's trials, and of how many.
 
-    Spearman's rank correlation of the scores before and after repair: 1 if repair changes no order;
-    NaN of fewer than three trials, or where one of the scores is the same in all.
+    Kendall's τ of the scores before and after repair: 1 if repair changes no order, -1 if it turns
+    it round; NaN of fewer than three trials, or where one of the scores is the same in all.
 
     Args:
         frame: a `results_table`.
@@ -329,9 +386,31 @@ def rank_correlation(frame: "pandas.DataFrame") -> tuple[float, int]:
     searched = frame[(frame["role"] != "baseline") & (frame["state"] == "succeeded")]
     # A trial that was reused would count twice.
     pairs = searched[["pruned", "repaired"]].dropna().apply(pd.to_numeric)
-    if len(pairs) < 3 or pairs.nunique().min() < 2:
+    if len(pairs) < 3:
         return math.nan, len(pairs)
-    return float(pairs["pruned"].rank().corr(pairs["repaired"].rank())), len(pairs)
+    return kendall(pairs["pruned"].tolist(), pairs["repaired"].tolist()), len(pairs)
+
+
+def kendall(one: Sequence[float], other: Sequence[float]) -> float:
+    """Returns Kendall's τ-b of two rankings of the same things; NaN if one ties all of them.
+
+    Of all pairs, (those in the same order − those swapped) / √(untied in one · untied in other).
+    """
+    from bisect import bisect_right, insort
+
+    count = len(one)
+    swapped, seen = 0, list[float]()
+    for _, value in sorted(zip(one, other, strict=True)):  # ties of one rise in the other
+        swapped += len(seen) - bisect_right(seen, value)
+        insort(seen, value)
+
+    def tied(values: Iterable[object]) -> int:
+        return sum(times * (times - 1) // 2 for times in Counter(values).values())
+
+    pairs, both = count * (count - 1) // 2, tied(zip(one, other, strict=True))
+    ties = tied(one), tied(other)
+    untied = (pairs - ties[0]) * (pairs - ties[1])
+    return (pairs - sum(ties) + both - 2 * swapped) / math.sqrt(untied) if untied else math.nan
 
 
 def _is_best(trials: "pandas.DataFrame") -> "pandas.Series":

@@ -16,6 +16,7 @@ pictures.
 
 import json
 import math
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -163,11 +164,16 @@ def judge(found: Sequence[Allocated], *, margin: float, confidence: float) -> tu
         equal = next((one for one in here if one.is_equal), None)
         if equal is not None and len(here) > 1:
             others = [one for one in here if one is not equal]
-            asked.append(_ask(EQUAL_QUESTION, equal, others, margin, confidence))
+            asked.append(ask(EQUAL_QUESTION, equal, others, margin, confidence))
         alone = next((one for one in here if one.vision == 0), None)
         both = [one for one in here if one.vision > 0 and one.language > 0]
         if alone is not None and both:
-            asked.append(_ask(LANGUAGE_QUESTION, alone, both, 0.0, confidence))
+            asked.append(ask(LANGUAGE_QUESTION, alone, both, 0.0, confidence))
+    return settled(asked, confidence)
+
+
+def settled(asked: Sequence[Verdict], confidence: float) -> tuple[Verdict, ...]:
+    """Returns answers that stand together, by Holm over all of them; the others are undecided."""
     adjusted = holm([1.0 if one.p_value is None else one.p_value for one in asked])
     return tuple(
         replace(one, more_trials=0) if p <= 1 - confidence else _undecided(one)
@@ -175,7 +181,7 @@ def judge(found: Sequence[Allocated], *, margin: float, confidence: float) -> tu
     )
 
 
-def _ask(
+def ask(
     question: str,
     subject: Allocated,
     others: Sequence[Allocated],
@@ -216,25 +222,23 @@ def _ask(
     answer: Answer = "yes" if p_yes <= p_no else "no"
     at = yes.index(max(yes)) if answer == "yes" else no.index(min(no))
     spread, against = spreads[at], others[at].name
-    reach = spread.half_width(confidence)
     return replace(
         blank,
         answer=answer,
-        why=_why(question, answer, against, spread, reach, margin),
+        why=_why(answer, against, spread, confidence, margin),
         against=against,
         difference_points=100 * spread.value,
-        low_points=100 * (spread.value - reach),
-        high_points=100 * (spread.value + reach),
+        low_points=100 * spread.low(confidence),
+        high_points=100 * spread.high(confidence),
         p_value=min(p_yes, p_no),
         more_trials=_more_trials(spreads, edge, len(others) + 1, confidence),
     )
 
 
-def _why(
-    question: str, answer: Answer, against: str, spread: Spread, reach: float, margin: float
-) -> str:
-    value, low, high = (100 * x for x in (spread.value, spread.value - reach, spread.value + reach))
-    if question == EQUAL_QUESTION:
+def _why(answer: Answer, against: str, spread: Spread, confidence: float, margin: float) -> str:
+    bounds = (spread.value, spread.low(confidence), spread.high(confidence))
+    value, low, high = (100 * x for x in bounds)
+    if margin:
         bound = f"at most {high:+.2f}" if answer == "yes" else f"at least {low:+.2f}"
         return f"{against} is {value:+.2f} points from it, {bound}; margin {margin:g}"
     if answer == "yes":
@@ -267,14 +271,12 @@ def _more_trials(
 
     def decides(seeds: int) -> bool:
         grown = [spread.with_seeds(seeds) for spread in spreads]
-        below = all(one.value + one.half_width(confidence) < edge for one in grown)
-        return below or any(one.value - one.half_width(shared) > edge for one in grown)
+        below = all(one.high(confidence) < edge for one in grown)
+        return below or any(one.low(shared) > edge for one in grown)
 
     seeds = min(spread.seeds for spread in spreads)
-    for wanted in range(seeds + 1, _MOST_SEEDS + 1):
-        if decides(wanted):
-            return (wanted - seeds) * allocations
-    return None
+    wanted = bisect_left(range(_MOST_SEEDS + 1), True, lo=min(seeds, _MOST_SEEDS) + 1, key=decides)
+    return (wanted - seeds) * allocations if wanted <= _MOST_SEEDS else None
 
 
 def allocation_rows(found: Sequence[Allocated], *, confidence: float) -> list[dict[str, Any]]:
@@ -287,8 +289,13 @@ def allocation_rows(found: Sequence[Allocated], *, confidence: float) -> list[di
     for one in found:
         spread = one.spread()
         against = None if dense is None or one is dense else one.minus(dense)
-        reach = math.nan if against is None else against.half_width((1 + confidence) / 2)
-        value = math.nan if against is None else against.value
+        level = (1 + confidence) / 2
+        apart = (
+            (math.nan,) * 3
+            if against is None
+            else (against.value, against.low(level), against.high(level))
+        )
+        names = ("minus_dense_repaired_points", "low_points", "high_points")
         made.append(
             {
                 "line": one.line,
@@ -296,9 +303,7 @@ def allocation_rows(found: Sequence[Allocated], *, confidence: float) -> list[di
                 "runs": len(one.said),
                 "score": _mean(one),
                 "standard_error": None if spread is None else spread.standard_error,
-                "minus_dense_repaired_points": 100 * value,
-                "low_points": 100 * (value - reach),
-                "high_points": 100 * (value + reach),
+                **{name: 100 * value for name, value in zip(names, apart, strict=True)},
             }
         )
     return made

@@ -564,7 +564,7 @@ class EarlyStopping(SpecModel):
     rungs: Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(as_tuple)] = Field(
         min_length=1,
         description="Repair steps after which a trial is scored and may end, rising; 0 is before "
-        "repair, which changes the order of trials: see Spearman's rho in the results.",
+        "repair, which changes the order of trials: see `ressa order`.",
     )
     reduction: Number = Field(
         default=3.0,

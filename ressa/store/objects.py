@@ -36,6 +36,7 @@ class Objects:
     def __init__(self, location: str | os.PathLike[str], *, create: bool = False) -> None:
         self.folder = _local_folder(os.fspath(location))
         _check_no_secrets(os.fspath(location))
+        _check_no_page(os.fspath(location))
         self.location = str(self.folder) if self.folder else os.fspath(location).rstrip("/")
         with _explained(f"cannot open store {self.location}"):
             if self.folder is None:
@@ -201,6 +202,17 @@ def _check_no_secrets(location: str) -> None:
         raise StoreError(
             "the store's URL holds credentials or options. Write s3://bucket/prefix alone; "
             "credentials, region and endpoint come from the environment (AWS_ACCESS_KEY_ID, …)."
+        )
+
+
+def _check_no_page(location: str) -> None:
+    """Refuses what can only be a dashboard's address."""
+    if location.startswith(("http://", "https://")):
+        raise StoreError(
+            f"{location} is no store: that is a folder, or a bucket such as s3://bucket/prefix. "
+            "A cluster's dashboard is an --address; --store then names the store as the cluster "
+            "sees it. confirm and export work on the store itself: run them where it can be read, "
+            "such as on a node of the cluster."
         )
 
 

@@ -100,7 +100,8 @@ def check_reachable(address: str) -> None:
     if not host or not port.isdecimal() or "/" in host:
         raise SpecError(
             "--address: the host and port of a Ray's head, such as 10.0.0.1:6379, got "
-            f"{address!r}. To a dashboard's address, http://…, `ressa submit` sends a sweep."
+            f"{address!r}. To a dashboard's address, http://…, `ressa submit` sends a sweep; run "
+            "and confirm need a node of the cluster that sees the store."
         )
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_PATIENCE_SECONDS).close()

@@ -69,6 +69,7 @@ class Lines:
     def __init__(self, plan: SweepPlan) -> None:
         self._plan = plan
         self._fitted: tuple[tuple[Seen, ...], Surrogate | None] = ((), None)
+        self._places: dict[tuple[tuple[str, Any], ...], tuple[float, float]] = {}
 
     def ask(self, number: int, trials: Sequence[Seen]) -> tuple[Point, str]:
         """Returns the split that is expected to better the best of its line by most.
@@ -131,8 +132,12 @@ class Lines:
 
     def _place(self, point: Point) -> tuple[float, float]:
         """The sparsities of a point's towers."""
-        trial = self._plan.trial(point)
-        return float(trial.vision.target.sparsity), float(trial.language.target.sparsity)
+        values = tuple(point.items())
+        if values not in self._places:
+            trial = self._plan.trial(point)
+            targets = trial.vision.target, trial.language.target
+            self._places[values] = float(targets[0].sparsity), float(targets[1].sparsity)
+        return self._places[values]
 
     def _map(self, trials: Sequence[Seen]) -> Surrogate | None:
         """The map of what trials scored; None as long as there are too few."""

@@ -1,6 +1,5 @@
 """From a stored trial to a folder that ships: its model is made again, compared, and written."""
 
-import hashlib
 import json
 import platform
 from collections.abc import Callable, Iterator, Mapping
@@ -192,10 +191,10 @@ def _compare(row: Row, unmerged: "Unmerged", proof: "Proof") -> None:
 
 def _checked(row: Row, remade: "Remade", proof: "Proof") -> dict[str, Any]:
     """Says how sure it is that repair came to the same as in the trial; it scores where it must."""
-    if proof.learnt is None:
+    if proof.learnt_hash is None:
         how = "its masks are the trial's, bit for bit; nothing was repaired."
         return {"how": how}
-    found, known = hashlib.sha256(proof.learnt).hexdigest(), row["adapters_hash"]
+    found, known = proof.learnt_hash, row["adapters_hash"]
     whence = (
         "its repair was run again" if remade.repeats else "what its repair trained was read again"
     )

@@ -125,7 +125,12 @@ def empty_sweep(tmp_path: Path) -> SweepStore:
 @pytest.fixture
 def sweep(tmp_path: Path) -> SweepStore:
     """Three budgets, each with the language model solved, and both baselines."""
-    made = open_store(tmp_path / "results", create=True).create_sweep("quickstart", "")
+    return quickstart(tmp_path)
+
+
+def quickstart(folder: Path) -> SweepStore:
+    """Makes `sweep` in a folder."""
+    made = open_store(folder / "results", create=True).create_sweep("quickstart", "")
     commit(made, "dense", "0", "0", repair=False)
     commit(made, "dense-repaired", "0", "0")
     number = itertools.count()

@@ -4,25 +4,85 @@ from pathlib import Path
 
 import pytest
 
-from ressa.errors import SpecError, StoreError
+from ressa.errors import NotFoundError, SpecError, StoreError
 from ressa.landscape import plot, results_table
 from ressa.landscape.picture import draw
 from ressa.store import SweepStore
 
-from .conftest import commit
+from .conftest import commit, quickstart
 
 pytest.importorskip("matplotlib")
 
 
-@pytest.mark.parametrize("suffix", [".png", ".svg", ".pdf"])
-def test_a_picture_is_written(sweep: SweepStore, tmp_path: Path, suffix: str) -> None:
-    path = tmp_path / "new" / f"map{suffix}"
-    plot(sweep, path)
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> SweepStore:
+    """The sweep, left as it is: its surrogate is fitted once for all tests."""
+    return quickstart(tmp_path_factory.mktemp("kept"))
+
+
+@pytest.mark.parametrize(
+    ("name", "show"),
+    [("map.png", "map"), ("map.svg", "map"), ("map.pdf", "map"), ("lines.png", "lines")],
+)
+def test_a_picture_is_written(kept: SweepStore, tmp_path: Path, name: str, show: str) -> None:
+    path = tmp_path / "new" / name
+    plot(kept, path, show=show)
     assert path.stat().st_size > 10_000
 
 
-def test_it_names_model_metric_budgets_and_floors(sweep: SweepStore, tmp_path: Path) -> None:
-    plot(sweep, tmp_path / "map.svg")
+def test_layers_and_curves_of_the_best_are_drawn(sweep: SweepStore, tmp_path: Path) -> None:
+    for show in ("layers", "curves"):
+        with pytest.raises(NotFoundError, match=r"of .*t001"):
+            plot(sweep, tmp_path / "none.png", show=show)
+    layers = [
+        {"name": f"{tower}.{n}", "tower": tower, "block": n // 2, "sparsity": 0.5}
+        for tower in ("vision", "language")
+        for n in range(4)
+    ]
+    sweep.commit("layers", layers, epoch=1, trial="t001")
+    curve = [{"step": n, "loss": 1 / n, "ce": None} for n in range(1, 9)]
+    sweep.commit("curves", curve, epoch=1, trial="t001")
+    plot(sweep, tmp_path / "layers.svg", show="layers")
+    plot(sweep, tmp_path / "curves.svg", show="curves")
+    assert "sparsity, layer by layer" in (tmp_path / "layers.svg").read_text()
+    assert "t001, 50:50" in (tmp_path / "curves.svg").read_text()
+
+
+def test_how_sure_the_map_is_stands_below_it(kept: SweepStore, tmp_path: Path) -> None:
+    plot(kept, tmp_path / "map.svg")
+    text = (tmp_path / "map.svg").read_text()
+    assert "± of one more run, in points, after repair" in text
+    assert "chance to lie within 1 of the best of its size, after repair" in text
+    assert "contours: Gaussian process" in text
+
+
+def test_each_value_of_an_option_has_a_map(empty_sweep: SweepStore, tmp_path: Path) -> None:
+    for number in range(4):
+        point = {"repair.steps": (50, 100)[number % 2]}
+        commit(empty_sweep, f"t{number:03d}", f"0.{5 + number // 2}", "0.5", point=point)
+    plot(empty_sweep, tmp_path / "map.svg", by="repair.steps")
+    text = (tmp_path / "map.svg").read_text()
+    titles = ["before repair", "repair.steps = 50", "repair.steps = 100"]
+    assert [text.count(f"<!-- {title} -->") for title in titles] == [1, 1, 1]
+    with pytest.raises(SpecError, match=r"--by prune.method: .* Fields: repair.steps, regime"):
+        plot(empty_sweep, tmp_path / "map.svg", by="prune.method")
+
+
+def test_a_map_is_written_as_rows(kept: SweepStore, tmp_path: Path) -> None:
+    import pandas as pd
+
+    plot(kept, tmp_path / "map.parquet")
+    rows = pd.read_parquet(tmp_path / "map.parquet")
+    trials, places = (rows[rows["kind"] == kind] for kind in ("trial", "place"))
+    assert len(trials) == 2 * (18 + 1) + 1, "dense is scored once"
+    assert set(places["state"]) == {"pruned", "repaired"}
+    assert places["score"].between(0, 1).all()
+    assert places["deviation"].gt(0).all()
+    assert places["within_margin"].between(0, 1).all()
+
+
+def test_it_names_model_metric_budgets_and_floors(kept: SweepStore, tmp_path: Path) -> None:
+    plot(kept, tmp_path / "map.svg")
     text = (tmp_path / "map.svg").read_text()
     for said in (
         "pocket-blip2",
@@ -39,9 +99,9 @@ def test_it_names_model_metric_budgets_and_floors(sweep: SweepStore, tmp_path: P
         assert said in text, said
 
 
-def test_drawing_again_writes_the_same_bytes(sweep: SweepStore, tmp_path: Path) -> None:
-    plot(sweep, tmp_path / "one.svg")
-    plot(sweep, tmp_path / "two.svg")
+def test_drawing_again_writes_the_same_bytes(kept: SweepStore, tmp_path: Path) -> None:
+    plot(kept, tmp_path / "one.svg")
+    plot(kept, tmp_path / "two.svg")
     assert (tmp_path / "one.svg").read_bytes() == (tmp_path / "two.svg").read_bytes()
 
 
@@ -58,8 +118,8 @@ def test_points_on_one_line_get_no_surface(empty_sweep: SweepStore) -> None:
     assert [len(axes.images) for axes in draw(results_table(empty_sweep)).axes[:2]] == [0, 0]
 
 
-def test_enough_points_get_a_surface(sweep: SweepStore) -> None:
-    assert [len(axes.images) for axes in draw(results_table(sweep)).axes[:2]] == [1, 1]
+def test_enough_points_get_a_surface(kept: SweepStore) -> None:
+    assert [len(axes.images) for axes in draw(results_table(kept)).axes[:2]] == [1, 1]
 
 
 def test_a_sweep_without_trials_is_drawn_as_such(empty_sweep: SweepStore, tmp_path: Path) -> None:
@@ -67,11 +127,13 @@ def test_a_sweep_without_trials_is_drawn_as_such(empty_sweep: SweepStore, tmp_pa
     assert "no trial has succeeded yet" in (tmp_path / "map.svg").read_text()
 
 
-def test_a_name_that_is_no_picture_is_refused(sweep: SweepStore, tmp_path: Path) -> None:
-    with pytest.raises(SpecError, match=r"'map.txt' ends in none of .png, .svg, .pdf"):
-        plot(sweep, tmp_path / "map.txt")
+def test_a_name_that_is_no_picture_is_refused(kept: SweepStore, tmp_path: Path) -> None:
+    with pytest.raises(
+        SpecError, match=r"'map.txt' ends in none of .png, .svg, .pdf, .html, .parquet"
+    ):
+        plot(kept, tmp_path / "map.txt")
 
 
-def test_a_place_that_takes_no_file_is_one_clear_message(sweep: SweepStore) -> None:
+def test_a_place_that_takes_no_file_is_one_clear_message(kept: SweepStore) -> None:
     with pytest.raises(StoreError, match=r"^cannot write /proc/map.png: "):
-        plot(sweep, "/proc/map.png")
+        plot(kept, "/proc/map.png")

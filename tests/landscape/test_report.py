@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from benchmarks.browser import CHROMIUM, Browser, browser
+from ressa.landscape import plot
 from ressa.landscape.report import gather, page, serve, write_page
 from ressa.landscape.report.page import as_script
 from ressa.spec import spec_from_mapping
@@ -34,7 +35,18 @@ CONTENT: dict[str, Any] = {
 @pytest.fixture
 def asked(tmp_path: Path) -> SweepStore:
     """A sweep with baselines, seven trials with curves and layers, and one that failed."""
-    store = open_store(tmp_path / "results", create=True)
+    return lay_out(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> SweepStore:
+    """The same, left as it is: its surrogate is fitted once for all tests."""
+    return lay_out(tmp_path_factory.mktemp("kept"))
+
+
+def lay_out(folder: Path) -> SweepStore:
+    """Makes `asked` in a folder."""
+    store = open_store(folder / "results", create=True)
     made = store.create_sweep("asked", spec_from_mapping(CONTENT).spec.to_yaml())
     made.event("started", {"planned": 10}, epoch=1)
     commit(made, "dense", "0", "0", repair=False)
@@ -60,17 +72,20 @@ def asked(tmp_path: Path) -> SweepStore:
     return made
 
 
-def test_it_says_what_was_asked_found_and_failed(asked: SweepStore) -> None:
-    data = gather(asked)
+def test_it_says_what_was_asked_found_and_failed(kept: SweepStore) -> None:
+    data = gather(kept)
     assert "pocket-blip2" in data["question"]
     assert "50.0 %, 60.0 %" in data["question"]
     assert data["trials"]["trial"][:2] == ["dense", "dense-repaired"]
     assert len(data["lines"]) == 2
-    assert data["facts"][0][1].startswith("the best of the search: t0")
+    assert data["facts"][0][1].startswith("t0")
+    assert data["facts"][0][1].endswith(", not confirmed")
+    assert data["headline"].startswith("Best of the search, not confirmed; biased upwards: ressa ")
+    assert not data["confirmed"]
     assert len(data["curves"]) == 7
     assert len(data["layers"]["t000"]) == 12
-    assert data["verdicts"][0].startswith("Nothing is confirmed yet.")
-    assert gather(asked, verdicts=["yes"])["verdicts"] == ["yes"]
+    assert data["verdicts"] == []
+    assert {line["name"] for line in data["along"]} == {"50 % of all weights"}
     (failure,) = data["failures"]
     assert failure["error"] == EVIL
     assert failure["command"].startswith("ressa resume asked t007 --store ")
@@ -86,8 +101,8 @@ def test_a_sweep_without_a_row_has_a_page_too(tmp_path: Path) -> None:
     assert "asked" in page(data)
 
 
-def test_no_string_ends_the_data_and_nothing_is_asked_of_the_network(asked: SweepStore) -> None:
-    text = page(gather(asked))
+def test_no_string_ends_the_data_and_nothing_is_asked_of_the_network(kept: SweepStore) -> None:
+    text = page(gather(kept))
     (held,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', text)
     assert json.loads(held)["failures"][0]["error"] == EVIL
     assert text.count("<script") == 2
@@ -169,10 +184,10 @@ def chromium() -> Iterator[Browser]:
 
 
 @pytest.fixture
-def shown(asked: SweepStore, tmp_path: Path, chromium: Browser) -> Browser:
+def shown(kept: SweepStore, tmp_path: Path, chromium: Browser) -> Browser:
     """The page, opened from its file."""
     chromium.look(width=1200, height=900)
-    write_page(tmp_path / "page.html", page(gather(asked)))
+    write_page(tmp_path / "page.html", page(gather(kept)))
     chromium.problems.clear()
     chromium.asked.clear()
     chromium.open((tmp_path / "page.html").as_uri())
@@ -205,8 +220,12 @@ def test_it_loads_without_a_complaint_and_asks_for_nothing(shown: Browser) -> No
     assert shown.problems == []
     assert len(shown.asked) == 1
     assert shown.run("document.title") == "asked: ressa report"
-    told = shown.run("document.getElementById('verdicts').innerText")
-    assert "Nothing is confirmed yet" in told
+    told = shown.run("document.getElementById('headline').innerText")
+    assert told.startswith(
+        "Best of the search, not confirmed; biased upwards: ressa confirm asked "
+    )
+    height = "document.getElementById('verdicts').offsetHeight"
+    assert shown.run(height) == 0, "none without confirmed rows"
     assert shown.run("document.images.length") == 0, "a stranger's words stay words"
     assert EVIL in shown.run("document.getElementById('failures').textContent")
     assert len(trials_of(shown)) == 10
@@ -214,10 +233,10 @@ def test_it_loads_without_a_complaint_and_asks_for_nothing(shown: Browser) -> No
 
 @needs_chromium
 def test_a_page_that_a_stranger_wrote_into_runs_nothing(
-    asked: SweepStore, tmp_path: Path, chromium: Browser
+    kept: SweepStore, tmp_path: Path, chromium: Browser
 ) -> None:
     """Even where a string came to stand as HTML, the page's policy lets it do nothing."""
-    text = page(gather(asked)).replace("<h1", f"{EVIL.removeprefix('</script>')}<h1", 1)
+    text = page(gather(kept)).replace("<h1", f"{EVIL.removeprefix('</script>')}<h1", 1)
     write_page(tmp_path / "page.html", text)
     chromium.problems.clear()
     chromium.open((tmp_path / "page.html").as_uri())
@@ -275,6 +294,34 @@ def test_hovering_tells_a_trial_and_a_click_chooses_it(shown: Browser) -> None:
 
 
 @needs_chromium
+def test_what_the_surrogate_says_is_drawn_and_switched(shown: Browser) -> None:
+    """Seven trials of which five are unstructured: enough for a map of their own."""
+    assert shown.run("data.charts.repaired.bests.length") > 0
+    rows = "document.querySelectorAll('#bests tr').length"
+    assert shown.run(rows) == 3, "a heading and a row for each budget"
+    for name in ("deviation", "within", "score"):
+        shown.run(f"document.getElementById('layer-{name}').click()")
+        pressed = f"document.getElementById('layer-{name}').getAttribute('aria-pressed')"
+        assert shown.run(pressed) == "true"
+    shown.run("state.kind = 'sum'; map()")
+    assert shown.run("document.querySelector('#bests tr:last-child td').textContent") == "60.0"
+    assert shown.run("document.querySelectorAll('#along circle').length") == 3
+    assert shown.problems == []
+
+
+@needs_chromium
+def test_a_page_of_the_map_alone_has_no_more(
+    kept: SweepStore, tmp_path: Path, chromium: Browser
+) -> None:
+    plot(kept, tmp_path / "map.html")
+    chromium.problems.clear()
+    chromium.open((tmp_path / "map.html").as_uri())
+    assert len(trials_of(chromium)) == 10
+    assert chromium.run("document.getElementById('provenance').offsetHeight") == 0
+    assert chromium.problems == []
+
+
+@needs_chromium
 def test_it_fits_narrow_windows_and_follows_the_users_scheme(shown: Browser) -> None:
     paper = "getComputedStyle(document.body).backgroundColor"
     light = shown.run(paper)
@@ -303,9 +350,9 @@ def test_a_served_page_shows_new_rows_and_keeps_what_was_chosen(
 
 @needs_chromium
 def test_ten_thousand_trials_are_sorted_and_filtered(
-    asked: SweepStore, tmp_path: Path, chromium: Browser
+    kept: SweepStore, tmp_path: Path, chromium: Browser
 ) -> None:
-    data = gather(asked)
+    data = gather(kept)
     count = 10_000
     trials = {name: (values * count)[:count] for name, values in data["trials"].items()}
     trials["trial"] = [f"t{number:05d}" for number in range(count)]

@@ -125,23 +125,48 @@ def test_variances_of_seeds_and_pictures_are_told_apart() -> None:
 
 
 def test_p_is_the_level_at_which_the_bound_reaches() -> None:
-    found = allocations(_drawn(0, 0.01), np.zeros((5, 200)))
-    bound = found.value - found.half_width(0.95)
-    assert found.p_above(bound) == pytest.approx(0.05, abs=1e-6)
-    assert found.p_below(bound) == pytest.approx(0.95, abs=1e-6)
-    assert found.p_above(found.value) == pytest.approx(0.5, abs=1e-6)
+    found = allocations(_drawn(0, 0.81), _drawn(1, 0.8))
+    bound = found.low(0.95)
+    assert bound < found.value < found.high(0.95)
+    assert found.p_above(bound) == pytest.approx(0.05, abs=1e-3)
+    assert found.p_below(bound) == pytest.approx(0.95, abs=1e-3)
+    assert found.p_above(found.value) == pytest.approx(0.5, abs=0.02)
 
 
 def test_fewer_seeds_reach_less_far() -> None:
-    found = allocations(_drawn(0, 0.01), np.zeros((5, 200)))
-    assert found.with_seeds(10).half_width(0.95) < found.half_width(0.95)
-    assert found.with_seeds(3).half_width(0.95) > found.half_width(0.95)
+    found = allocations(_drawn(0, 0.81), _drawn(1, 0.8))
+    assert found.with_seeds(10).high(0.95) < found.high(0.95) < found.with_seeds(3).high(0.95)
+    assert found.with_seeds(10).low(0.95) > found.low(0.95) > found.with_seeds(3).low(0.95)
 
 
 def test_without_any_spread_a_difference_is_certain() -> None:
     found = allocations(np.full((3, 5), 0.25), np.zeros((3, 5)))
     assert (found.p_above(0), found.p_below(0), found.p_above(0.25)) == (0, 1, 1)
-    assert found.half_width(0.95) == 0
+    assert found.low(0.95) == found.high(0.95) == 0.25
+
+
+def test_swapped_allocations_differ_by_the_opposite() -> None:
+    one, other = _drawn(0, 0.81), _drawn(1, 0.8)
+    there, back = allocations(one, other), allocations(other, one)
+    assert back.value == pytest.approx(-there.value)
+    assert back.low(0.95) == pytest.approx(-there.high(0.95), abs=1e-3)
+
+
+def test_a_long_tail_towards_the_cliff_is_reckoned_with() -> None:
+    """Runs that scatter below a ceiling may have a worse one among those not made."""
+    steady = np.repeat([[0.9], [0.901], [0.899]], 400, axis=1)
+    scattered = np.repeat([[0.97], [0.93], [0.95]], 400, axis=1)
+    found = allocations(scattered, steady)
+    assert found.value - found.low(0.95) > 2 * (found.high(0.95) - found.value)
+
+
+def test_scores_that_are_no_shares_are_taken_as_they_are() -> None:
+    cider = allocations(_drawn(0, 1.21), _drawn(1, 1.2))
+    assert not cider.one.is_share
+    assert allocations(_drawn(0, 0.21), _drawn(1, 0.2)).one.is_share
+    width = cider.high(0.95) - cider.low(0.95)
+    shifted = allocations(_drawn(0, 2.21), _drawn(1, 2.2))
+    assert shifted.high(0.95) - shifted.low(0.95) == pytest.approx(width)
 
 
 def test_holm_asks_most_of_the_smallest() -> None:

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ressa.cli.shipping import verdicts_of
 from ressa.errors import ConflictError, NotFoundError, SpecError
 from ressa.landscape import confirmed, judge
+from ressa.landscape.report import gather
 from ressa.spec import spec_from_mapping, spec_from_yaml
 from ressa.store import SweepStore, open_store
 from ressa.sweep.confirm import (
@@ -181,8 +181,12 @@ def test_verdicts_rest_on_all_confirmations_and_nothing_else(tmp_path: Path) -> 
     assert (language.line, language.answer) == (0.5, "no")
     assert (worse.line, worse.answer, worse.against) == (0.6, "no", "40:75")
     for reported in (sweep, made):  # the report says them too
-        assert len(verdicts_of(reported)) == 3
-        assert "on line 0.5: " in verdicts_of(reported)[0]
+        said = gather(reported, confirming=confirmations(searched(reported)), margin=10)
+        assert said["confirmed"]
+        assert len(said["verdicts"]) == 3
+        assert "on line 0.5: " in said["verdicts"][0]
+        assert said["headline"].startswith("Confirmed with fresh seeds on the test split: ")
+        assert ", 50.0 % of the prunable weights gone: 5 fresh seeds" in said["facts"][0][1]
 
 
 def test_what_cannot_be_confirmed_is_said(tmp_path: Path) -> None:

@@ -6,8 +6,13 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from ressa.errors import SpecError
+from ressa.landscape.charted import KINDS, Charted, charts
+from ressa.landscape.figures import lines_of
+from ressa.landscape.picture import Surface, hull_of
 from ressa.landscape.render import percent
 from ressa.landscape.tables import COLUMNS, About, colour_range, results_table, sweep_row
+from ressa.landscape.verdicts import allocation_rows, confirmed, judge
 from ressa.spec import SweepSpec, spec_from_yaml
 from ressa.store import SweepStore
 
@@ -26,21 +31,27 @@ _STEPS = 120
 """Points of a curve at most: a longer one is thinned."""
 _FAILURES = 200
 _DIGITS = 6
-_UNCONFIRMED = (
-    "Nothing is confirmed yet. The best of a search's noisy scores is biased upwards; fresh seeds "
-    "on examples that no search saw tell: "
-)
+_UNCONFIRMED = "Best of the search, not confirmed; biased upwards: "
 
 _ENDED_WELL = ("succeeded", "reused", "stopped")
 _PACKAGES = ("ressa", "python", "torch", "ray", "deepspeed", "transformers", "optuna")
 
 
-def gather(sweep: SweepStore, *, verdicts: Sequence[str] = ()) -> dict[str, Any]:
+def gather(
+    sweep: SweepStore,
+    *,
+    confirming: Sequence[SweepStore] = (),
+    margin: float = 1.0,
+    confidence: float = 0.95,
+) -> dict[str, Any]:
     """Reads a sweep as the report's page wants it; strings are as they were written, unescaped.
 
     Args:
         sweep: what to show.
-        verdicts: what was confirmed of it, in sentences.
+        confirming: the sweeps that ran its best again. Where they have come to results, headline
+            and verdicts are of these alone.
+        margin: in points: what lies less than this below the best is as good.
+        confidence: that all verdicts are right together.
     """
     frame = results_table(sweep)
     about: About = frame.attrs["about"]
@@ -49,14 +60,18 @@ def gather(sweep: SweepStore, *, verdicts: Sequence[str] = ()) -> dict[str, Any]
     first = _ranked(frame)
     detailed = [*frame.loc[frame["role"] == "baseline", "trial"], *first][:_DETAILED]
     failed, more = _failures(sweep)
+    surrogates = charts(sweep, margin=margin)
     return {
         "sweep": sweep.name,
         "question": _question(spec, about),
         "stand": _stand(state),
-        "facts": _facts(frame, about),
-        "verdicts": list(verdicts) or [_UNCONFIRMED + _command("confirm", sweep)],
+        **_answer(sweep, frame, confirming, margin, confidence),
         "range": list(colour_range(frame)),
         "lines": list(_lines(frame, about)),
+        "charts": {state: _chart(frame, state, one) for state, one in surrogates.items()},
+        "kinds": KINDS,
+        "margin": margin,
+        "along": [_along(name, rows) for name, rows in lines_of(frame)],
         "meanings": {name: COLUMNS[name] for name in _SHOWN},
         "trials": {name: _values(frame[name]) for name in _SHOWN},
         "first": list(first[:5]),
@@ -68,6 +83,107 @@ def gather(sweep: SweepStore, *, verdicts: Sequence[str] = ()) -> dict[str, Any]
         "spec": sweep.spec_text(),
         "again": _again(sweep),
     }
+
+
+def _answer(
+    sweep: SweepStore,
+    frame: "pandas.DataFrame",
+    confirming: Sequence[SweepStore],
+    margin: float,
+    confidence: float,
+) -> dict[str, Any]:
+    """The headline and what stands below it: from confirmed rows alone, where there are any."""
+    try:
+        found = confirmed(confirming)
+    except SpecError as error:  # the objective is no mean over questions: nothing can be paired
+        found, fault = (), [str(error)]
+    else:
+        fault = []
+    if not found:
+        headline = _UNCONFIRMED + _command("confirm", sweep)
+        about: About = frame.attrs["about"]
+        facts = [*_best(frame), *_yardsticks(about)]
+        return {"confirmed": False, "headline": headline, "facts": facts, "verdicts": fault}
+    rows = allocation_rows(found, confidence=confidence)
+    facts, said = [], []
+    for line in sorted({row["line"] for row in rows if row["line"] > 0}):
+        here = [row for row in rows if row["line"] == line]
+        best = max(here, key=lambda row: row["score"])
+        value = _with_error(best["score"], best["standard_error"])
+        size = f"{percent(line)} % of the prunable weights gone"
+        said.append(f"{best['allocation']} ({value}) with {size}")
+        facts.append((value, f"{best['allocation']}, {size}: {_runs(best['runs'])}"))
+    for row in rows:
+        if row["line"] == 0:
+            value = _with_error(row["score"], row["standard_error"])
+            facts.append((value, f"{row['allocation']}: {_runs(row['runs'])}"))
+    stands = ", ".join(f"{one.name} is {one.status().state}" for one in confirming)
+    headline = (
+        f"Confirmed with fresh seeds on {_tested(confirming[0])}: best vision:language in % is "
+        f"{'; '.join(said)}. {stands}."
+    )
+    verdicts = judge(found, margin=margin, confidence=confidence)
+    return {
+        "confirmed": True,
+        "headline": headline,
+        "facts": facts + _yardsticks(results_table(confirming[0]).attrs["about"]),
+        "verdicts": [one.sentence for one in verdicts],
+    }
+
+
+def _with_error(score: float, error: float | None) -> str:
+    return f"{percent(score)} %" if error is None else f"{percent(score)} ± {percent(error)} %"
+
+
+def _runs(count: int) -> str:
+    return f"{count} fresh seed{'s' if count > 1 else ''}"
+
+
+def _tested(sweep: SweepStore) -> str:
+    """On which examples a sweep was scored."""
+    splits = {one.split for one in spec_from_yaml(sweep.spec_text()).evaluate}
+    return f"the {' and '.join(sorted(splits))} split"
+
+
+def _chart(frame: "pandas.DataFrame", state: str, found: Charted) -> dict[str, Any]:
+    """A surrogate's grid and the best of its lines, as JSON has them."""
+    chart = found.chart
+    free = frame[(frame["role"] != "baseline") & frame[state].notna()]
+    patterned = free["vision"].astype(str) + free["language"].astype(str)
+    free = free[~patterned.str.contains(":")]
+    corners = hull_of(free[["vision_sparsity", "language_sparsity"]].to_numpy(float))
+    widest = float(chart.deviation.max())
+    if corners is not None:
+        deviation = Surface(
+            vision=chart.vision, language=chart.language, values=chart.deviation, hull=corners
+        )
+        widest = float(chart.deviation[deviation.inside()].max())
+    ends = chart.vision[[0, -1]].tolist()
+    return {
+        "vision": [_plain(float(value)) for value in chart.vision],
+        "language": [_plain(float(value)) for value in chart.language],
+        "hull": None if corners is None else corners.round(4).tolist(),
+        "score": chart.mean.round(4).tolist(),
+        "deviation": chart.deviation.round(4).tolist(),
+        "widest": widest,
+        "within": chart.within_margin.round(3).tolist(),
+        "bests": [
+            {name: _plain(value) for name, value in row.items()}
+            | {
+                "ends": [[x, found.language(row["line"], row["equal"], x)] for x in ends],
+                "sure": [
+                    [x, found.language(row["line"], row["equal"], x)]
+                    for x in (row["vision_low"], row["vision_high"])
+                ],
+            }
+            for row in found.bests.to_dict("records")
+        ],
+    }
+
+
+def _along(name: str, rows: "pandas.DataFrame") -> dict[str, Any]:
+    """Scores along a line by vision sparsity."""
+    return {"name": name} | {column: _values(rows[column]) for column in rows.columns}
 
 
 def _question(spec: SweepSpec, about: About) -> str:
@@ -93,22 +209,23 @@ def _stand(state: dict[str, Any]) -> str:
     return f"{state['state']}: {state['done']:,}{planned} trials are done{failed}{updated}."
 
 
-def _facts(frame: "pandas.DataFrame", about: About) -> list[tuple[str, str]]:
+def _best(frame: "pandas.DataFrame") -> list[tuple[str, str]]:
     best = frame[frame["best"].astype(bool) & frame["score"].notna()].sort_values("score")
-    facts: list[tuple[str, str]] = []
-    for row in best.tail(1).to_dict("records"):
-        error = row["standard_error"]
-        spread = "" if error != error else f" ± {percent(error)}"
-        facts.append(
-            (f"{percent(row['score'])}{spread} %", f"the best of the search: {row['trial']}")
-        )
+    return [
+        (_with_error(row["score"], _plain(row["standard_error"])), f"{row['trial']}, not confirmed")
+        for row in best.tail(1).to_dict("records")
+    ]
+
+
+def _yardsticks(about: About) -> list[tuple[str, str]]:
+    """What scores are to be compared with."""
     others = (
         (about.dense, "dense"),
         (about.dense_repaired, "dense, repaired alike"),
         (about.floor_dense_blank, "dense on blank pictures"),
         (about.floor_majority, "most frequent answer"),
     )
-    facts += [(f"{percent(value)} %", name) for value, name in others if value is not None]
+    facts = [(f"{percent(value)} %", name) for value, name in others if value is not None]
     if about.items:
         facts.append((f"{about.items:,}", "questions behind each score"))
     return facts

@@ -21,12 +21,13 @@ from ressa.errors import StoreError
 _HERE = Path(__file__).parent
 
 
-def page(data: Mapping[str, Any], *, watch: int | None = None) -> str:
+def page(data: Mapping[str, Any], *, watch: int | None = None, part: str = "all") -> str:
     """Makes the page.
 
     Args:
         data: from `gather`.
         watch: seconds after which it looks for newer data where it came from; None never looks.
+        part: all; or map: what is said of the map, and its trials.
     """
     style, script, frame = _part("report.css"), _part("report.js"), _part("report.html")
     asks = "'none'" if watch is None else "'self'"
@@ -36,6 +37,7 @@ def page(data: Mapping[str, Any], *, watch: int | None = None) -> str:
     )
     return Template(frame).substitute(
         policy=escape(policy, quote=True).replace("&#x27;", "'"),
+        part=escape(part, quote=True),
         title=escape(f"{data['sweep']}: ressa report"),
         style=style,
         data=as_script(dict(data) | {"watch": watch}),

@@ -3,6 +3,8 @@
 const VIRIDIS = ["#440154", "#481a6c", "#472f7d", "#414487", "#39568c", "#31688e", "#2a788e",
   "#23888e", "#1f988b", "#22a884", "#35b779", "#54c568", "#7ad151", "#a5db36", "#d2e21b", "#fde725"];
 // Okabe and Ito's, told apart by the colour-blind; dashes tell them apart in grey.
+const GREYS = ["#ffffff", "#d9d9d9", "#969696", "#525252", "#252525"]; // how unsure: darker
+const CIVIDIS = ["#00224e", "#123570", "#3b496c", "#575d6d", "#707173", "#8a8678", "#a59c74", "#c3b369", "#e1cc55", "#fee838"];
 const HUES = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8a8a8a"];
 const DASHES = ["", "7 3", "2 3", "9 3 2 3", "", "7 3", "2 3"];
 const WORDS = new Intl.Collator("en", { numeric: true }); // t9 before t10
@@ -17,7 +19,7 @@ const COLUMNS = [ // field, heading, kind
 ];
 
 let data = JSON.parse(document.getElementById("data").textContent);
-const state = { after: true, sort: "score", down: true, filter: "", chosen: [] };
+const state = { after: true, layer: "score", kind: "parameters", sort: "score", down: true, filter: "", chosen: [] };
 let rows = [];      // the trials, as objects
 let shown = [];     // those that the filter leaves, in order
 let spots = [];     // where the map drew which trial
@@ -54,14 +56,15 @@ function cell(row, field, kind) {
   return String(value);
 }
 
-function colour(value) {
-  const [low, high] = data.range;
-  const place = Math.min(Math.max((value - low) / (high - low), 0), 1) * (VIRIDIS.length - 1);
-  const at = Math.min(Math.floor(place), VIRIDIS.length - 2);
-  const parts = [at, at + 1].map((n) => [1, 3, 5].map((i) => parseInt(VIRIDIS[n].slice(i, i + 2), 16)));
+function shade(ramp, value, low, high) {
+  const place = Math.min(Math.max((value - low) / (high - low || 1), 0), 1) * (ramp.length - 1);
+  const at = Math.min(Math.floor(place), ramp.length - 2);
+  const parts = [at, at + 1].map((n) => [1, 3, 5].map((i) => parseInt(ramp[n].slice(i, i + 2), 16)));
   const mix = parts[0].map((part, i) => Math.round(part + (place - at) * (parts[1][i] - part)));
   return `rgb(${mix.join(",")})`;
 }
+
+const colour = (value) => shade(VIRIDIS, value, ...data.range);
 
 // ---- what was read -----------------------------------------------------------------------------
 
@@ -85,7 +88,9 @@ function everything() {
   head();
   verdicts();
   states();
+  kinds();
   choose();
+  along();
   failures();
   provenance();
 }
@@ -103,6 +108,8 @@ function head() {
     return box;
   });
   $("facts").replaceChildren(...facts);
+  $("headline").textContent = data.headline;
+  $("headline").className = data.confirmed ? "" : "faint";
 }
 
 function verdicts() {
@@ -158,6 +165,12 @@ function choose() {
   fill();
   map();
   figures();
+}
+
+function turn(after) {
+  state.after = after;
+  map();
+  along();
 }
 
 function heading() {
@@ -252,9 +265,14 @@ function map() {
   pen.textAlign = "center"; pen.fillText("vision sparsity", (left + right) / 2, height - 8);
   pen.save(); pen.translate(13, (top + bottom) / 2); pen.rotate(-Math.PI / 2);
   pen.fillText("language sparsity", 0, 0); pen.restore();
+  const found = chart(), layer = found ? state.layer : "score";
+  const scale = ranges(found)[layer];
+  if (found && found.hull) surface(pen, found, layer, scale, x, y);
+  const bests = found ? found.bests.filter((one) => one.line === state.kind) : [];
+  const lines = bests.length ? bests.map((one) => one.ends.flat()) : data.lines;
   pen.strokeStyle = faint;
   pen.setLineDash([5, 4]);
-  for (const [a, b, c, d] of data.lines) {
+  for (const [a, b, c, d] of lines) {
     pen.beginPath(); pen.moveTo(x(a), y(b)); pen.lineTo(x(c), y(d)); pen.stroke();
   }
   pen.setLineDash([]);
@@ -262,17 +280,29 @@ function map() {
   const points = shown.filter((row) => known(row[field]) && known(row.vision_sparsity) && known(row.language_sparsity));
   points.sort((a, b) => a[field] - b[field]); // the best of those on one spot is seen
   spots = points.map((row) => ({ row, x: x(row.vision_sparsity), y: y(row.language_sparsity) }));
-  const size = points.length > 2000 ? 3 : points.length > 300 ? 4.5 : 7;
+  const size = layer !== "score" ? 2.5 : points.length > 2000 ? 3 : points.length > 300 ? 4.5 : 7;
   for (const spot of spots) {
     const { row } = spot, chosen = state.chosen.includes(row.trial);
     pen.beginPath();
     if (`${row.vision}${row.language}`.includes(":")) pen.rect(spot.x - size, spot.y - size, 2 * size, 2 * size);
     else pen.arc(spot.x, spot.y, size, 0, 7);
-    pen.fillStyle = colour(row[field]);
+    pen.fillStyle = layer === "score" ? colour(row[field]) : ink;
     pen.fill();
     pen.lineWidth = chosen ? 3 : size > 3 ? 1 : 0.4;
     pen.strokeStyle = chosen ? ink : paper;
     pen.stroke();
+  }
+  for (const one of bests) {
+    const [a, b, c, d] = one.sure.flat().map((value, n) => (n % 2 ? y(value) : x(value)));
+    for (const [wide, stroke] of [[6, paper], [3, ink]]) {
+      pen.lineWidth = wide; pen.strokeStyle = stroke;
+      pen.beginPath(); pen.moveTo(a, b); pen.lineTo(c, d); pen.stroke();
+    }
+    pen.lineWidth = 1.5;
+    pen.beginPath();
+    const [h, v] = [x(one.vision), y(one.language)];
+    pen.moveTo(h - 6, v); pen.lineTo(h, v - 6); pen.lineTo(h + 6, v); pen.lineTo(h, v + 6); pen.closePath();
+    pen.fillStyle = paper; pen.fill(); pen.stroke();
   }
   pen.lineWidth = 1;
   pen.font = "20px system-ui, sans-serif";
@@ -289,8 +319,69 @@ function map() {
   }
   $("after").setAttribute("aria-pressed", state.after);
   $("before").setAttribute("aria-pressed", !state.after);
-  $("ramp").style.background = `linear-gradient(90deg, ${VIRIDIS.join(",")})`;
-  [$("low").textContent, $("high").textContent] = data.range.map((value) => `${percent(value)} %`);
+  for (const name of Object.keys(LAYERS)) $(`layer-${name}`).setAttribute("aria-pressed", name === layer);
+  $("layer-switch").hidden = $("kind").hidden = !found;
+  $("ramp").style.background = `linear-gradient(90deg, ${LAYERS[layer].join(",")})`;
+  const unit = layer === "deviation" ? "points" : "%";
+  [$("low").textContent, $("high").textContent] = scale.map((value) => `${percent(value)} ${unit}`);
+  $("shading").textContent = found ? `Shading: what the trials together say; ◇ the best of a line and, bold, where it lies with 90 % probability. ` : "";
+  tableOfBests(bests);
+}
+
+const LAYERS = { score: VIRIDIS, deviation: GREYS, within: CIVIDIS };
+
+function chart() {
+  return data.charts[state.after ? "repaired" : "pruned"];
+}
+
+function ranges(found) {
+  return { score: data.range, deviation: [0, found ? found.widest : 0], within: [0, 1] };
+}
+
+// What the surrogate says, a pixel for each place of its grid, inside what trials surround.
+function surface(pen, found, layer, scale, x, y) {
+  const { vision, language } = found, values = found[layer];
+  const small = make("canvas", null, { width: vision.length, height: language.length });
+  const dots = small.getContext("2d");
+  vision.forEach((_, i) => language.forEach((_, j) => {
+    dots.fillStyle = shade(LAYERS[layer], values[i][j], ...scale);
+    dots.fillRect(i, language.length - 1 - j, 1, 1);
+  }));
+  const wide = x(vision[1]) - x(vision[0]), tall = y(language[0]) - y(language[1]);
+  pen.save();
+  pen.beginPath();
+  found.hull.forEach(([v, l], n) => (n ? pen.lineTo(x(v), y(l)) : pen.moveTo(x(v), y(l))));
+  pen.closePath();
+  pen.clip();
+  pen.globalAlpha = layer === "score" ? 0.55 : 0.9;
+  pen.drawImage(small, x(vision[0]) - wide / 2, y(language.at(-1)) - tall / 2, wide * vision.length, tall * language.length);
+  pen.restore();
+}
+
+function kinds() {
+  const there = new Set(Object.values(data.charts).flatMap((one) => one.bests.map((best) => best.line)));
+  const options = Object.keys(data.kinds).filter((kind) => there.has(kind));
+  $("kind").replaceChildren(...options.map((kind) => make("option", `lines of ${data.kinds[kind]}`, { value: kind })));
+  if (options.length) $("kind").value = state.kind = there.has(state.kind) ? state.kind : options[0];
+}
+
+function tableOfBests(bests) {
+  $("bests").hidden = !bests.length;
+  const names = ["through the equal split", "best vision : language", "vision between", "score", "between",
+    `chance to be within ${data.margin} of the best`, "the equal split's chance"];
+  const heads = make("tr");
+  heads.append(...names.map((name) => make("th", name, { scope: "col" })));
+  const body = bests.map((one) => {
+    const row = make("tr"), whole = (value) => (100 * value).toFixed(0);
+    row.append(...[percent(one.equal), `${percent(one.vision)} : ${percent(one.language)}`,
+      `${percent(one.vision_low)} and ${percent(one.vision_high)}`, percent(one.score),
+      `${percent(one.low)} and ${percent(one.high)}`, `${whole(one.within_margin)} %`,
+      known(one.equal_within_margin) ? `${whole(one.equal_within_margin)} %` : ""].map((text) => make("td", text)));
+    return row;
+  });
+  const table = make("table");
+  table.append(heads, ...body);
+  $("bests").replaceChildren(table);
 }
 
 function near(event) {
@@ -331,7 +422,7 @@ function axes(svg, box, low, high, label, ticks) {
   for (let n = 0; n <= 4; n++) {
     const value = low + (n / 4) * (high - low), y = box.bottom - (n / 4) * (box.bottom - box.top);
     svg.append(draw("line", { class: "grid", x1: box.left, x2: box.right, y1: y, y2: y }));
-    svg.append(draw("text", { x: box.left - 6, y: y + 4, "text-anchor": "end" }, Number(value.toPrecision(2)).toString()));
+    svg.append(draw("text", { x: box.left - 6, y: y + 4, "text-anchor": "end" }, Number(value.toPrecision(3)).toString()));
   }
   svg.append(draw("line", { class: "axis", x1: box.left, x2: box.right, y1: box.bottom, y2: box.bottom }));
   svg.append(draw("text", { x: box.left, y: box.top - 8 }, label));
@@ -392,6 +483,42 @@ function profile(trial, tower) {
   return svg;
 }
 
+// ---- scores along lines of equal size ------------------------------------------------------------
+
+function along() {
+  const field = state.after ? "repaired" : "pruned";
+  const lines = data.along.filter((line) => line[field].some(known));
+  $("lined").textContent = state.after ? "after repair" : "before repair";
+  if (!lines.length) {
+    $("along").replaceChildren(make("p", "No line, of one budget or one sum of sparsities, has three allocations.", { class: "faint" }));
+    return;
+  }
+  const svg = draw("svg", { viewBox: "0 0 560 320", role: "img", "aria-label": "scores along lines of equal size, by vision sparsity" });
+  const box = { left: 52, right: 545, top: 26, bottom: 220 };
+  const all = lines.flatMap((line) => line[field].flatMap((value, n) => [value - (line[`${field}_error`][n] || 0), value + (line[`${field}_error`][n] || 0)]).filter(known));
+  const [low, high] = [Math.max(Math.floor(20 * Math.min(...all)) * 5, 0), Math.min(Math.ceil(20 * Math.max(...all)) * 5, 100)];
+  const at = lines.flatMap((line) => line.vision), [first, last] = [Math.min(...at), Math.max(...at)];
+  const x = (value) => box.left + 12 + ((value - first) / (last - first || 1)) * (box.right - box.left - 24);
+  const y = (value) => box.bottom - ((100 * value - low) / (high - low || 1)) * (box.bottom - box.top);
+  const ticks = [0, 0.25, 0.5, 0.75, 1].map((part) => first + part * (last - first));
+  axes(svg, box, low, high, "score in %, by vision sparsity", ticks.map((value) => [x(value), value.toFixed(2)]));
+  lines.forEach((line, n) => {
+    const style = { stroke: HUES[n % HUES.length], "stroke-width": 2, "stroke-dasharray": DASHES[n % DASHES.length], fill: "none" };
+    const points = line.vision.map((value, i) => [x(value), line[field][i], line[`${field}_error`][i]]).filter(([, value]) => known(value));
+    svg.append(draw("polyline", { ...style, points: points.map(([h, value]) => `${h.toFixed(1)},${y(value).toFixed(1)}`).join(" ") }));
+    for (const [h, value, error] of points) {
+      if (known(error)) svg.append(draw("line", { ...style, "stroke-dasharray": "", "stroke-width": 1, x1: h, x2: h, y1: y(value - error), y2: y(value + error) }));
+      const dot = draw("circle", { cx: h, cy: y(value), r: 4, fill: style.stroke });
+      dot.append(draw("title", {}, `${line.name}: ${percent(value)} %${known(error) ? ` ± ${percent(error)}` : ""}`));
+      svg.append(dot);
+    }
+    const [left, top] = [56 + (n % 2) * 250, 256 + Math.floor(n / 2) * 20];
+    svg.append(draw("line", { ...style, x1: left, x2: left + 26, y1: top, y2: top }));
+    svg.append(draw("text", { x: left + 32, y: top + 4 }, line.name.slice(0, 28)));
+  });
+  $("along").replaceChildren(svg);
+}
+
 // ---- failures and provenance --------------------------------------------------------------------
 
 function failures() {
@@ -440,8 +567,10 @@ async function look() {
 }
 
 function listen() {
-  $("before").addEventListener("click", () => { state.after = false; map(); });
-  $("after").addEventListener("click", () => { state.after = true; map(); });
+  $("before").addEventListener("click", () => turn(false));
+  $("after").addEventListener("click", () => turn(true));
+  for (const name of Object.keys(LAYERS)) $(`layer-${name}`).addEventListener("click", () => { state.layer = name; map(); });
+  $("kind").addEventListener("change", (event) => { state.kind = event.target.value; map(); });
   $("filter").addEventListener("input", (event) => { state.filter = event.target.value; choose(); });
   $("state").addEventListener("change", choose);
   $("scroll").addEventListener("scroll", () => { cancelAnimationFrame(frame); frame = requestAnimationFrame(fill); });

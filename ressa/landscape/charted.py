@@ -1,0 +1,112 @@
+"""The map's surrogate as pictures and the report show it: a chart, and the best of each line."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from ressa.errors import NotFoundError, SpecError
+from ressa.landscape.lines import Chart, Kind, Slope, chart, line_table, slopes
+from ressa.landscape.observed import mapped_trials, observe
+from ressa.landscape.surrogate import LEAST_CELLS, fit
+from ressa.store import SweepStore
+
+if TYPE_CHECKING:
+    import pandas
+
+KINDS: dict[Kind, str] = {
+    "parameters": "equal weights",
+    "sum": "equal sum of sparsities",
+    "bytes": "equal packed bytes",
+    "operations": "equal multiply-accumulates",
+}
+"""What stays equal along a line, in words."""
+MOST_CELLS = 500
+"""A Gaussian process of more allocations takes minutes: pictures do without."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Charted:
+    """What a surrogate says of a sweep in one state."""
+
+    chart: Chart
+    bests: "pandas.DataFrame"
+    """One row a line, with columns as `lines.LineBest`."""
+    slopes: dict[Kind, Slope]
+    margin: float
+    """In points: what lies less than this below the best is as good."""
+
+    def language(self, kind: Kind, equal: float, vision: float) -> float:
+        """Returns where a line through an equal split is at a vision sparsity."""
+        slope = self.slopes[kind]
+        return equal - (vision - equal) * slope.vision / slope.language
+
+
+def charts(sweep: SweepStore, *, margin: float) -> dict[str, Charted]:
+    """Fits the surrogate to each state and asks it; what a sweep has no one map of is left out.
+
+    That is where there are too few allocations, or too many, trials that differ in more than
+    sparsity and seeds, an objective that is no share, or no scikit-learn.
+
+    Args:
+        sweep: whose trials.
+        margin: in points.
+    """
+    found = {}
+    for state in ("pruned", "repaired"):
+        try:
+            (trials,) = mapped_trials([sweep], state=state).values()
+            cells = len(trials[["vision", "language"]].drop_duplicates())
+            if LEAST_CELLS <= cells <= MOST_CELLS:
+                found[state] = _charted(sweep, state, margin, tuple(trials["trial"]))
+        except (SpecError, NotFoundError, ModuleNotFoundError):
+            continue
+    return found
+
+
+@lru_cache(maxsize=4)  # a report that is kept fresh asks again and again
+def _charted(sweep: SweepStore, state: str, margin: float, trials: tuple[str, ...]) -> Charted:
+    (rows,) = mapped_trials([sweep], state=state).values()
+    surrogate, found = fit(observe([sweep], state=state)), slopes(rows)
+    return Charted(
+        chart=chart(surrogate, found["parameters"], margin=margin),
+        bests=line_table([sweep], margin=margin, state=state),
+        slopes=found,
+        margin=margin,
+    )
+
+
+def map_table(frame: "pandas.DataFrame", charts: Mapping[str, Charted]) -> "pandas.DataFrame":
+    """Returns a map as one table: its trials in each state, then places of its surrogate's grid.
+
+    Columns: kind (trial, place), state, trial, vision, language (what was asked), vision_sparsity,
+    language_sparsity, budget, options, score, standard_error (a trial's, over pictures), deviation
+    (a place's, of one more run) and within_margin (its chance to be as good as the best of its
+    size).
+
+    Args:
+        frame: a `results_table`.
+        charts: by state, what surrogates say.
+    """
+    import numpy as np
+    import pandas as pd
+
+    about = ["trial", "vision", "language", "vision_sparsity", "language_sparsity", "budget"]
+    parts = []
+    for state in ("pruned", "repaired"):
+        scored = frame[frame[state].notna()]
+        scores = {"score": scored[state], "standard_error": scored[f"{state}_standard_error"]}
+        part = scored[[*about, "options"]].assign(kind="trial", state=state, **scores)
+        parts.append(part)
+        if state in charts:
+            chart = charts[state].chart
+            vision, language = np.meshgrid(chart.vision, chart.language, indexing="ij")
+            columns = {"vision_sparsity": vision, "language_sparsity": language}
+            columns |= {"score": chart.mean, "deviation": chart.deviation}
+            columns |= {"within_margin": chart.within_margin}
+            flat = {name: values.ravel() for name, values in columns.items()}
+            parts.append(pd.DataFrame(flat).assign(kind="place", state=state))
+    # What only trials have has no type where there are none.
+    found = pd.concat([part.astype(object) for part in parts]).infer_objects()
+    order = ["kind", "state", *about, "options", "score", "standard_error"]
+    return found.reindex(columns=[*order, "deviation", "within_margin"]).reset_index(drop=True)

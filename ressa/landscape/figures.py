@@ -1,0 +1,203 @@
+"""Pictures beside the map: scores along lines of equal size, errors by layer, curves of repair.
+
+Colours are Okabe and Ito's, which the colour-blind tell apart; dashes and marks do so in grey.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from ressa.errors import NotFoundError
+from ressa.landscape.best import RUN
+from ressa.landscape.charted import KINDS, Charted
+from ressa.landscape.picture import TITLES, draw_bests, prepare, span_of, states_of, title_of
+from ressa.store import SweepStore
+
+if TYPE_CHECKING:
+    import pandas
+    from matplotlib.figure import Figure
+
+_HUES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#5a5a5a")
+_DASHES: tuple[Any, ...] = ("-", "--", ":", "-.", (0, (7, 2)), (0, (1, 1)), (0, (4, 1, 1, 1, 1, 1)))
+_MARKS = "osD^vP*"
+_LEAST = 3  # allocations that make a line
+_CURVES = 5
+
+
+def draw_lines(frame: "pandas.DataFrame", charts: Mapping[str, Charted]) -> "Figure":
+    """Draws scores along lines by the vision tower's sparsity, as the paper's figure does.
+
+    A line is a budget, or without budgets an equal sum of sparsities. Below, where there is a
+    surrogate, the lines along which each kind of size stays equal, with the best of each.
+
+    Raises:
+        NotFoundError: no line has three allocations.
+    """
+    from matplotlib.figure import Figure
+
+    states, lines = states_of(frame), [*lines_of(frame)]
+    if not lines:
+        raise NotFoundError(
+            f"no line of {frame.attrs['about'].sweep}, of one budget or one sum of sparsities, has "
+            f"{_LEAST} allocations."
+        )
+    chart = charts.get(states[-1])
+    figure = Figure(figsize=(11.6, 9.4 if chart else 5.4), layout="constrained")
+    above, *below = figure.subfigures(2 if chart else 1, 1, squeeze=False)[:, 0]
+    panels = above.subplots(1, len(states), sharex=True, squeeze=False)[0]
+    for axes, state in zip(panels, states, strict=True):
+        axes.set_title(TITLES[state], loc="left")
+        axes.set(xlabel="vision sparsity", ylabel=f"{frame.attrs['about'].metric} (%)")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25)
+        for at, (name, rows) in enumerate(lines):
+            axes.errorbar(
+                rows["vision"],
+                100 * rows[state],
+                yerr=100 * rows[f"{state}_error"],
+                label=name,
+                color=_HUES[at],
+                linestyle=_DASHES[at],
+                marker=_MARKS[at],
+                markersize=5,
+                capsize=2,
+                linewidth=1.5,
+            )
+    panels[0].legend(fontsize=8)
+    if chart is not None:
+        kinds = [kind for kind in KINDS if (chart.bests["line"] == kind).any()]
+        maps = below[0].subplots(1, len(kinds), sharey=True, squeeze=False)[0]
+        for axes, kind in zip(maps, kinds, strict=True):
+            prepare(axes, KINDS[kind], span_of(frame))
+            draw_bests(axes, chart, kind)
+        maps[0].set_ylabel("language sparsity")
+    figure.suptitle(title_of(frame), x=0.01, ha="left", fontsize=12, fontweight="bold")
+    said = "bars: standard deviation over runs, or with one run ± one standard error"
+    if chart is not None:
+        said += "  ·  ◇ the best of a line and, bold, where it lies with 90 % probability"
+    figure.supxlabel(said, x=0.01, ha="left", fontsize=8, color="#555555")
+    return figure
+
+
+def lines_of(frame: "pandas.DataFrame") -> "Iterator[tuple[str, pandas.DataFrame]]":
+    """Yields the lines of a `results_table` with most allocations, rising, each with its name.
+
+    Rows are allocations by vision sparsity: means over runs as fractions, with an error each.
+    """
+    import pandas as pd
+
+    scored = frame[(frame["role"] != "baseline") & frame["score"].notna()]
+    if scored.empty:
+        return
+    sums = (scored["vision_sparsity"] + scored["language_sparsity"]).round(3)
+    has_budgets = bool(scored["budget"].notna().any())
+    pattern = (scored["vision"].astype(str) + scored["language"].astype(str)).str.contains(":")
+    named = scored.assign(
+        line=scored["budget"] if has_budgets else sums,
+        rest=scored["options"].str.replace(RUN, "", regex=True).str.strip(),
+        regime=pattern.map({True: "N:M", False: ""}),
+        place=scored["vision_sparsity"].round(3),
+    )
+    found = []
+    for (line, regime, rest), rows in named.groupby(["line", "regime", "rest"]):
+        places = rows.groupby("place")
+        made = {"vision": places["vision_sparsity"].mean()}
+        for state in ("pruned", "repaired"):
+            spread = places[state].std().fillna(places[f"{state}_standard_error"].mean())
+            made |= {state: places[state].mean(), f"{state}_error": spread}
+        if len(places) >= _LEAST:
+            size = f"{100 * line:g} %"
+            name = f"{size} of all weights" if has_budgets else f"sum of {size}"
+            table = pd.DataFrame(made).astype(float)
+            found.append((" ".join(filter(None, (name, regime, rest))), line, table))
+    most = sorted(found, key=lambda one: -len(one[2]))[: len(_HUES)]
+    yield from ((name, table) for name, _, table in sorted(most, key=lambda one: one[:2][::-1]))
+
+
+def layers_of(sweep: SweepStore, frame: "pandas.DataFrame") -> "pandas.DataFrame":
+    """Returns the layers of the best trial: sparsity and error of each, as fractions.
+
+    Raises:
+        NotFoundError: there are none.
+    """
+    (trial,) = _best(sweep, frame, 1)
+    columns = ["trial", "tower", "block", "name", "sparsity", "output_error"]
+    layers = sweep.read("layers", columns=columns, where={"trial": trial}).to_pandas()
+    if layers.empty:
+        raise NotFoundError(f"{sweep.name} has no layers of {trial}.")
+    return layers
+
+
+def curves_of(sweep: SweepStore, frame: "pandas.DataFrame") -> "pandas.DataFrame":
+    """Returns the loss over the steps of repair, of the dense model and the best five trials.
+
+    Raises:
+        NotFoundError: there is no curve of them.
+    """
+    import pandas as pd
+
+    wanted = ["dense-repaired", *_best(sweep, frame, _CURVES)]
+    columns = ["trial", "step", "loss"]
+    curves = pd.concat(
+        sweep.read("curves", columns=columns, where={"trial": trial}).to_pandas()
+        for trial in wanted
+    )
+    if curves.empty:
+        raise NotFoundError(f"{sweep.name} has no curves of repair of {', '.join(wanted)}.")
+    return curves.reset_index(drop=True)
+
+
+def draw_layers(sweep: SweepStore, frame: "pandas.DataFrame") -> "Figure":
+    """Draws what pruning does to each layer of the best trial: its error, or else its sparsity."""
+    from matplotlib.figure import Figure
+
+    layers = layers_of(sweep, frame)
+    trial = layers["trial"].iloc[0]
+    knows = bool(layers["output_error"].notna().any())
+    figure = Figure(figsize=(11.6, 6.4), layout="constrained")
+    for axes, tower in zip(figure.subplots(2, 1, sharey=True), ("vision", "language"), strict=True):
+        own = layers[layers["tower"] == tower].reset_index(drop=True)
+        values = 100 * own["output_error" if knows else "sparsity"].astype(float)
+        blocks = own["block"].drop_duplicates().tolist()
+        odd = own["block"].map(blocks.index) % 2
+        axes.bar(own.index, values, color=odd.map({0: _HUES[0], 1: _HUES[5]}).tolist(), width=0.8)
+        middles = own.index.to_series().groupby(own["block"]).mean()
+        axes.set_xticks(middles.tolist(), [f"block {block}" for block in middles.index])
+        said = "share of its output that pruning loses" if knows else "sparsity"
+        axes.set_title(f"{tower}: {said}, layer by layer (%)", loc="left")
+        axes.spines[["top", "right"]].set_visible(False)
+    row = frame[frame["trial"] == trial].iloc[0]
+    where = f"vision {row['vision_sparsity']:.3f}, language {row['language_sparsity']:.3f}"
+    figure.suptitle(
+        f"{title_of(frame)}  ·  {trial}, {where}", x=0.01, ha="left", fontsize=12, fontweight="bold"
+    )
+    return figure
+
+
+def draw_curves(sweep: SweepStore, frame: "pandas.DataFrame") -> "Figure":
+    """Draws the loss over the steps of repair, of the dense model and the best trials."""
+    from matplotlib.figure import Figure
+
+    curves = curves_of(sweep, frame)
+    figure = Figure(figsize=(9, 5.4), layout="constrained")
+    axes = figure.subplots()
+    rows = frame.set_index("trial")
+    for at, (trial, own) in enumerate(curves.groupby("trial", sort=False)):
+        row = rows.loc[trial]
+        split = f"{100 * row['vision_sparsity']:.0f}:{100 * row['language_sparsity']:.0f}"
+        name = f"{trial}, {split} {row['options']}, {100 * row['score']:.1f} %"
+        style = {"color": _HUES[at], "linestyle": _DASHES[at]}
+        own = own.sort_values("step")
+        axes.plot(own["step"], own["loss"], label=name, linewidth=1.3, **style)
+    axes.set(xlabel="step of repair", ylabel="loss", ylim=(0, None))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)
+    axes.legend(fontsize=8)
+    figure.suptitle(title_of(frame), x=0.01, ha="left", fontsize=12, fontweight="bold")
+    return figure
+
+
+def _best(sweep: SweepStore, frame: "pandas.DataFrame", count: int) -> list[str]:
+    scored = frame[(frame["role"] != "baseline") & (frame["state"] == "succeeded")]
+    if scored["score"].notna().sum() == 0:
+        raise NotFoundError(f"no trial of {sweep.name} has succeeded yet.")
+    return list(scored.sort_values("score", ascending=False, kind="stable")["trial"][:count])

@@ -1,0 +1,146 @@
+"""Orders of allocations: how alike two conditions rank them, and whether the best one holds."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ressa.errors import NotFoundError, SpecError
+from ressa.landscape import orders
+from ressa.landscape.order import _signs, _tau
+from ressa.landscape.tables import kendall
+from ressa.store import SweepStore, open_store
+
+SPLITS = [(0.2, 0.8), (0.4, 0.6), (0.6, 0.4), (0.8, 0.2)]
+PICTURES, QUESTIONS = 80, 5
+
+
+def record(
+    sweep: SweepStore,
+    number: int,
+    split: tuple[Any, Any],
+    scores: tuple[float, float],
+    *,
+    run: int,
+    **chosen: Any,
+) -> None:
+    """Commits a trial with answers, of which a share is right before and after repair."""
+    trial = f"t{number:03d}"
+    share = {"vision": split[0], "language": split[1]}
+    names = {f"{tower}_sparsity": str(value) for tower, value in share.items()}
+    row: dict[str, Any] = {"role": "search", "number": number, "state": "succeeded"}
+    row |= {"metric": "easy-vqa.exact_match", "items": PICTURES * QUESTIONS, "score": scores[1]}
+    row |= {"score_pruned": scores[0], "score_repaired": scores[1]}
+    row |= {"point": json.dumps(names | {"replicate": run} | chosen)}
+    for tower, value in share.items():
+        sparsity = 1 - int(value[0]) / 8 if isinstance(value, str) else value
+        row |= {f"{tower}_target": str(value), f"{tower}_sparsity": sparsity}
+        row |= {f"{tower}_zeros": round(1000 * sparsity), f"{tower}_prunable": 1000}
+    sweep.commit("trials", [row], trial=trial, epoch=1)
+    draw = np.random.default_rng(1000 * run + number)
+    answers = [
+        {
+            **{"task": "easy-vqa", "split": "validation", "state": state, "image": "real"},
+            **{"example_id": f"q{at}", "image_id": f"p{at // QUESTIONS}", "true_answer": "yes"},
+            "value": float(draw.random() < score),
+        }
+        for state, score in zip(("pruned", "repaired"), scores, strict=True)
+        for at in range(PICTURES * QUESTIONS)
+    ]
+    sweep.commit("answers", answers, trial=trial, epoch=1)
+
+
+@pytest.fixture
+def recorded(tmp_path: Path) -> SweepStore:
+    """Four splits, three runs each: repair turns the outer two round and leaves the inner ones."""
+    sweep = open_store(tmp_path, create=True).create_sweep("recorded", "name: recorded\n")
+    scores = [(0.3, 0.9), (0.7, 0.95), (0.8, 0.99), (0.6, 0.5)]
+    for number in range(12):
+        at = number % 4
+        record(sweep, number, SPLITS[at], scores[at], run=number // 4)
+    return sweep
+
+
+def test_tau_is_scipys_and_the_same_by_pairs_and_by_counting() -> None:
+    from itertools import combinations
+
+    from scipy.stats import kendalltau
+
+    draw = np.random.default_rng(0)
+    pairs = np.array([*combinations(range(30), 2)])
+    for values in (30, 6):  # few values: ties in one, in the other and in both
+        one, other = draw.integers(values, size=(2, 30)).astype(float)
+        expected = kendalltau(one, other).statistic
+        assert kendall(one.tolist(), other.tolist()) == pytest.approx(expected)
+        assert _tau(_signs(one, pairs), _signs(other, pairs)) == pytest.approx(expected)
+    assert kendall([1, 2, 3], [3, 2, 1]) == -1
+    assert np.isnan(kendall([1, 1, 1], [1, 2, 3]))
+
+
+def test_pairs_that_repair_swaps_are_counted_and_shown(recorded: SweepStore) -> None:
+    (row,) = orders([recorded]).rows(confidence=0.95)
+    assert (row["one"], row["other"]) == ("before repair", "after repair")
+    assert (row["allocations"], row["runs"], row["pictures"]) == (4, 3, PICTURES)
+    # Before 20:80 < 80:20 < 40:60 < 60:40; after 80:20 < 20:80 < 40:60 < 60:40.
+    assert (row["pairs"], row["swapped"]) == (6, 1)
+    assert row["tau"] == pytest.approx((5 - 1) / 6)
+    assert row["low"] <= row["tau"] <= row["high"]
+    assert (row["swapped_models"], row["swapped_allocations"]) == (1, 1)
+    assert row["over"] == "runs and pictures"
+
+
+def test_a_swap_within_noise_is_counted_and_not_shown(tmp_path: Path) -> None:
+    sweep = open_store(tmp_path, create=True).create_sweep("level", "name: level\n")
+    for number, split in enumerate(SPLITS):
+        record(sweep, number, split, (0.7, 0.7), run=0)
+    (row,) = orders([sweep]).rows(confidence=0.95)
+    assert row["swapped_models"] == 0
+    assert row["swapped_allocations"] is None, "one run says nothing of other seeds"
+    assert row["high"] - row["low"] > 0.5
+
+
+def test_the_best_before_repair_is_asked_for_after_it(recorded: SweepStore) -> None:
+    ((one, other, verdict),) = orders([recorded]).winners(margin=1.0, confidence=0.95)
+    assert (one, other) == ("before repair", "after repair")
+    assert (verdict.line, verdict.subject, verdict.answer) == (1.0, "60:40", "yes")
+
+
+def test_conditions_are_told_apart_by_what_trials_chose(tmp_path: Path) -> None:
+    sweep = open_store(tmp_path, create=True).create_sweep("chosen", "name: chosen\n")
+    numbers = iter(range(100))
+    for split in SPLITS:
+        for steps in (50, 100):
+            record(sweep, next(numbers), split, (split[0], 1.0), run=0, **{"repair.steps": steps})
+    compared = [(a.name, b.name) for a, b in orders([sweep], by="repair.steps").pairs]
+    steps = ["repair.steps=50", "repair.steps=100"]
+    assert compared == [("before repair", steps[0]), ("before repair", steps[1]), tuple(steps)]
+    with pytest.raises(SpecError, match=r"--by prune.method: .* Fields: repair.steps, regime"):
+        orders([sweep], by="prune.method")
+
+
+def test_patterns_are_compared_with_weights_one_by_one_of_the_same_sparsity(
+    tmp_path: Path,
+) -> None:
+    sweep = open_store(tmp_path, create=True).create_sweep("regimes", "name: regimes\n")
+    eighths = [("6:8", "2:8"), ("4:8", "4:8"), ("2:8", "6:8")]
+    for number, split in enumerate(eighths):
+        loose = tuple(1 - int(pattern[0]) / 8 for pattern in split)
+        record(sweep, 2 * number, split, (0.5 + number / 10, 0.9), run=0)
+        record(sweep, 2 * number + 1, loose, (0.5 + number / 10, 0.9), run=0)
+    found = orders([sweep], by="regime")
+    assert [(a.name, b.name) for a, b in found.pairs] == [
+        ("N:M, before repair", "one by one, before repair"),
+        ("N:M, after repair", "one by one, after repair"),
+    ]
+    assert found.rows(confidence=0.95)[0]["tau"] == 1
+
+
+def test_what_has_no_order_is_said(recorded: SweepStore, tmp_path: Path) -> None:
+    other = recorded.store.create_sweep("other", "name: other\n")
+    with pytest.raises(NotFoundError, match="no trial of other came to a result"):
+        orders([recorded, other])
+    record(other, 0, SPLITS[0], (0.5, 0.9), run=0)
+    with pytest.raises(NotFoundError, match="1 allocations in common, 3 make an order"):
+        orders([recorded, other])
