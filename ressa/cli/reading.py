@@ -185,7 +185,8 @@ def _draw_landscape(sweep: "SweepStore", what: Shown, by: str | None, margin: fl
         case Shown.layers:
             show(layers_of(sweep, frame), Output.table)
         case Shown.curves:
-            show(curves_of(sweep, frame).pivot(index="step", columns="trial"), Output.table)
+            losses = curves_of(sweep, frame).pivot(index="step", columns="trial", values="loss")
+            show(losses.reset_index(), Output.table)
         case Shown.map:
             for value, part in parted(frame, by).items():
                 if by is not None:
