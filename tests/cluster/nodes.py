@@ -26,6 +26,9 @@ SHARED = "/mnt"
 DASHBOARD = 8265
 LAPTOP = "http://127.0.0.1:8265"
 
+_IN_TMP = [path.relative_to("/tmp") for path in {ROOT, BIN.parent} if path.is_relative_to("/tmp")]
+"""What is run, if it lies where each node has a folder of its own."""
+
 _NETWORK = "10.77.0"
 OUTSIDE = f"{_NETWORK}.254"
 """An address that all nodes reach and that is none of theirs."""
@@ -37,7 +40,8 @@ _START = """
 set -e
 hostname {name}
 mount --bind {shared} /mnt
-mount --bind {private} /tmp
+{keep}
+mount --rbind {private} /tmp
 echo nameserver 127.0.0.1 > /tmp/resolv.conf
 mount --bind /tmp/resolv.conf /etc/resolv.conf
 cd /mnt
@@ -111,7 +115,12 @@ class Node:
         """Starts the machine: its first process."""
         private = self.cluster.folder / "private" / self.name
         private.mkdir(parents=True, exist_ok=True)
-        script = _START.format(name=self.name, shared=self.cluster.shared, private=private)
+        keep = "\n".join(
+            f"mkdir -p {private / kept} && mount --bind /tmp/{kept} {private / kept}"
+            for kept in _IN_TMP
+        )
+        shared = self.cluster.shared
+        script = _START.format(name=self.name, shared=shared, private=private, keep=keep)
         self.process = subprocess.Popen(
             [*within(self.space), *_UNSHARE, "bash", "-c", script],
             stdin=subprocess.DEVNULL,
