@@ -120,10 +120,11 @@ def _pairs(
     middles = [_middle(world, seeds) for seeds in world.seeds]
     for _ in range(pairs):
         shared = draw.normal(0, world.pictures, pictures)
-        yield tuple(  # type: ignore[misc]
+        one, other = (
             _said(world, draw, runs, shared, middle, seeds)
             for middle, seeds in zip(middles, world.seeds, strict=True)
         )
+        yield one, other
 
 
 def _said(

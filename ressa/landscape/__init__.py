@@ -9,8 +9,8 @@ from ressa.landscape.compare import compare
 from ressa.landscape.heatmap import heatmap
 from ressa.landscape.lines import line_table
 from ressa.landscape.order import orders
-from ressa.landscape.picture import plot
 from ressa.landscape.render import json_lines, json_rows, latex_table, plain_table, render_table
+from ressa.landscape.saving import plot
 from ressa.landscape.tables import (
     About,
     chosen,
