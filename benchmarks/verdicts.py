@@ -175,7 +175,7 @@ def _print_verdicts() -> None:
         right = "yes" if max(gains) <= edge else "no"
         for runs, pictures in ((3, 1000), (5, 1000)):
             draw = np.random.default_rng((runs, pictures, len(gains), int(1e6 * sum(gains))))
-            wrong = decided = 0
+            wrong, decided = 0, 0.0
             for _ in range(SWEEPS):
                 verdicts = judge(
                     _sweep(draw, runs, pictures, gains), margin=MARGIN, confidence=0.95

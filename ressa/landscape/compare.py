@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from ressa.errors import NotFoundError, SpecError, did_you_mean
 from ressa.landscape.best import RUN
-from ressa.landscape.items import read_items
+from ressa.landscape.items import Items, read_items
 from ressa.landscape.significance import LEAST_SEEDS, allocations, holm, same_checkpoints
 from ressa.landscape.tables import results_table
 from ressa.store import Store, SweepStore
@@ -49,40 +49,45 @@ def compare(store: Store, one: str, other: str, *, confidence: float) -> list[di
             chosen.setdefault(where, []).extend(named)
     trials = {where: _rows(where, set(names)) for where, names in chosen.items()}
     items = read_items(trials)
-    rows = []
-    for ours, theirs, about in pairs:
-        row = {"one": _names(ours), "other": _names(theirs), **about}
-        said = items.of([*ours, *theirs]).said
-        first, second = said[: len(ours)], said[len(ours) :]
-        row |= {"score_one": first.mean(), "score_other": second.mean()}
-        if len(ours) >= LEAST_SEEDS:
-            spread = allocations(first, second)
-            level = (1 + confidence) / 2
-            row |= {
-                "difference_points": 100 * spread.value,
-                "low_points": 100 * spread.low(level),
-                "high_points": 100 * spread.high(level),
-                "p_value": min(1.0, 2 * min(spread.p_above(0.0), spread.p_below(0.0))),
-                "test": "seeds and pictures",
-                "pictures": spread.pictures,
-                "runs": len(ours),
-            }
-        else:
-            found = same_checkpoints(items, ours[0], theirs[0], confidence=confidence)
-            row |= {
-                "difference_points": 100 * found.value,
-                "low_points": 100 * found.low,
-                "high_points": 100 * found.high,
-                "p_value": found.p_value,
-                "test": found.test,
-                "pictures": found.pictures,
-                "runs": 1,
-                "score_one": first[0].mean(),
-                "score_other": second[0].mean(),
-            }
-        rows.append(row)
+    rows = [
+        {"one": _names(ours), "other": _names(theirs), **about}
+        | _compared(items, ours, theirs, confidence)
+        for ours, theirs, about in pairs
+    ]
     adjusted = holm([row["p_value"] for row in rows])
     return [row | {"p_holm": p} for row, p in zip(rows, adjusted, strict=True)]
+
+
+def _compared(items: Items, ours: Any, theirs: Any, confidence: float) -> dict[str, Any]:
+    """Compares runs of two allocations, or two runs; in points."""
+    said = items.of([*ours, *theirs]).said
+    first, second = said[: len(ours)], said[len(ours) :]
+    if len(ours) >= LEAST_SEEDS:
+        spread = allocations(first, second)
+        level = (1 + confidence) / 2
+        return {
+            "score_one": first.mean(),
+            "score_other": second.mean(),
+            "difference_points": 100 * spread.value,
+            "low_points": 100 * spread.low(level),
+            "high_points": 100 * spread.high(level),
+            "p_value": min(1.0, 2 * min(spread.p_above(0.0), spread.p_below(0.0))),
+            "test": "seeds and pictures",
+            "pictures": spread.pictures,
+            "runs": len(ours),
+        }
+    found = same_checkpoints(items, ours[0], theirs[0], confidence=confidence)
+    return {
+        "score_one": first[0].mean(),
+        "score_other": second[0].mean(),
+        "difference_points": 100 * found.value,
+        "low_points": 100 * found.low,
+        "high_points": 100 * found.high,
+        "p_value": found.p_value,
+        "test": found.test,
+        "pictures": found.pictures,
+        "runs": 1,
+    }
 
 
 def _named(store: Store, text: str) -> tuple[SweepStore, str | None]:

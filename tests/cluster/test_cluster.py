@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -252,6 +253,30 @@ def test_a_sweep_in_a_bucket_comes_to_the_same_rows(bucket: Cluster, alone: Plac
 
 
 @pytest.mark.slow
+def test_gangs_of_different_size_wait_for_each_other_whole(cluster: Cluster) -> None:
+    sizes = {"single": 1, "pair": 2, "all": 3}  # of three cores: no two of the larger fit at once
+    settings = {
+        name: ("--set", f"name={name}", "--set", f"resources.workers={size}")
+        for name, size in sizes.items()
+    }
+    for options in settings.values():
+        sent = cluster.ressa("submit", "small.yaml", *options)
+        assert sent.returncode == 0, sent.stderr
+    for name, options in settings.items():
+        finished(cluster, *options)
+        trial = sweep_of(cluster, name).trials().iloc[0]
+        assert (trial["state"], trial["workers"]) == ("succeeded", sizes[name])
+
+
+LEFT_BEHIND = """
+import ray
+from ray.util.placement_group import placement_group
+ray.init(address="auto")
+ray.get(placement_group([{"CPU": 0.1}], lifetime="detached").ready())
+"""
+
+
+@pytest.mark.slow
 def test_the_doctor_looks_at_every_machine_and_at_what_lies_between(cluster: Cluster) -> None:
     seen = cluster.ressa("doctor", "--store", STORE, "-o", "json")
     assert seen.returncode == 0, seen.stdout + seen.stderr
@@ -264,10 +289,22 @@ def test_the_doctor_looks_at_every_machine_and_at_what_lies_between(cluster: Clu
     assert [row["what"] for row in between] == ["token", "leftovers", "all-reduce"]
     assert between[-1]["found"] == "one process on each of 3 nodes, gloo"
 
+    assert cluster.nodes[1].run(sys.executable, "-c", LEFT_BEHIND).returncode == 0
+    leftover = cluster.ressa("doctor", "-o", "json")
+    assert leftover.returncode == 1
+    broken = [row for row in json.loads(leftover.stdout) if row["state"] == "broken"]
+    assert [row["what"] for row in broken] == ["leftovers"]
+    assert broken[0]["found"] == "1 placement groups of jobs that have ended"
+
     unshared = cluster.ressa("doctor", "--store", "/tmp/results", "-o", "json")
     assert unshared.returncode == 1
     broken = [row for row in json.loads(unshared.stdout) if row["state"] == "broken"]
     assert {(row["node"], row["what"]) for row in broken} == {
-        (node.address, "store") for node in cluster.nodes[1:]
+        *((node.address, "store") for node in cluster.nodes[1:]),
+        ("all nodes", "leftovers"),
     }
-    assert all("Mount the same folder on every node" in row["advice"] for row in broken)
+    assert all(
+        "Mount the same folder on every node" in row["advice"]
+        for row in broken
+        if row["what"] == "store"
+    )
