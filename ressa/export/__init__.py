@@ -11,9 +11,19 @@ from ressa.lazy import lazily
 
 if TYPE_CHECKING:
     from ressa.export.checking import load, verify
+    from ressa.export.kernels import to_semi_structured
     from ressa.export.writing import Proof, Unmerged, merged, write
 
-__all__ = ["Proof", "Unmerged", "check_target", "load", "merged", "verify", "write"]
+__all__ = [
+    "Proof",
+    "Unmerged",
+    "check_target",
+    "load",
+    "merged",
+    "to_semi_structured",
+    "verify",
+    "write",
+]
 
 # They need torch, and a target is refused before that is imported.
 __getattr__ = lazily(
@@ -23,6 +33,7 @@ __getattr__ = lazily(
         "Unmerged": "ressa.export.writing",
         "load": "ressa.export.checking",
         "merged": "ressa.export.writing",
+        "to_semi_structured": "ressa.export.kernels",
         "verify": "ressa.export.checking",
         "write": "ressa.export.writing",
     },
