@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 from torch.nn.functional import linear
-from torch.sparse import SparseSemiStructuredTensor, to_sparse_semi_structured
+from torch.sparse import to_sparse_semi_structured
 from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
@@ -165,23 +165,28 @@ def answering(folder: Path, batches: Sequence[int], question: int = 32) -> Itera
 
 @torch.no_grad()
 def layers() -> Iterator[dict[str, Any]]:
-    """Times single layers by both libraries that have kernels for 2:4."""
+    """Times single layers, called one by one and replayed from a CUDA graph."""
     for out, columns in LAYERS:
         weight = torch.randn(out, columns, device=_device(), dtype=torch.bfloat16)
         groups = weight.view(-1, 4)
         groups.scatter_(1, groups.abs().argsort(1)[:, :2], 0)
-        for library in ("cuSPARSELt", "CUTLASS"):
-            SparseSemiStructuredTensor._FORCE_CUTLASS = library == "CUTLASS"
-            packed = to_sparse_semi_structured(weight)
-            for tokens in TOKENS:
-                given = torch.randn(tokens, columns, device=_device(), dtype=torch.bfloat16)
-                about = {"what": library, "layer": f"{out}×{columns}", "tokens": tokens}
-                yield _row(
-                    about,
-                    partial(linear, given, weight),
-                    partial(linear, given, packed),
-                )
-    SparseSemiStructuredTensor._FORCE_CUTLASS = False
+        packed = to_sparse_semi_structured(weight)
+        for tokens in TOKENS:
+            given = torch.randn(tokens, columns, device=_device(), dtype=torch.bfloat16)
+            work = [partial(linear, given, matrix) for matrix in (weight, packed)]
+            about = {"layer": f"{out}×{columns}", "tokens": tokens}
+            yield _row({"what": "called", **about}, *work)
+            yield _row({"what": "replayed", **about}, *map(_replayed, work))
+
+
+def _replayed(work: Callable[[], object]) -> Callable[[], object]:
+    graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        work()
+    torch.cuda.synchronize()
+    with torch.cuda.graph(graph, stream=side):
+        work()
+    return graph.replay
 
 
 def _row(about: dict[str, Any], dense: Callable[[], object], packed: Callable[[], object]) -> dict:

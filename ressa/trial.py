@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from ressa.data import examples_of
+from ressa.errors import RepairError
 from ressa.evaluate import Answer, Scores, aggregates, measure_of
 from ressa.kept import Kept
 from ressa.keys import contents_of, dense_key, teacher_key
@@ -147,8 +148,16 @@ class _Trial:
         self.spec, self.stages, self.kept, self.earlier = trial, stages, kept, earlier
         self.rungs = rungs or stages  # where the driver reads
         self.vlm: VLM = kept.dense(trial)
-        if fits(self.vlm.model.get_memory_footprint()):
+        size = self.vlm.model.get_memory_footprint()
+        if fits(size):
             self.vlm.model.to(device())  # type: ignore[arg-type]  # transformers wraps it untyped
+        elif trial.repair is not None:
+            raise RepairError(
+                f"the model's weights take {size / 2**30:.1f} GiB, and this GPU has too little "
+                "room for them and the work on them. From the CPU it is pruned, a block at a time, "
+                "and not repaired: take a GPU with more memory, or model.dtype bfloat16.",
+                "oom",
+            )
         self.inventory = self.vlm.towers.inventory
         task, examples = self._data(trial.calibration)
         self.pruning = Pruning(trial, self.vlm, stages, examples, task.image)

@@ -20,6 +20,7 @@ from ressa.records import Example
 from ressa.repair import attach, merge, train
 from ressa.sparsity import TOWERS, Target
 from ressa.spec import Distillation, Rank, Repair
+from ressa.workers import device
 
 STAGES = ("towers", "calibrated", "pruned", "repaired", "merged", "saved", "loaded")
 
@@ -85,6 +86,7 @@ def build(kind: str) -> VLM:
     for parameter in model.parameters():
         if parameter.dim() > 1 and not parameter.any():
             torch.nn.init.normal_(parameter, std=0.1)
+    model.to(device())  # type: ignore[arg-type]  # transformers wraps it untyped
     return VLM(name=kind, model=model, processor=Tensors(model), towers=find_towers(model))
 
 
@@ -134,7 +136,9 @@ def _load(folder: Path, state: dict[str, Any]) -> None:
         f"transformers' from_pretrained misses {len(missing)} of the weights that its "
         f"save_pretrained wrote under other names, such as {missing[0]}"
     )
-    loaded = VLM(name=vlm.name, model=plain.eval(), processor=vlm.processor, towers=vlm.towers)
+    loaded = VLM(
+        name=vlm.name, model=plain.eval().to(device()), processor=vlm.processor, towers=vlm.towers
+    )
     gap = (_logits(loaded) - _logits(vlm)).abs().max().item()
     assert gap < 1e-5, f"a logit of the loaded model is off by {gap}"
 

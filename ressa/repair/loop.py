@@ -30,7 +30,7 @@ from ressa.repair.memory import (
     peak_gib,
 )
 from ressa.spec import Repair
-from ressa.workers import ensure_process_group, rank_and_world_size
+from ressa.workers import device, ensure_process_group, rank_and_world_size
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +79,7 @@ def train(
     if repair.dtype == "float16" and not torch.cuda.is_available():
         raise RepairError("repair.dtype float16 needs a GPU: DeepSpeed has none of it for CPUs")
     ensure_process_group()
+    vlm.model.to(device())  # type: ignore[arg-type]  # DeepSpeed computes there
     # No dropout: it is the pruned model that is repaired, not a thinner one.
     vlm.model.train(False)
     adapters.train()  # but the dropout that a method has is meant

@@ -25,7 +25,12 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     text = str(error)
-    words = ("out of memory", "can't allocate memory", "could not create a memory")
+    words = (
+        "out of memory",
+        "can't allocate memory",
+        "could not create a memory",
+        "CUBLAS_STATUS_ALLOC_FAILED",
+    )
     is_told = any(known in text for known in words) or text == "could not create a primitive"
     return isinstance(error, RuntimeError) and is_told
 

@@ -29,6 +29,7 @@ from ressa.repair import (
 )
 from ressa.spec import Distillation, Rank, Repair
 from ressa.store import open_store
+from ressa.workers import device, use_device
 
 BUILD = {"blip2": build_blip2, "llava": build_llava}
 ANSWERS = ("yes", "no", "red circle", "no blue yes", "triangle")
@@ -37,10 +38,10 @@ task = cache(EasyVQA)
 
 
 def dense_vlm(kind: str = "blip2", dtype: torch.dtype = torch.float32) -> VLM:
-    """A model of random weights, the same at every call."""
+    """A model of random weights, the same at every call; on the GPU if there is one."""
     torch.manual_seed(0)
     model, processor = BUILD[kind](_words())
-    model.to(dtype)
+    model.to(device(), dtype)
     return VLM(name=kind, model=model.eval(), processor=processor, towers=find_towers(model))
 
 
@@ -64,7 +65,7 @@ def prune(vlm: VLM, sparsity: float = 0.5) -> dict[str, Tensor]:
     for layer in vlm.towers.inventory.layers:
         weight = vlm.model.get_submodule(layer.name).weight
         smallest = weight.detach().abs().flatten().argsort()[: int(sparsity * weight.numel())]
-        keep = torch.ones(weight.numel(), dtype=torch.bool)
+        keep = torch.ones(weight.numel(), dtype=torch.bool, device=weight.device)
         keep[smallest] = False
         masks[layer.name] = keep.view_as(weight)
         weight.data.masked_fill_(~masks[layer.name], 0)
@@ -142,6 +143,7 @@ def repair_as_worker(rank: int, workers: int, folder: str, plans: Sequence[Repai
     The last plan goes on from a checkpoint in `<folder>/theirs`, and leaves its own in `ours`.
     """
     torch.set_num_threads(1)
+    use_device(0)  # several workers want a GPU each
     rendezvous = distributed.FileStore(f"{folder}/rendezvous", workers)
     distributed.init_process_group("gloo", store=rendezvous, rank=rank, world_size=workers)
     teacher = teacher_logits(dense_vlm(), questions(), task())

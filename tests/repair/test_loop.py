@@ -68,7 +68,7 @@ def answer_losses(
     batch = vlm.encode(examples, task().image, answers=True, blank=blank)
     logits, targets = vlm.answer_logits(batch)
     heat, weight = plan.distillation.temperature, plan.distillation.weight
-    target = (teacher.of(examples) / heat).softmax(-1)
+    target = (teacher.of(examples).to(logits.device) / heat).softmax(-1)
     kl = (target * (target.log() - (logits / heat).log_softmax(-1))).sum(-1).mean() * heat**2
     ce = functional.cross_entropy(logits, targets)
     return {"loss": (1 - weight) * ce + weight * kl, "ce": ce, "kl": kl}

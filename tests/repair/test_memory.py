@@ -15,6 +15,7 @@ from ressa.errors import RepairError
 from ressa.repair import attach, loop, teacher_logits
 from ressa.repair.memory import halved, is_out_of_memory, largest_that_fits
 from ressa.spec import Repair
+from ressa.workers import use_device
 
 PLAN = repair_plan(batch_size=1536, steps=2)
 LITTLE = 0.15
@@ -36,6 +37,7 @@ def leave_room(gib: float) -> None:
 
 def repair_in_little_room(folder: str, plans: list[Repair]) -> None:
     """Repairs by each plan; after the first step there is too little memory for another."""
+    use_device(0)  # it is this process's main memory that is limited
     give_back_at_once()
     torch.set_num_threads(1)
     take = loop._take_step
