@@ -14,12 +14,13 @@ import json
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -221,12 +222,13 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10, help="of repair")
     parser.add_argument("--batches", type=int, nargs="*", default=[1, 8, 32])
     parser.add_argument("--only", choices=["sweep", "layers"], help="leave the other out")
+    parser.add_argument("--folder", type=Path, help="to work in and to keep; must be new")
     given = parser.parse_args()
     if given.only != "sweep":
         for row in layers():
             print(_text(row), flush=True)
     if given.only != "layers":
-        with tempfile.TemporaryDirectory() as place:
+        with nullcontext(given.folder) if given.folder else TemporaryDirectory() as place:
             folder = Path(place)
             began = time.perf_counter()
             weights = write_model(folder / "dense", given.size)
