@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ressa.evaluate.predictions import Pictures, batches
+from ressa.memory import in_batches
 from ressa.models.vlm import NO_LABEL, VLM
 from ressa.records import Example
 
@@ -42,17 +43,17 @@ def likelihoods(
         vlm: the model, left as it is.
         task: opens the pictures.
         examples: the answers; those about one picture are next to each other.
-        batch_size: how many at a time. It changes a result only by rounding.
+        batch_size: how many at a time, fewer where memory is short. It changes a result only by
+            rounding.
         blank: True shows the task's blank picture instead of each.
     """
     picture = task.blank_image() if blank else None
     # Numbered, so that what comes back sorted by length finds its place again.
     numbered = [replace(example, id=str(number)) for number, example in enumerate(examples)]
-    found: dict[int, Likelihood] = {}
-    training = vlm.model.training
-    vlm.model.eval()
-    try:
-        for chunk in batches(numbered, batch_size):
+
+    def likelihood_of(size: int) -> dict[int, Likelihood]:
+        found: dict[int, Likelihood] = {}
+        for chunk in batches(numbered, size):
             batch = vlm.encode(chunk, task.image, answers=True, blank=picture)
             logits, targets = vlm.answer_logits(batch)
             losses = functional.cross_entropy(logits.float(), targets, reduction="none")
@@ -60,6 +61,12 @@ def likelihoods(
             counts = (batch.labels != NO_LABEL).sum(dim=1).tolist()
             for example, part in zip(chunk, losses.double().split(counts), strict=True):
                 found[int(example.id)] = Likelihood(-part.sum().item(), len(part))
+        return found
+
+    training = vlm.model.training
+    vlm.model.eval()
+    try:
+        found = in_batches(likelihood_of, batch_size)
     finally:
         vlm.model.train(training)
     return [found[number] for number in range(len(examples))]

@@ -6,6 +6,7 @@ from typing import Protocol, TypeAlias, runtime_checkable
 
 from PIL.Image import Image
 
+from ressa.memory import in_batches
 from ressa.models.vlm import GREEDY, VLM, Batch
 from ressa.records import Example
 from ressa.spec import Decoding
@@ -47,7 +48,8 @@ def predictions(
         vlm: the model, left as it is.
         task: opens the pictures, and says which answer is the longest.
         examples: the questions; those about one picture are next to each other.
-        batch_size: how many questions at a time. It changes a result only by rounding.
+        batch_size: how many questions at a time, fewer where memory is short. It changes a result
+            only by rounding.
         blank: True shows the task's blank picture instead of each, so that only distinct questions
             are left to compute.
         keep: returns the questions as tensors, by the function that it is given or from the last
@@ -71,21 +73,26 @@ def generated(
     """Answers as `predictions` does, but as `decoding` says and to the length it says."""
     distinct = {_key(example, blank): example for example in examples}
     picture = task.blank_image() if blank else None
-    chunks = list(batches(list(distinct.values()), batch_size))
 
-    def encode() -> Iterator[Batch]:
-        for chunk in chunks:
-            yield vlm.encode(chunk, task.image, answers=False, blank=picture)
+    def answers_to(size: int) -> dict[tuple[str, str], str]:
+        chunks = list(batches(list(distinct.values()), size))
 
-    answer_of: dict[tuple[str, str], str] = {}
+        def encode() -> Iterator[Batch]:
+            for chunk in chunks:
+                yield vlm.encode(chunk, task.image, answers=False, blank=picture)
+
+        is_kept = size == batch_size  # smaller ones are other batches
+        encoded = keep(lambda: list(encode())) if keep and is_kept else encode()
+        found: dict[tuple[str, str], str] = {}
+        for chunk, batch in zip(chunks, encoded, strict=True):
+            answers = vlm.generate(batch, decoding.max_new_tokens, decoding)
+            found.update(zip((_key(example, blank) for example in chunk), answers, strict=True))
+        return found
+
     training = vlm.model.training
     vlm.model.eval()
     try:
-        encoded = encode() if keep is None else keep(lambda: list(encode()))
-        for chunk, batch in zip(chunks, encoded, strict=True):
-            answers = vlm.generate(batch, decoding.max_new_tokens, decoding)
-            keys = [_key(example, blank) for example in chunk]
-            answer_of.update(zip(keys, answers, strict=True))
+        answer_of = in_batches(answers_to, batch_size)
     finally:
         vlm.model.train(training)
     return [answer_of[_key(example, blank)] for example in examples]

@@ -12,15 +12,7 @@ import torch
 from torch import Tensor, distributed
 
 from ressa.errors import RepairError
-from ressa.models.vlm import NO_LABEL, VLM, Batch
-from ressa.records import Example
-from ressa.repair.adapted import Adapters
-from ressa.repair.batches import global_batches, pieces, share
-from ressa.repair.checkpoint import Checkpoint, Checkpoints, recipe_hash
-from ressa.repair.curve import RepairStep, check_divergence, learning_rate
-from ressa.repair.distillation import AnyTeacher, FeatureTeacher, Pictures, trimmed
-from ressa.repair.engine import Engine, Moment, Student, accumulation, recomputed
-from ressa.repair.memory import (
+from ressa.memory import (
     ADVICE,
     forget_peak,
     free_cache,
@@ -29,6 +21,14 @@ from ressa.repair.memory import (
     largest_that_fits,
     peak_gib,
 )
+from ressa.models.vlm import NO_LABEL, VLM, Batch
+from ressa.records import Example
+from ressa.repair.adapted import Adapters
+from ressa.repair.batches import global_batches, pieces, share
+from ressa.repair.checkpoint import Checkpoint, Checkpoints, recipe_hash
+from ressa.repair.curve import RepairStep, check_divergence, learning_rate
+from ressa.repair.distillation import AnyTeacher, FeatureTeacher, Pictures, trimmed
+from ressa.repair.engine import Engine, Moment, Student, accumulation, recomputed
 from ressa.spec import Repair
 from ressa.workers import device, ensure_process_group, rank_and_world_size
 

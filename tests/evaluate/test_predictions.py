@@ -3,6 +3,7 @@ import torch
 
 from ressa.data.easy_vqa import EasyVQA
 from ressa.evaluate import predictions, score
+from ressa.memory import in_batches
 from ressa.models import VLM, load_vlm
 
 torch.set_num_threads(1)
@@ -30,6 +31,40 @@ def test_the_shipped_models_answer_the_test_split(vlm: VLM, task: EasyVQA) -> No
 def test_answers_do_not_depend_on_the_batch_size(vlm: VLM, task: EasyVQA) -> None:
     examples = task.examples("validation", 60)
     assert predictions(vlm, task, examples, batch_size=7) == predictions(vlm, task, examples)
+
+
+def test_where_memory_is_short_fewer_are_asked_at_once(vlm: VLM, task: EasyVQA) -> None:
+    examples = task.examples("validation", 60)
+    wanted = predictions(vlm, task, examples)
+    asked: list[int] = []
+
+    def run_out(module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        asked.append(len(args[0]))
+        if len(args[0]) > 20:
+            torch.empty(2**50, dtype=torch.int8)
+
+    hook = vlm.model.get_input_embeddings().register_forward_pre_hook(run_out)
+    assert predictions(vlm, task, examples, batch_size=64, keep=lambda make: make()) == wanted
+    assert asked[0] == 60 and max(asked[2:]) <= 16, "64, 32 and 16"
+    hook.remove()
+
+
+@pytest.mark.parametrize("room", [20, 0])
+def test_work_is_done_in_smaller_batches_until_one_alone_does_not_fit(room: int) -> None:
+    tried: list[int] = []
+
+    def work(size: int) -> str:
+        tried.append(size)
+        torch.empty(2**50 if size > room else 1, dtype=torch.int8)
+        return "done"
+
+    if room:
+        assert in_batches(work, 50) == "done"
+        assert tried == [50, 25, 13]
+    else:
+        with pytest.raises(RuntimeError, match="memory"):
+            in_batches(work, 3)
+        assert tried == [3, 2, 1]
 
 
 def test_equal_questions_about_one_picture_are_asked_once(vlm: VLM, task: EasyVQA) -> None:

@@ -12,8 +12,8 @@ import torch
 from pruned import dense_vlm, prune, questions, repair_plan, repaired, task
 
 from ressa.errors import RepairError
+from ressa.memory import halved, is_out_of_memory, largest_that_fits
 from ressa.repair import attach, loop, teacher_logits
-from ressa.repair.memory import halved, is_out_of_memory, largest_that_fits
 from ressa.spec import Repair
 from ressa.workers import use_device
 

@@ -1,14 +1,17 @@
-"""How much memory repair takes: what fits, what it took, and whether an error says it ran out."""
+"""What fits into memory, what was taken of it, and whether an error says that it ran out."""
 
 import gc
 import logging
 import resource
 import sys
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 
 from ressa.errors import RepairError
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +60,19 @@ def largest_that_fits(size: int, fits: Callable[[int], bool]) -> int:
         log.warning("a micro-batch of %d does not fit; trying %d", size, halved(size))
         size = halved(size)
     return size
+
+
+def in_batches(work: Callable[[int], T], size: int) -> T:
+    """Does work so many at a time, and all of it again with half as many where memory ran out."""
+    while True:
+        try:
+            return work(size)
+        except Exception as error:
+            if size == 1 or not is_out_of_memory(error):
+                raise
+        free_cache()
+        log.warning("a batch of %d does not fit; trying %d", size, halved(size))
+        size = halved(size)
 
 
 def halved(size: int) -> int:
