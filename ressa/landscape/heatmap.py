@@ -100,8 +100,12 @@ class Heatmap:
                 line.append_text(self._cell(row, column, state))
             line.pad_right(width - line.cell_len)
             yield line
-        labels = "".join(level.label.center(_CELL) for level in self._columns)
-        yield Text(f"{'':{margin}} {labels}".ljust(width))
+        # A range takes two lines: side by side they would run into each other.
+        parts = [level.label.partition("–") for level in self._columns]
+        for line in ([low for low, _, _ in parts], [dash + high for _, dash, high in parts]):
+            if any(line):
+                labels = "".join(label.center(_CELL) for label in line)
+                yield Text(f"{'':{margin}} {labels}".ljust(width))
         yield Text(axes.center(width), style="dim")
 
     def _cell(self, row: _Level, column: _Level, state: str) -> Text:

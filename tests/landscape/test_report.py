@@ -313,7 +313,7 @@ def test_what_the_surrogate_says_is_drawn_and_switched(shown: Browser) -> None:
 def test_a_page_of_the_map_alone_has_no_more(
     kept: SweepStore, tmp_path: Path, chromium: Browser
 ) -> None:
-    plot(kept, tmp_path / "map.html")
+    plot([kept], tmp_path / "map.html")
     chromium.problems.clear()
     chromium.open((tmp_path / "map.html").as_uri())
     assert len(trials_of(chromium)) == 10
