@@ -6,7 +6,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from ressa.errors import NotFoundError, SpecError
-from ressa.landscape.lines import Chart, Kind, Slope, chart, line_table, slopes
+from ressa.landscape.lines import Chart, Kind, Slope, chart, line_table, line_through, slopes
 from ressa.landscape.observed import mapped_trials, observe
 from ressa.landscape.surrogate import LEAST_CELLS, fit
 from ressa.store import SweepStore
@@ -40,6 +40,17 @@ class Charted:
         """Returns where a line through an equal split is at a vision sparsity."""
         slope = self.slopes[kind]
         return equal - (vision - equal) * slope.vision / slope.language
+
+    def ends(self, kind: Kind, equal: float) -> list[tuple[float, float]]:
+        """Returns where a line through an equal split enters and leaves the map: upper left end
+        first, vision and language sparsity."""
+        spans = [
+            (float(axis[0]), float(axis[-1])) for axis in (self.chart.vision, self.chart.language)
+        ]
+        line = line_through(self.slopes[kind], equal, vision=spans[0], language=spans[1])
+        if line is None:
+            return []
+        return [(float(line.vision[at]), float(line.language[at])) for at in (0, -1)]
 
 
 def charts(sweeps: Sequence[SweepStore], *, margin: float) -> dict[str, Charted]:

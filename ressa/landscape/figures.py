@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ressa.errors import NotFoundError
 from ressa.landscape.best import RUN
 from ressa.landscape.charted import KINDS, Charted
-from ressa.landscape.picture import TITLES, draw_bests, prepare, span_of, states_of, title_of
+from ressa.landscape.picture import ROOM, TITLES, draw_bests, prepare, span_of, states_of, title_of
 from ressa.landscape.together import owner
 from ressa.store import SweepStore
 
@@ -42,8 +42,9 @@ def draw_lines(frame: "pandas.DataFrame", charts: Mapping[str, Charted]) -> "Fig
             f"{_LEAST} allocations."
         )
     chart = charts.get(states[-1])
-    figure = Figure(figsize=(11.6, 9.4 if chart else 5.4), layout="constrained")
-    above, *below = figure.subfigures(2 if chart else 1, 1, squeeze=False)[:, 0]
+    figure = Figure(figsize=(11.6, 8.8 if chart else 5.4), layout="constrained")
+    heights = [1.5, 1.0] if chart else [1.0]
+    above, *below = figure.subfigures(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
     panels = above.subplots(1, len(states), sharex=True, squeeze=False)[0]
     for axes, state in zip(panels, states, strict=True):
         axes.set_title(TITLES[state], loc="left")
@@ -66,15 +67,21 @@ def draw_lines(frame: "pandas.DataFrame", charts: Mapping[str, Charted]) -> "Fig
     panels[0].legend(fontsize=8)
     if chart is not None:
         kinds = [kind for kind in KINDS if (chart.bests["line"] == kind).any()]
+        free = frame[(frame["role"] != "baseline") & frame["score"].notna()]
+        places = free[["vision_sparsity", "language_sparsity"]].drop_duplicates().to_numpy(float).T
         maps = below[0].subplots(1, len(kinds), sharey=True, squeeze=False)[0]
         for axes, kind in zip(maps, kinds, strict=True):
-            prepare(axes, KINDS[kind], span_of(frame))
+            prepare(axes, "", span_of(frame, ROOM))
+            axes.set_title(KINDS[kind], loc="left", fontsize=10)
+            axes.plot(*places, ".", color="#9a9a9a", markersize=2.5, zorder=1)
             draw_bests(axes, chart, kind)
         maps[0].set_ylabel("language sparsity")
     figure.suptitle(title_of(frame), x=0.01, ha="left", fontsize=12, fontweight="bold")
     said = "bars: standard deviation over runs, or with one run ± one standard error"
     if chart is not None:
-        said += "  ·  ◇ the best of a line and, bold, where it lies with 90 % probability"
+        said += "\nbelow: ◇ the best of a line, bold where it lies with 90 % probability, its "
+        said += "score at its end"
+    figure.get_layout_engine().set(h_pad=0.1)  # type: ignore[union-attr, call-arg]
     figure.supxlabel(said, x=0.01, ha="left", fontsize=8, color="#555555")
     return figure
 
@@ -107,7 +114,7 @@ def lines_of(frame: "pandas.DataFrame") -> "Iterator[tuple[str, pandas.DataFrame
             made |= {state: places[state].mean(), f"{state}_error": spread}
         if len(places) >= _LEAST:
             size = f"{100 * line:g} %"
-            name = f"{size} of all weights" if has_budgets else f"sum of {size}"
+            name = f"{size} of all weights zero" if has_budgets else f"sum of {size}"
             table = pd.DataFrame(made).astype(float)
             found.append((" ".join(filter(None, (name, regime, rest))), line, table))
     most = sorted(found, key=lambda one: -len(one[2]))[: len(_HUES)]

@@ -157,10 +157,13 @@ def results_of(sweeps: Sequence[SweepStore], *, by: str | None = None) -> "panda
         key = key.where(searched, frame["trial"])
         own = recipe(_spec(sweep)).get(by or "")
         if own is not None:
-            varies = frame["options"].str.contains(f"{by}=", regex=False)
-            fixed = (f"{by}={own} " + frame["options"]).str.strip()
-            frame["options"] = frame["options"].where(varies | ~searched, fixed)
-        frame["trial"] = frame["trial"].where(~searched, f"{sweep.name}/" + frame["trial"])
+            options = frame["options"].astype(str)
+            varies = options.str.contains(f"{by}=", regex=False)
+            fixed = (f"{by}={own} " + options).str.strip()
+            frame["options"] = options.where(varies | ~searched, fixed)
+        frame["trial"] = frame["trial"].where(
+            ~searched, f"{sweep.name}/" + frame["trial"].astype(str)
+        )
         frames.append(frame[~key.isin(seen)])
         seen.update(key.dropna())
     joined = pd.concat(frames)

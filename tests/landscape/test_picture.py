@@ -6,6 +6,7 @@ import pytest
 
 from ressa.errors import NotFoundError, SpecError, StoreError
 from ressa.landscape import plot, results_table
+from ressa.landscape.charted import charts
 from ressa.landscape.picture import draw
 from ressa.store import SweepStore
 
@@ -132,6 +133,26 @@ def test_a_name_that_is_no_picture_is_refused(kept: SweepStore, tmp_path: Path) 
         SpecError, match=r"'map.txt' ends in none of .png, .svg, .pdf, .html, .parquet"
     ):
         plot([kept], tmp_path / "map.txt")
+
+
+def test_of_numbers_that_would_overprint_the_better_one_stays(empty_sweep: SweepStore) -> None:
+    for at in range(8):
+        commit(empty_sweep, f"t{at:03d}", f"0.{at + 1}", "0.3", repair=False)
+    commit(empty_sweep, "t008", "0.305", "0.31", repair=False)
+    scores = results_table(empty_sweep).set_index("trial")["pruned"]
+    shown = [text.get_text() for text in draw(results_table(empty_sweep)).axes[0].texts]
+    assert scores["t002"] > scores["t008"]
+    assert f"{100 * scores['t002']:.1f}" in shown
+    assert f"{100 * scores['t008']:.1f}" not in shown
+
+
+def test_lines_end_where_the_map_does(kept: SweepStore) -> None:
+    found = charts([kept], margin=1.0)["repaired"]
+    spans = found.chart.vision, found.chart.language
+    for row in found.bests.to_dict("records"):
+        for place in found.ends(row["line"], row["equal"]):
+            for sparsity, span in zip(place, spans, strict=True):
+                assert span[0] - 1e-9 <= sparsity <= span[-1] + 1e-9
 
 
 def test_a_place_that_takes_no_file_is_one_clear_message(kept: SweepStore) -> None:

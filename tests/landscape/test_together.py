@@ -159,6 +159,11 @@ def test_the_verb_says_what_the_library_says(
     assert "grid/t003" in Path("map.html").read_text()
 
 
+def test_a_sweep_without_trials_adds_none(store: Store) -> None:
+    line, empty = lay_out(store, "line", LINE), begin(store, "empty", repair={"method": "none"})
+    assert len(results_of([line, empty], by="prune.method")) == len(results_of([line]))
+
+
 def test_layers_are_those_of_the_best_whose_sweep_it_is(store: Store) -> None:
     line, grid = lay_out(store, "line", LINE), lay_out(store, "grid", GRID)
     layer = {"name": "vision.0", "tower": "vision", "block": 0, "sparsity": 0.3}
