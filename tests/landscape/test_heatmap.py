@@ -59,8 +59,8 @@ def test_a_pattern_has_a_column_of_its_own(grid_sweep: SweepStore) -> None:
 
 
 def test_ranges_of_vision_stand_apart(empty_sweep: SweepStore) -> None:
-    for at in range(10):
-        commit(empty_sweep, f"t{at:03d}", str(at / 11), "0.5", repair=False)
+    for at in range(9):
+        commit(empty_sweep, f"t{at:03d}", f"0.{at}5", "0.5", repair=False)
     low, high = _lines(empty_sweep)[3:5]
     assert low.split() == ["0", "0.1", "0.2", "0.3", "0.4", "0.5", "0.6", "0.7", "0.8"]
     assert high.split() == [f"–0.{n}" for n in range(1, 10)]
