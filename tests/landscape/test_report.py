@@ -85,7 +85,7 @@ def test_it_says_what_was_asked_found_and_failed(kept: SweepStore) -> None:
     assert len(data["curves"]) == 7
     assert len(data["layers"]["t000"]) == 12
     assert data["verdicts"] == []
-    assert {line["name"] for line in data["along"]} == {"50 % of all weights"}
+    assert {line["name"] for line in data["along"]} == {"50 % of all weights zero"}
     (failure,) = data["failures"]
     assert failure["error"] == EVIL
     assert failure["command"].startswith("ressa resume asked t007 --store ")
