@@ -53,7 +53,7 @@ def test_options_travel_as_they_were_given(
     monkeypatch.setenv("RESSA_STORE", "s3://bucket/place")
     for arguments in (
         ["query", "SELECT 1", "-o", "json"],
-        ["landscape", "small", "--out", "here/map.png", "--store", "/shared"],
+        ["landscape", "small", "large", "--out", "here/map.png", "--store", "/shared"],
         ["stages", "gc", "--dry-run"],
         ["stop", "small", "--wait"],
         ["results", "--", "-odd"],
@@ -62,7 +62,7 @@ def test_options_travel_as_they_were_given(
         assert said.code == 0, said.err
     assert sent == [
         ["query", "--store=s3://bucket/place", "--output=json", "--", "SELECT 1"],
-        ["landscape", "--store=/shared", "--out=map.png", "--", "small"],
+        ["landscape", "--store=/shared", "--out=map.png", "--", "small", "large"],
         ["stages", "gc", "--dry-run", "--store=s3://bucket/place"],
         ["stop", "--wait", "--store=s3://bucket/place", "--", "small"],
         ["results", "--store=s3://bucket/place", "--", "-odd"],

@@ -130,7 +130,14 @@ def query(
 @app.command()
 @relayed
 def landscape(
-    name: Name,
+    names: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SWEEP...",
+            help="The sweep; several that differ in sparsities and seeds alone make one map.",
+            show_default=False,
+        ),
+    ],
     what: Annotated[
         Shown,
         typer.Option(
@@ -159,33 +166,34 @@ def landscape(
         ),
     ] = None,
 ) -> None:
-    """Draws a sweep's map over vision and language sparsity."""
+    """Draws the map of one sweep, or of several, over vision and language sparsity."""
     from ressa.landscape import plot
     from ressa.sweep.driver import current_spec
 
-    sweep = opened_store(store).sweep(name)
-    margin = current_spec(sweep).verdict.margin
+    opened = opened_store(store)
+    sweeps = [opened.sweep(name) for name in dict.fromkeys(names)]
+    margin = current_spec(sweeps[0]).verdict.margin
     if out is not None:
-        plot(sweep, out, show=what.value, by=by, margin=margin)
-    _draw_landscape(sweep, what, by, margin)
+        plot(sweeps, out, show=what.value, by=by, margin=margin)
+    _draw_landscape(sweeps, what, by, margin)
     if out is not None:
         say(f"wrote {out}")
 
 
-def _draw_landscape(sweep: "SweepStore", what: Shown, by: str | None, margin: float) -> None:
-    from ressa.landscape import heatmap, line_table, results_table
+def _draw_landscape(sweeps: "list[SweepStore]", what: Shown, by: str | None, margin: float) -> None:
+    from ressa.landscape import heatmap, line_table, results_of
     from ressa.landscape.figures import curves_of, layers_of
     from ressa.landscape.tables import parted
 
-    frame = results_table(sweep)
+    frame = results_of(sweeps, by=by)
     match what:
         case Shown.lines:
-            table = line_table([sweep], margin=margin)
+            table = line_table(sweeps, margin=margin)
             show([_line(row, margin) for row in table.to_dict("records")], Output.table)
         case Shown.layers:
-            show(layers_of(sweep, frame), Output.table)
+            show(layers_of(sweeps, frame), Output.table)
         case Shown.curves:
-            losses = curves_of(sweep, frame).pivot(index="step", columns="trial", values="loss")
+            losses = curves_of(sweeps, frame).pivot(index="step", columns="trial", values="loss")
             show(losses.reset_index(), Output.table)
         case Shown.map:
             for value, part in parted(frame, by).items():

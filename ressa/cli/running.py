@@ -221,7 +221,7 @@ def _report(sweep: "SweepStore", output: Output) -> None:
         said.insert(0, f"ended by   {why}")
     if sweep.store.folder is not None:
         picture = sweep.store.folder / "sweeps" / sweep.name / "landscape.png"
-        plot(sweep, picture)
+        plot([sweep], picture)
         said.append(f"picture    {picture}")
     best = "SELECT trial, score FROM trials ORDER BY score DESC"
     place = ["--store", sweep.store.location]

@@ -21,6 +21,7 @@ from ressa.landscape.tables import (
     short_row,
     sweep_row,
 )
+from ressa.landscape.together import results_of
 from ressa.landscape.verdicts import (
     Allocated,
     Verdict,
@@ -51,6 +52,7 @@ __all__ = [
     "rank_correlation",
     "render_table",
     "repair_order",
+    "results_of",
     "results_table",
     "short_row",
     "sweep_row",

@@ -1,5 +1,6 @@
 """The best allocations of a sweep: of each line, on the Pareto front, or as good within noise."""
 
+import math
 import re
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,8 @@ from ressa.store import SweepStore
 
 if TYPE_CHECKING:
     import pandas
+
+    from ressa.landscape.items import Floats
 
 COLUMNS = (
     *("budget", "trial", "vision", "language", "sparsity", "score", "standard_error"),
@@ -38,7 +41,7 @@ def best_table(
     """
     frame = results_table(sweep)
     frame = frame[(frame["role"] != "baseline") & (frame["state"] == "succeeded")]
-    found = _over_runs(frame)
+    found = over_runs(frame).assign(below_best=0.0)[[*COLUMNS, "best"]]
     if budget is not None:
         lines = sorted(found["budget"].dropna().unique())
         if not any(abs(line - budget) < 1e-9 for line in lines):
@@ -59,30 +62,48 @@ def best_table(
     return found.sort_values(["budget", "score"], ascending=[True, False]).reset_index(drop=True)
 
 
-def _over_runs(frame: "pandas.DataFrame") -> "pandas.DataFrame":
-    """One row for each allocation: what its runs have in common, and their mean score."""
-    import numpy as np
+def over_runs(frame: "pandas.DataFrame") -> "pandas.DataFrame":
+    """Returns a `results_table` with the runs of each allocation as one row.
 
-    options = frame["options"].str.replace(RUN, "", regex=True)
-    has_runs = bool((options != frame["options"]).any())
-    frame = frame.assign(options=options, runs=1, spread=np.nan, below_best=0.0)
-    if not has_runs:
-        return frame[[*COLUMNS, "best"]]
-    key = ["budget", "vision", "language", "options"]
-    groups = frame.groupby(key, dropna=False, sort=False)
-    found = groups.first().reset_index()
-    score = groups["score"].agg(["mean", "std", "count"]).reset_index()
-    pictures = (frame["standard_error"].astype(float) ** 2).groupby(
-        [frame[column] for column in key], dropna=False, sort=False
+    It is the first run's, with the means of their scores and `options` without the run's number.
+    Standard errors are those of the means: the pictures' and, of several runs, theirs. Two columns
+    more: `runs`, and `spread`, the standard deviation of their scores. Baselines stay as they are.
+    """
+    import numpy as np
+    import pandas as pd
+
+    options = frame["options"].astype(str).str.replace(RUN, "", regex=True).str.strip()
+    is_run = (options != frame["options"]) & (frame["role"] != "baseline")
+    single = frame[~is_run].assign(runs=1, spread=np.nan)
+    if not is_run.any():
+        return single
+    groups = (
+        frame[is_run]
+        .assign(options=options)
+        .groupby(["budget", "vision", "language", "options"], dropna=False, sort=False)
     )
-    square = pictures.mean().to_numpy() + (score["std"] ** 2 / score["count"]).fillna(0.0)
-    return found.assign(
-        score=score["mean"],
-        runs=score["count"],
-        spread=score["std"],
-        standard_error=np.sqrt(square),
-        best=groups["best"].any().to_numpy(),
-    )[[*COLUMNS, "best"]]
+    found = groups.first().reset_index()
+    for score in ("score", "pruned", "repaired"):
+        error = "standard_error" if score == "score" else f"{score}_standard_error"
+        told = groups[[score, error]].agg(list)
+        runs = [np.array(values, float) for values in told[score]]
+        errors = [np.array(values, float) for values in told[error]]
+        found[score] = [values.mean() for values in runs]
+        found[error] = [
+            math.sqrt((of_pictures**2).mean() + _variance(values) / len(values))
+            for values, of_pictures in zip(runs, errors, strict=True)
+        ]
+    spread = groups["score"].std().to_numpy()
+    best = groups["best"].any().to_numpy()
+    if best.sum() == 1:  # with several objectives there are others
+        best = found["score"] == found["score"].max()
+        best &= ~best.duplicated()
+    found = found.assign(runs=groups.size().to_numpy(), spread=spread, best=best)
+    return pd.concat([single, found[single.columns]], ignore_index=True)
+
+
+def _variance(values: "Floats") -> float:
+    return float(values.var(ddof=1)) if len(values) > 1 else 0.0
 
 
 def _front(found: "pandas.DataFrame") -> "pandas.DataFrame":

@@ -1,12 +1,12 @@
 """The map's surrogate as pictures and the report show it: a chart, and the best of each line."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from ressa.errors import NotFoundError, SpecError
-from ressa.landscape.lines import Chart, Kind, Slope, chart, line_table, slopes
+from ressa.landscape.lines import Chart, Kind, Slope, chart, line_table, line_through, slopes
 from ressa.landscape.observed import mapped_trials, observe
 from ressa.landscape.surrogate import LEAST_CELLS, fit
 from ressa.store import SweepStore
@@ -27,7 +27,7 @@ MOST_CELLS = 500
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Charted:
-    """What a surrogate says of a sweep in one state."""
+    """What a surrogate says of trials in one state."""
 
     chart: Chart
     bests: "pandas.DataFrame"
@@ -41,36 +41,53 @@ class Charted:
         slope = self.slopes[kind]
         return equal - (vision - equal) * slope.vision / slope.language
 
+    def ends(self, kind: Kind, equal: float) -> list[tuple[float, float]]:
+        """Returns where a line through an equal split enters and leaves the map: upper left end
+        first, vision and language sparsity."""
+        spans = [
+            (float(axis[0]), float(axis[-1])) for axis in (self.chart.vision, self.chart.language)
+        ]
+        line = line_through(self.slopes[kind], equal, vision=spans[0], language=spans[1])
+        if line is None:
+            return []
+        return [(float(line.vision[at]), float(line.language[at])) for at in (0, -1)]
 
-def charts(sweep: SweepStore, *, margin: float) -> dict[str, Charted]:
-    """Fits the surrogate to each state and asks it; what a sweep has no one map of is left out.
+
+def charts(sweeps: Sequence[SweepStore], *, margin: float) -> dict[str, Charted]:
+    """Fits the surrogate to each state and asks it; what has no one map is left out.
 
     That is where there are too few allocations, or too many, trials that differ in more than
     sparsity and seeds, an objective that is no share, or no scikit-learn.
 
     Args:
-        sweep: whose trials.
+        sweeps: whose trials.
         margin: in points.
     """
+    import pandas as pd
+
     found = {}
     for state in ("pruned", "repaired"):
         try:
-            (trials,) = mapped_trials([sweep], state=state).values()
+            trials = pd.concat(mapped_trials(sweeps, state=state).values())
             cells = len(trials[["vision", "language"]].drop_duplicates())
             if LEAST_CELLS <= cells <= MOST_CELLS:
-                found[state] = _charted(sweep, state, margin, tuple(trials["trial"]))
+                found[state] = _charted(tuple(sweeps), state, margin, tuple(trials["trial"]))
         except (SpecError, NotFoundError, ModuleNotFoundError):
             continue
     return found
 
 
 @lru_cache(maxsize=4)  # a report that is kept fresh asks again and again
-def _charted(sweep: SweepStore, state: str, margin: float, trials: tuple[str, ...]) -> Charted:
-    (rows,) = mapped_trials([sweep], state=state).values()
-    surrogate, found = fit(observe([sweep], state=state)), slopes(rows)
+def _charted(
+    sweeps: tuple[SweepStore, ...], state: str, margin: float, trials: tuple[str, ...]
+) -> Charted:
+    import pandas as pd
+
+    found = slopes(pd.concat(mapped_trials(sweeps, state=state).values()))
+    surrogate = fit(observe(sweeps, state=state))
     return Charted(
         chart=chart(surrogate, found["parameters"], margin=margin),
-        bests=line_table([sweep], margin=margin, state=state),
+        bests=line_table(sweeps, margin=margin, state=state),
         slopes=found,
         margin=margin,
     )

@@ -3,13 +3,14 @@
 Colours are Okabe and Ito's, which the colour-blind tell apart; dashes and marks do so in grey.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ressa.errors import NotFoundError
 from ressa.landscape.best import RUN
 from ressa.landscape.charted import KINDS, Charted
-from ressa.landscape.picture import TITLES, draw_bests, prepare, span_of, states_of, title_of
+from ressa.landscape.picture import ROOM, TITLES, draw_bests, prepare, span_of, states_of, title_of
+from ressa.landscape.together import owner
 from ressa.store import SweepStore
 
 if TYPE_CHECKING:
@@ -41,8 +42,9 @@ def draw_lines(frame: "pandas.DataFrame", charts: Mapping[str, Charted]) -> "Fig
             f"{_LEAST} allocations."
         )
     chart = charts.get(states[-1])
-    figure = Figure(figsize=(11.6, 9.4 if chart else 5.4), layout="constrained")
-    above, *below = figure.subfigures(2 if chart else 1, 1, squeeze=False)[:, 0]
+    figure = Figure(figsize=(11.6, 8.8 if chart else 5.4), layout="constrained")
+    heights = [1.5, 1.0] if chart else [1.0]
+    above, *below = figure.subfigures(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
     panels = above.subplots(1, len(states), sharex=True, squeeze=False)[0]
     for axes, state in zip(panels, states, strict=True):
         axes.set_title(TITLES[state], loc="left")
@@ -65,15 +67,21 @@ def draw_lines(frame: "pandas.DataFrame", charts: Mapping[str, Charted]) -> "Fig
     panels[0].legend(fontsize=8)
     if chart is not None:
         kinds = [kind for kind in KINDS if (chart.bests["line"] == kind).any()]
+        free = frame[(frame["role"] != "baseline") & frame["score"].notna()]
+        places = free[["vision_sparsity", "language_sparsity"]].drop_duplicates().to_numpy(float).T
         maps = below[0].subplots(1, len(kinds), sharey=True, squeeze=False)[0]
         for axes, kind in zip(maps, kinds, strict=True):
-            prepare(axes, KINDS[kind], span_of(frame))
+            prepare(axes, "", span_of(frame, ROOM))
+            axes.set_title(KINDS[kind], loc="left", fontsize=10)
+            axes.plot(*places, ".", color="#9a9a9a", markersize=2.5, zorder=1)
             draw_bests(axes, chart, kind)
         maps[0].set_ylabel("language sparsity")
     figure.suptitle(title_of(frame), x=0.01, ha="left", fontsize=12, fontweight="bold")
     said = "bars: standard deviation over runs, or with one run ± one standard error"
     if chart is not None:
-        said += "  ·  ◇ the best of a line and, bold, where it lies with 90 % probability"
+        said += "\nbelow: ◇ the best of a line, bold where it lies with 90 % probability, its "
+        said += "score at its end"
+    figure.get_layout_engine().set(h_pad=0.1)  # type: ignore[union-attr, call-arg]
     figure.supxlabel(said, x=0.01, ha="left", fontsize=8, color="#555555")
     return figure
 
@@ -106,28 +114,29 @@ def lines_of(frame: "pandas.DataFrame") -> "Iterator[tuple[str, pandas.DataFrame
             made |= {state: places[state].mean(), f"{state}_error": spread}
         if len(places) >= _LEAST:
             size = f"{100 * line:g} %"
-            name = f"{size} of all weights" if has_budgets else f"sum of {size}"
+            name = f"{size} of all weights zero" if has_budgets else f"sum of {size}"
             table = pd.DataFrame(made).astype(float)
             found.append((" ".join(filter(None, (name, regime, rest))), line, table))
     most = sorted(found, key=lambda one: -len(one[2]))[: len(_HUES)]
     yield from ((name, table) for name, _, table in sorted(most, key=lambda one: one[:2][::-1]))
 
 
-def layers_of(sweep: SweepStore, frame: "pandas.DataFrame") -> "pandas.DataFrame":
+def layers_of(sweeps: Sequence[SweepStore], frame: "pandas.DataFrame") -> "pandas.DataFrame":
     """Returns the layers of the best trial: sparsity and error of each, as fractions.
 
     Raises:
         NotFoundError: there are none.
     """
-    (trial,) = _best(sweep, frame, 1)
+    (trial,) = _best(sweeps, frame, 1)
     columns = ["trial", "tower", "block", "name", "sparsity", "output_error"]
-    layers = sweep.read("layers", columns=columns, where={"trial": trial}).to_pandas()
+    sweep, own = owner(sweeps, trial)
+    layers = sweep.read("layers", columns=columns, where={"trial": own}).to_pandas()
     if layers.empty:
-        raise NotFoundError(f"{sweep.name} has no layers of {trial}.")
-    return layers
+        raise NotFoundError(f"{sweep.name} has no layers of {own}.")
+    return layers.assign(trial=trial)
 
 
-def curves_of(sweep: SweepStore, frame: "pandas.DataFrame") -> "pandas.DataFrame":
+def curves_of(sweeps: Sequence[SweepStore], frame: "pandas.DataFrame") -> "pandas.DataFrame":
     """Returns the loss over the steps of repair, of the dense model and the best five trials.
 
     Raises:
@@ -135,22 +144,24 @@ def curves_of(sweep: SweepStore, frame: "pandas.DataFrame") -> "pandas.DataFrame
     """
     import pandas as pd
 
-    wanted = ["dense-repaired", *_best(sweep, frame, _CURVES)]
+    wanted = ["dense-repaired", *_best(sweeps, frame, _CURVES)]
     columns = ["trial", "step", "loss"]
-    curves = pd.concat(
-        sweep.read("curves", columns=columns, where={"trial": trial}).to_pandas()
-        for trial in wanted
-    )
-    if curves.empty:
-        raise NotFoundError(f"{sweep.name} has no curves of repair of {', '.join(wanted)}.")
-    return curves.reset_index(drop=True)
+    curves = []
+    for trial in wanted:
+        sweep, own = owner(sweeps, trial)
+        found = sweep.read("curves", columns=columns, where={"trial": own}).to_pandas()
+        curves.append(found.assign(trial=trial))
+    joined = pd.concat(curves)
+    if joined.empty:
+        raise NotFoundError(f"{_names(sweeps)} has no curves of repair of {', '.join(wanted)}.")
+    return joined.reset_index(drop=True)
 
 
-def draw_layers(sweep: SweepStore, frame: "pandas.DataFrame") -> "Figure":
+def draw_layers(sweeps: Sequence[SweepStore], frame: "pandas.DataFrame") -> "Figure":
     """Draws what pruning does to each layer of the best trial: its error, or else its sparsity."""
     from matplotlib.figure import Figure
 
-    layers = layers_of(sweep, frame)
+    layers = layers_of(sweeps, frame)
     trial = layers["trial"].iloc[0]
     knows = bool(layers["output_error"].notna().any())
     figure = Figure(figsize=(11.6, 6.4), layout="constrained")
@@ -173,11 +184,11 @@ def draw_layers(sweep: SweepStore, frame: "pandas.DataFrame") -> "Figure":
     return figure
 
 
-def draw_curves(sweep: SweepStore, frame: "pandas.DataFrame") -> "Figure":
+def draw_curves(sweeps: Sequence[SweepStore], frame: "pandas.DataFrame") -> "Figure":
     """Draws the loss over the steps of repair, of the dense model and the best trials."""
     from matplotlib.figure import Figure
 
-    curves = curves_of(sweep, frame)
+    curves = curves_of(sweeps, frame)
     figure = Figure(figsize=(9, 5.4), layout="constrained")
     axes = figure.subplots()
     rows = frame.set_index("trial")
@@ -196,8 +207,12 @@ def draw_curves(sweep: SweepStore, frame: "pandas.DataFrame") -> "Figure":
     return figure
 
 
-def _best(sweep: SweepStore, frame: "pandas.DataFrame", count: int) -> list[str]:
+def _best(sweeps: Sequence[SweepStore], frame: "pandas.DataFrame", count: int) -> list[str]:
     scored = frame[(frame["role"] != "baseline") & (frame["state"] == "succeeded")]
     if scored["score"].notna().sum() == 0:
-        raise NotFoundError(f"no trial of {sweep.name} has succeeded yet.")
+        raise NotFoundError(f"no trial of {_names(sweeps)} has succeeded yet.")
     return list(scored.sort_values("score", ascending=False, kind="stable")["trial"][:count])
+
+
+def _names(sweeps: Sequence[SweepStore]) -> str:
+    return " and ".join(sweep.name for sweep in sweeps)

@@ -12,6 +12,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.style import Style
 from rich.text import Text
 
+from ressa.landscape.best import over_runs
 from ressa.landscape.render import percent, target
 from ressa.landscape.tables import About, colour_range
 
@@ -59,7 +60,7 @@ class Heatmap:
 
     def __init__(self, frame: "pandas.DataFrame") -> None:
         self.about: About = frame.attrs["about"]
-        searched = frame[(frame["role"] != "baseline") & frame["score"].notna()]
+        searched = over_runs(frame[(frame["role"] != "baseline") & frame["score"].notna()])
         self._points: list[dict[str, Any]] = searched.to_dict("records")
         self._columns = _levels(self._points, "vision")
         self._rows = _levels(self._points, "language")[::-1]
@@ -100,8 +101,12 @@ class Heatmap:
                 line.append_text(self._cell(row, column, state))
             line.pad_right(width - line.cell_len)
             yield line
-        labels = "".join(level.label.center(_CELL) for level in self._columns)
-        yield Text(f"{'':{margin}} {labels}".ljust(width))
+        # A range takes two lines: side by side they would run into each other.
+        parts = [level.label.partition("–") for level in self._columns]
+        for texts in ([low for low, _, _ in parts], [dash + high for _, dash, high in parts]):
+            if any(texts):
+                labels = "".join(label.center(_CELL) for label in texts)
+                yield Text(f"{'':{margin}} {labels}".ljust(width))
         yield Text(axes.center(width), style="dim")
 
     def _cell(self, row: _Level, column: _Level, state: str) -> Text:
@@ -146,9 +151,9 @@ def _describe(point: dict[str, Any]) -> str:
     spread = "" if math.isnan(error) else f" ± {percent(error)}"
     vision = target(point["vision"], point["vision_sparsity"])
     language = target(point["language"], point["language_sparsity"])
-    return (
-        f"{point['trial']}  vision {vision} language {language}  {percent(point['score'])}{spread}"
-    )
+    runs = f" over {point['runs']} runs" if point["runs"] > 1 else ""
+    score = f"{percent(point['score'])}{spread}{runs}"
+    return f"{point['trial']}  vision {vision} language {language}  {score}"
 
 
 def _pattern(asked: Any) -> str | None:

@@ -1,14 +1,14 @@
 """Which trials a map is made from: all of one or several sweeps that differ in nothing else."""
 
-import json
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ressa.errors import NotFoundError, SpecError
 from ressa.landscape.items import Floats, read_items
 from ressa.landscape.surrogate import Observed
+from ressa.landscape.together import check_alike
 from ressa.store import SweepStore
 
 if TYPE_CHECKING:
@@ -22,7 +22,6 @@ _READ = [
     *("vision_target", "language_target"),
     *(f"{tower}_{what}" for tower in ("vision", "language") for what in ("packed_bytes", "macs")),
 ]
-_PLACES = ("vision_sparsity", "language_sparsity", "sparsity", "budget", "replicate")
 
 
 def mapped_trials(
@@ -35,7 +34,7 @@ def mapped_trials(
     the sparsities that were counted.
 
     Args:
-        sweeps: of one model and one objective.
+        sweeps: of one model, evaluation and recipe.
         state: pruned or repaired; None takes repaired where there is a repair.
 
     Raises:
@@ -43,6 +42,7 @@ def mapped_trials(
         NotFoundError: no trial has such a score.
     """
     found = {sweep: _scored(sweep.trials(_READ)) for sweep in sweeps}
+    check_alike(found)
     if state is None:
         has_repair = any(rows["score_repaired"].notna().any() for rows in found.values())
         state = "repaired" if has_repair else "pruned"
@@ -62,7 +62,6 @@ def mapped_trials(
         raise NotFoundError(
             f"no trial of {names} has a {state} score yet: there is nothing to map."
         )
-    _check_alike(found)
     return found
 
 
@@ -72,7 +71,7 @@ def observe(
     """Reads what all trials of some sweeps scored, on the questions that all of them were asked.
 
     Args:
-        sweeps: of one model and one objective.
+        sweeps: of one model, evaluation and recipe.
         state: pruned or repaired; None takes repaired where there is a repair.
         pictures: whether to read single answers too, which tell how the map depends on them.
 
@@ -105,28 +104,3 @@ def _scored(trials: "pandas.DataFrame") -> "pandas.DataFrame":
     patterns = trials["vision_target"].astype("str").str.contains(":", regex=False)
     patterns |= trials["language_target"].astype("str").str.contains(":", regex=False)
     return trials[is_run & counted & ~patterns]
-
-
-def _check_alike(trials: "Mapping[SweepStore, pandas.DataFrame]") -> None:
-    """Refuses trials that differ in more than where they lie on the map and in seeds."""
-    ways = {
-        (row.model, row.metric, _rest(row.point))
-        for rows in trials.values()
-        for row in rows[["model", "metric", "point"]].itertuples()
-    }
-    if len(ways) > 1:
-        one, other = sorted(map(str, ways))[:2]
-        raise SpecError(
-            "one map is of one model, objective and recipe; these trials differ in more than "
-            f"sparsity and seeds: {one} and {other}. Map the sweeps one by one, or a sweep without "
-            "that axis."
-        )
-
-
-def _rest(point: Any) -> str:
-    fields = json.loads(point) if isinstance(point, str) else {}
-    return " ".join(
-        f"{name}={value}"
-        for name, value in fields.items()
-        if name not in _PLACES and not name.endswith("seed")
-    )

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from ressa.landscape.best import over_runs
 from ressa.landscape.charted import Charted
 from ressa.landscape.render import percent
 from ressa.landscape.tables import About, colour_range, parted
@@ -26,7 +27,11 @@ _INK, _FAINT = "#222222", "#8a8a8a"
 _ENOUGH, _ENOUGH_AREA = 6, 0.01  # points and their hull: with less, a background is invented
 _HALO = 2.2
 _ASIDE = 0.032
+ROOM = 0.14
+"""What the numbers at the ends of lines take, in sparsity."""
 _LIMITS = (-0.04, 1.04)
+_NARROW, _WIDE = 290.0, 520.0  # typographic points that a map's side takes, about
+_LABEL = (18.0, 7.5)  # and those of a number beside a point
 TITLES = {"pruned": "before repair", "repaired": "after repair"}
 
 
@@ -63,35 +68,51 @@ def draw(
         SpecError: no trial chose such an option.
     """
     import matplotlib
-    from matplotlib.figure import Figure
 
     about: About = frame.attrs["about"]
-    drawn = frame[frame["score"].notna()]
+    drawn = over_runs(frame[frame["score"].notna()])
     # Maps of one option leave the dense model out, and have room for numbers beside points.
     span = _LIMITS if by is None else span_of(drawn)
     panels = _panels(drawn, charted or {}, by)
     scale = colour_range(frame)
     last = (charted or {}).get(states_of(frame)[-1])
-    columns = max(len(panels) if len(panels) < 5 else -(-len(panels) // 2), 2 if last else 1)
-    rows = -(-len(panels) // columns) + (last is not None)
     with matplotlib.rc_context({"font.size": 9}):
-        width = {1: 7.4, 2: 11.6}.get(columns, 4.2 * columns + 1.2)
-        figure = Figure(figsize=(width, 0.9 + 4.6 * rows), layout="constrained")
-        grid = figure.subplots(rows, columns, sharex="row", sharey="row", squeeze=False)
-        maps = [*grid[: rows - (last is not None)].flat]
+        figure, maps, below = _laid_out(len(panels), last is not None)
+        side = _WIDE if last is not None and len(panels) == 1 else _NARROW
         for axes, panel in zip(maps, panels, strict=False):
-            _draw_panel(axes, panel, drawn, about, scale, span)
+            _draw_panel(axes, panel, drawn, about, scale, span, side)
         for axes in maps[len(panels) :]:
             axes.set_axis_off()
-        for row in grid:
-            row[0].set_ylabel("language sparsity")
         _draw_scale(figure, maps, about, scale)
         if last is not None:
-            _draw_sureness(figure, grid[-1], panels[-1], last)
+            _draw_sureness(figure, below, panels[-1], last, alone=len(panels) == 1)
         figure.suptitle(title_of(frame), x=0.01, ha="left", fontsize=12, fontweight="bold")
-        footnote = _lines(_footnote(about, drawn, last), int(17 * width))
+        footnote = _lines(_footnote(about, drawn, last), int(17 * figure.get_figwidth()))
         figure.supxlabel(footnote, x=0.01, ha="left", fontsize=8, color="#555555")
     return figure
+
+
+def _laid_out(panels: int, has_below: bool) -> "tuple[Figure, list[Axes], list[Axes]]":
+    """Lays out the maps, and where there is a surrogate what stands below them.
+
+    Of one map alone that stands beside it.
+    """
+    from matplotlib.figure import Figure
+
+    if has_below and panels == 1:
+        figure = Figure(figsize=(13.2, 8.4), layout="constrained")
+        parts = figure.subplot_mosaic([["map", "±"], ["map", "chance"]], width_ratios=[2.0, 1.0])
+        for axes in parts.values():
+            axes.set_ylabel("language sparsity")
+        return figure, [parts["map"]], [parts["±"], parts["chance"]]
+    columns = max(panels if panels < 5 else -(-panels // 2), 2 if has_below else 1)
+    rows = -(-panels // columns) + has_below
+    width = {1: 7.4, 2: 11.6}.get(columns, 4.2 * columns + 1.2)
+    figure = Figure(figsize=(width, 0.9 + 4.6 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, sharex="row", sharey="row", squeeze=False)
+    for row in grid:
+        row[0].set_ylabel("language sparsity")
+    return figure, [*grid[: rows - has_below].flat], [*grid[-1]] if has_below else []
 
 
 def _panels(
@@ -128,6 +149,7 @@ def _draw_panel(
     about: About,
     scale: tuple[float, float],
     span: tuple[float, float],
+    side: float,
 ) -> None:
     prepare(axes, panel.title, span)
     state = panel.state
@@ -142,11 +164,34 @@ def _draw_panel(
     if span is _LIMITS:
         _draw_dense(axes, drawn, state, scale)
     points = _visible(searched)
-    best = max(points, key=lambda point: (point[state], point["trial"]))
+    if panel.trials is not drawn:  # on the map of one value of an option, its own best
+        best = max(points, key=lambda point: (point[state], point["trial"]))
+        points = [point | {"best": point is best} for point in points]
+    labelled = _labelled(points, (span[1] - span[0]) / side)
     for point in points:
-        # On the map of one value of an option, its own best.
-        own = point | {"best": point is best} if panel.trials is not drawn else point
-        _draw_point(axes, own, state, scale)
+        label = percent(point[state]) if point["trial"] in labelled else ""
+        _draw_point(axes, point, state, scale, label=label)
+
+
+def _labelled(points: Sequence[dict[str, Any]], unit: float) -> set[str]:
+    """The trials whose numbers have room: where two would overprint, the better one's.
+
+    Args:
+        points: of one map.
+        unit: sparsity that a typographic point is.
+    """
+    taken: list[tuple[float, float]] = []
+    found = set()
+    for point in sorted(points, key=lambda one: -one["score"]):
+        (right, up), _ = _label_place(point, beside=False)
+        x, y = _place(point)
+        aside = point.get("aside", (0.0, 0.0))
+        place = x + aside[0] + right * unit, y + aside[1] + up * unit
+        wide, tall = _LABEL[0] * unit, _LABEL[1] * unit
+        if all(abs(place[0] - a) >= wide or abs(place[1] - b) >= tall for a, b in taken):
+            taken.append(place)
+            found.add(str(point["trial"]))
+    return found
 
 
 def prepare(axes: "Axes", title: str, span: tuple[float, float] = _LIMITS) -> None:
@@ -165,13 +210,13 @@ def prepare(axes: "Axes", title: str, span: tuple[float, float] = _LIMITS) -> No
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def span_of(trials: "pandas.DataFrame") -> tuple[float, float]:
-    """Returns the sparsities between which all trials of a search lie, with a margin."""
+def span_of(trials: "pandas.DataFrame", room: float = 0.06) -> tuple[float, float]:
+    """Returns the sparsities between which all trials of a search lie, with room around them."""
     searched = trials[trials["role"] != "baseline"]
     values = searched[["vision_sparsity", "language_sparsity"]].stack().astype(float)
     if values.empty:
         return _LIMITS
-    return max(_LIMITS[0], values.min() - 0.06), min(_LIMITS[1], values.max() + 0.06)
+    return max(-room, values.min() - room), min(_LIMITS[1], values.max() + room)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -287,7 +332,12 @@ def _draw_surface(
 
 
 def _draw_sureness(
-    figure: "Figure", panels: Sequence["Axes"], panel: _Panel, charted: Charted
+    figure: "Figure",
+    panels: Sequence["Axes"],
+    panel: _Panel,
+    charted: Charted,
+    *,
+    alone: bool,
 ) -> None:
     """Draws how far one more run would scatter, and where one is as good as the best of its size.
 
@@ -296,7 +346,7 @@ def _draw_sureness(
     searched = panel.trials[panel.trials["role"] != "baseline"]
     free = searched[~_is_pattern(searched) & searched[panel.state].notna()]
     places = free[["vision_sparsity", "language_sparsity"]].drop_duplicates().to_numpy(float)
-    hull, chart, span = hull_of(places), charted.chart, span_of(searched)
+    hull, chart, span = hull_of(places), charted.chart, span_of(searched, ROOM)
     shown = (
         ("± of one more run, in points", 100 * chart.deviation, "Greys", None),
         (
@@ -307,7 +357,7 @@ def _draw_sureness(
         ),
     )
     for axes, (title, values, colours, scale) in zip(panels, shown, strict=False):
-        prepare(axes, f"{title}, {panel.title}", span)
+        prepare(axes, title if alone else f"{title}, {panel.title}", span)
         axes.plot(*places.T, ".", color=_INK, markersize=3, zorder=3)
         if hull is None:
             continue
@@ -333,9 +383,8 @@ def draw_bests(axes: "Axes", charted: Charted, kind: Any) -> None:
     rows = charted.bests[charted.bests["line"] == kind].to_dict("records")
     halo = [withStroke(linewidth=4.2, foreground="white")]
     for row in rows:
-        ends = charted.chart.vision[[0, -1]]
-        line = [(v, charted.language(kind, row["equal"], v)) for v in ends]
-        axes.plot(*zip(*line, strict=True), color=_INK, linewidth=0.7, linestyle=(0, (5, 4)))
+        start, end = charted.ends(kind, row["equal"])
+        axes.plot(*zip(start, end, strict=True), color=_INK, linewidth=0.7, linestyle=(0, (5, 4)))
         where = [row["vision_low"], row["vision_high"]]
         sure = [(v, charted.language(kind, row["equal"], v)) for v in where]
         axes.plot(*zip(*sure, strict=True), color=_INK, linewidth=2.2, path_effects=halo, zorder=4)
@@ -343,16 +392,21 @@ def draw_bests(axes: "Axes", charted: Charted, kind: Any) -> None:
             row["vision"],
             row["language"],
             marker="D",
-            markersize=6,
+            markersize=5,
             color="white",
             markeredgecolor=_INK,
             zorder=5,
         )
+        # At the line's end, where no other line is near: the best ones lie side by side.
+        angle = math.atan2(end[1] - start[1], end[0] - start[0])
         axes.annotate(
             percent(row["score"]),
-            (row["vision"], row["language"]),
-            xytext=(6, 5),
+            end,
+            xytext=(4 * math.cos(angle), 4 * math.sin(angle)),
             textcoords="offset points",
+            va="center",
+            rotation=math.degrees(angle),
+            rotation_mode="anchor",
             fontsize=7.5,
             color=_INK,
             path_effects=[withStroke(linewidth=_HALO, foreground="white")],
@@ -365,6 +419,7 @@ def _draw_budgets(axes: "Axes", searched: "pandas.DataFrame", about: About) -> N
     vision, language = about.vision_prunable, about.language_prunable
     if not vision or not language:
         return
+    places = searched[["vision_sparsity", "language_sparsity"]].to_numpy(float).tolist()
     for budget in sorted(set(searched["budget"].dropna())):
         zeros = budget * (vision + language)
         ends = [
@@ -372,12 +427,15 @@ def _draw_budgets(axes: "Axes", searched: "pandas.DataFrame", about: About) -> N
             for s in (max(0.0, (zeros - language) / vision), min(1.0, zeros / vision))
         ]
         axes.plot(*zip(*ends, strict=True), color=_INK, linewidth=0.8, linestyle=(0, (5, 4)))
+        # At the end that is farther from all points.
+        free = [min(math.dist(end, place) for place in places) for end in ends]
+        at_left = free[0] > free[1]
         axes.annotate(
             f"budget {budget:g}",
-            ends[1],
-            xytext=(-2, 5),
+            ends[0 if at_left else 1],
+            xytext=(2 if at_left else -2, 5),
             textcoords="offset points",
-            ha="right",
+            ha="left" if at_left else "right",
             fontsize=7.5,
             color=_INK,
             rotation=-math.degrees(math.atan2(vision, language)),
@@ -393,7 +451,8 @@ def _draw_dense(
     if len(row):
         point = row.iloc[0].to_dict() | {"best": False, "vision": "0", "language": "0"}
         point[state] = point["score"]
-        _draw_point(axes, point, state, scale, label=f"{name} {percent(point['score'])}")
+        label = f"{name} {percent(point['score'])}"
+        _draw_point(axes, point, state, scale, label=label, beside=True)
 
 
 def _draw_point(
@@ -402,8 +461,10 @@ def _draw_point(
     state: str,
     scale: tuple[float, float],
     *,
-    label: str | None = None,
+    label: str,
+    beside: bool = False,
 ) -> None:
+    """Draws a trial, and its number above it or where it stands away from its neighbours."""
     from matplotlib.patheffects import withStroke
 
     best = bool(point["best"])
@@ -424,9 +485,9 @@ def _draw_point(
         zorder=4 if best else 3,
         clip_on=False,
     )
-    offset, align = _label_place(point, beside=label is not None)
+    offset, align = _label_place(point, beside=beside)
     axes.annotate(
-        label or percent(point[state]),
+        label,
         place,
         xytext=offset,
         textcoords="offset points",
@@ -550,10 +611,12 @@ def title_of(frame: "pandas.DataFrame") -> str:
 def _footnote(about: About, drawn: "pandas.DataFrame", charted: Charted | None = None) -> list[str]:
     searched = drawn[drawn["role"] != "baseline"]
     said = []
-    if about.items:
+    if about.items and len(searched):
         error = searched["standard_error"].median()
         spread = "" if math.isnan(error) else f", standard error about {percent(error)}"
-        said.append(f"{about.items:,} questions a point{spread}")
+        fewest, most = int(searched["runs"].min()), int(searched["runs"].max())
+        of_runs = "" if most == 1 else f", means of {'up to ' if fewest < most else ''}{most} runs"
+        said.append(f"{about.sweep}: {about.items:,} questions a point{of_runs}{spread}")
     if about.vision_prunable and about.language_prunable:
         said.append(
             f"sparsity: share of zeros in {about.vision_prunable:,} vision and "
@@ -564,7 +627,9 @@ def _footnote(about: About, drawn: "pandas.DataFrame", charted: Charted | None =
     if _is_pattern(searched).any():
         said.append("□ N:M, set aside where it would cover a point")
     if charted is not None:
-        said.append("◇ the best of a line and, bold, where it lies with 90 % probability")
+        said.append(
+            "◇ the best of a line, bold where it lies with 90 % probability, its score at its end"
+        )
     shaded = "interpolates" if charted is None else "and contours: Gaussian process"
     return [*said, "★ best of the search", f"shading {shaded}"]
 

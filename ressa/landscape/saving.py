@@ -1,6 +1,6 @@
 """The landscape as a file: a picture, the report's page with the map alone, or a table."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,7 +9,7 @@ from ressa.landscape import figures
 from ressa.landscape.charted import charts, map_table
 from ressa.landscape.lines import line_table
 from ressa.landscape.picture import draw
-from ressa.landscape.tables import results_table
+from ressa.landscape.together import results_of
 from ressa.store import SweepStore, parquet_bytes
 
 if TYPE_CHECKING:
@@ -20,17 +20,17 @@ _SUFFIXES = (".png", ".svg", ".pdf")
 
 
 def plot(
-    sweep: SweepStore,
+    sweeps: Sequence[SweepStore],
     path: str | Path,
     *,
     show: str = "map",
     by: str | None = None,
     margin: float = 1.0,
 ) -> None:
-    """Draws a sweep into a file.
+    """Draws one or several sweeps into a file, several as one map.
 
     Args:
-        sweep: what to draw.
+        sweeps: what to draw: of one model, evaluation and recipe.
         path: ends in .png, .svg or .pdf; .html is the report's page with the map alone; .parquet
             has what would be drawn as rows.
         show: map; lines: scores along lines of equal size, and the best there; layers of the best
@@ -39,19 +39,20 @@ def plot(
         margin: in points: what lies less than this below the best is as good.
 
     Raises:
-        SpecError: the file's name ends in none of these; or no trial chose such an option.
+        SpecError: the file's name ends in none of these; or no trial chose such an option;
+            or the sweeps differ in more than sparsities, seeds and `by`.
         NotFoundError: there is nothing to draw.
         StoreError: the file cannot be written.
     """
     path = Path(path)
     suffix = path.suffix.lower()
     if suffix == ".html":
-        from ressa.landscape.report import gather, page, write_page
+        from ressa.landscape.report import gather_map, page, write_page
 
-        write_page(path, page(gather(sweep, margin=margin), part="map"))
+        write_page(path, page(gather_map(sweeps, margin=margin, by=by)))
         return
     if suffix == ".parquet":
-        content = parquet_bytes(_rows(sweep, show, margin))
+        content = parquet_bytes(_rows(sweeps, show, by, margin))
         _write(path, lambda: path.write_bytes(content))
         return
     if suffix not in _SUFFIXES:
@@ -60,7 +61,7 @@ def plot(
         )
     import matplotlib
 
-    figure = _drawn(sweep, show, by, margin)
+    figure = _drawn(sweeps, show, by, margin)
     # With dates and random names left out, an unchanged sweep draws an unchanged file.
     with matplotlib.rc_context({"svg.hashsalt": "ressa"}):
         _write(
@@ -77,29 +78,31 @@ def _write(path: Path, write: Callable[[], object]) -> None:
         raise StoreError(f"cannot write {path}: {error.strerror or error}") from error
 
 
-def _rows(sweep: SweepStore, show: str, margin: float) -> "pandas.DataFrame":
+def _rows(
+    sweeps: Sequence[SweepStore], show: str, by: str | None, margin: float
+) -> "pandas.DataFrame":
     """What is shown, as rows."""
-    frame = results_table(sweep)
+    frame = results_of(sweeps, by=by)
     match show:
         case "lines":
-            return line_table([sweep], margin=margin)
+            return line_table(sweeps, margin=margin)
         case "layers":
-            return figures.layers_of(sweep, frame)
+            return figures.layers_of(sweeps, frame)
         case "curves":
-            return figures.curves_of(sweep, frame)
-    return map_table(frame, charts(sweep, margin=margin))
+            return figures.curves_of(sweeps, frame)
+    return map_table(frame, charts(sweeps, margin=margin))
 
 
-def _drawn(sweep: SweepStore, show: str, by: str | None, margin: float) -> "Figure":
-    frame = results_table(sweep)
+def _drawn(sweeps: Sequence[SweepStore], show: str, by: str | None, margin: float) -> "Figure":
+    frame = results_of(sweeps, by=by)
     match show:
         case "lines":
-            return figures.draw_lines(frame, charts(sweep, margin=margin))
+            return figures.draw_lines(frame, charts(sweeps, margin=margin))
         case "layers":
-            return figures.draw_layers(sweep, frame)
+            return figures.draw_layers(sweeps, frame)
         case "curves":
-            return figures.draw_curves(sweep, frame)
-    return draw(frame, charts(sweep, margin=margin) if by is None else {}, by=by)
+            return figures.draw_curves(sweeps, frame)
+    return draw(frame, charts(sweeps, margin=margin) if by is None else {}, by=by)
 
 
 def _undated(path: Path) -> dict[str, None]:

@@ -7,11 +7,13 @@ questions), interpolated; scores after repair follow its repaired cells.
 import itertools
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from ressa.store import SweepStore, open_store
+from ressa.spec import spec_from_mapping
+from ressa.store import Store, SweepStore, open_store
 
 VISION, LANGUAGE, WHOLE = 147_456, 196_608, 471_000
 SPARSITIES = [0.0, 0.3, 0.5, 0.6, 0.7, 0.8]
@@ -39,6 +41,14 @@ def _at(grid: list[list[float]], vision: float, language: float) -> float:
     rows = [np.interp(min(language, 0.8), SPARSITIES, row) for row in grid]
     value = float(np.interp(min(vision, 0.8), SPARSITIES, rows))
     return value * max(0.0, 1 - 4 * max(0.0, language - 0.8))
+
+
+def begin(store: Store, name: str, **fields: Any) -> SweepStore:
+    """Creates a sweep over both sparsities whose file has some fields."""
+    axis = {"low": 0.1, "high": 0.9}
+    space = {"vision_sparsity": axis, "language_sparsity": axis}
+    content = {"ressa": 1, "name": name, "model": "pocket-blip2", "space": space, **fields}
+    return store.create_sweep(name, spec_from_mapping(content).spec.to_yaml())
 
 
 def commit(
@@ -130,7 +140,7 @@ def sweep(tmp_path: Path) -> SweepStore:
 
 def quickstart(folder: Path) -> SweepStore:
     """Makes `sweep` in a folder."""
-    made = open_store(folder / "results", create=True).create_sweep("quickstart", "")
+    made = begin(open_store(folder / "results", create=True), "quickstart")
     commit(made, "dense", "0", "0", repair=False)
     commit(made, "dense-repaired", "0", "0")
     number = itertools.count()

@@ -58,6 +58,14 @@ def test_a_pattern_has_a_column_of_its_own(grid_sweep: SweepStore) -> None:
     assert not any("after repair" in line for line in lines)
 
 
+def test_ranges_of_vision_stand_apart(empty_sweep: SweepStore) -> None:
+    for at in range(9):
+        commit(empty_sweep, f"t{at:03d}", f"0.{at}5", "0.5", repair=False)
+    low, high = _lines(empty_sweep)[3:5]
+    assert low.split() == ["0", "0.1", "0.2", "0.3", "0.4", "0.5", "0.6", "0.7", "0.8"]
+    assert high.split() == [f"–0.{n}" for n in range(1, 10)]
+
+
 def test_language_rises_upwards(grid_sweep: SweepStore) -> None:
     assert [line.split()[0] for line in _lines(grid_sweep)[2:5]] == ["2:4", "0.5", "0"]
 

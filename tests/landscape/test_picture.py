@@ -6,6 +6,7 @@ import pytest
 
 from ressa.errors import NotFoundError, SpecError, StoreError
 from ressa.landscape import plot, results_table
+from ressa.landscape.charted import charts
 from ressa.landscape.picture import draw
 from ressa.store import SweepStore
 
@@ -26,14 +27,14 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> SweepStore:
 )
 def test_a_picture_is_written(kept: SweepStore, tmp_path: Path, name: str, show: str) -> None:
     path = tmp_path / "new" / name
-    plot(kept, path, show=show)
+    plot([kept], path, show=show)
     assert path.stat().st_size > 10_000
 
 
 def test_layers_and_curves_of_the_best_are_drawn(sweep: SweepStore, tmp_path: Path) -> None:
     for show in ("layers", "curves"):
         with pytest.raises(NotFoundError, match=r"of .*t001"):
-            plot(sweep, tmp_path / "none.png", show=show)
+            plot([sweep], tmp_path / "none.png", show=show)
     layers = [
         {"name": f"{tower}.{n}", "tower": tower, "block": n // 2, "sparsity": 0.5}
         for tower in ("vision", "language")
@@ -42,14 +43,14 @@ def test_layers_and_curves_of_the_best_are_drawn(sweep: SweepStore, tmp_path: Pa
     sweep.commit("layers", layers, epoch=1, trial="t001")
     curve = [{"step": n, "loss": 1 / n, "ce": None} for n in range(1, 9)]
     sweep.commit("curves", curve, epoch=1, trial="t001")
-    plot(sweep, tmp_path / "layers.svg", show="layers")
-    plot(sweep, tmp_path / "curves.svg", show="curves")
+    plot([sweep], tmp_path / "layers.svg", show="layers")
+    plot([sweep], tmp_path / "curves.svg", show="curves")
     assert "sparsity, layer by layer" in (tmp_path / "layers.svg").read_text()
     assert "t001, 50:50" in (tmp_path / "curves.svg").read_text()
 
 
 def test_how_sure_the_map_is_stands_below_it(kept: SweepStore, tmp_path: Path) -> None:
-    plot(kept, tmp_path / "map.svg")
+    plot([kept], tmp_path / "map.svg")
     text = (tmp_path / "map.svg").read_text()
     assert "± of one more run, in points, after repair" in text
     assert "chance to lie within 1 of the best of its size, after repair" in text
@@ -60,18 +61,18 @@ def test_each_value_of_an_option_has_a_map(empty_sweep: SweepStore, tmp_path: Pa
     for number in range(4):
         point = {"repair.steps": (50, 100)[number % 2]}
         commit(empty_sweep, f"t{number:03d}", f"0.{5 + number // 2}", "0.5", point=point)
-    plot(empty_sweep, tmp_path / "map.svg", by="repair.steps")
+    plot([empty_sweep], tmp_path / "map.svg", by="repair.steps")
     text = (tmp_path / "map.svg").read_text()
     titles = ["before repair", "repair.steps = 50", "repair.steps = 100"]
     assert [text.count(f"<!-- {title} -->") for title in titles] == [1, 1, 1]
     with pytest.raises(SpecError, match=r"--by prune.method: .* Fields: repair.steps, regime"):
-        plot(empty_sweep, tmp_path / "map.svg", by="prune.method")
+        plot([empty_sweep], tmp_path / "map.svg", by="prune.method")
 
 
 def test_a_map_is_written_as_rows(kept: SweepStore, tmp_path: Path) -> None:
     import pandas as pd
 
-    plot(kept, tmp_path / "map.parquet")
+    plot([kept], tmp_path / "map.parquet")
     rows = pd.read_parquet(tmp_path / "map.parquet")
     trials, places = (rows[rows["kind"] == kind] for kind in ("trial", "place"))
     assert len(trials) == 2 * (18 + 1) + 1, "dense is scored once"
@@ -82,7 +83,7 @@ def test_a_map_is_written_as_rows(kept: SweepStore, tmp_path: Path) -> None:
 
 
 def test_it_names_model_metric_budgets_and_floors(kept: SweepStore, tmp_path: Path) -> None:
-    plot(kept, tmp_path / "map.svg")
+    plot([kept], tmp_path / "map.svg")
     text = (tmp_path / "map.svg").read_text()
     for said in (
         "pocket-blip2",
@@ -100,13 +101,13 @@ def test_it_names_model_metric_budgets_and_floors(kept: SweepStore, tmp_path: Pa
 
 
 def test_drawing_again_writes_the_same_bytes(kept: SweepStore, tmp_path: Path) -> None:
-    plot(kept, tmp_path / "one.svg")
-    plot(kept, tmp_path / "two.svg")
+    plot([kept], tmp_path / "one.svg")
+    plot([kept], tmp_path / "two.svg")
     assert (tmp_path / "one.svg").read_bytes() == (tmp_path / "two.svg").read_bytes()
 
 
 def test_a_sweep_without_repair_has_one_panel(grid_sweep: SweepStore, tmp_path: Path) -> None:
-    plot(grid_sweep, tmp_path / "map.svg")
+    plot([grid_sweep], tmp_path / "map.svg")
     text = (tmp_path / "map.svg").read_text()
     assert "before repair" in text
     assert "after repair" not in text
@@ -123,7 +124,7 @@ def test_enough_points_get_a_surface(kept: SweepStore) -> None:
 
 
 def test_a_sweep_without_trials_is_drawn_as_such(empty_sweep: SweepStore, tmp_path: Path) -> None:
-    plot(empty_sweep, tmp_path / "map.svg")
+    plot([empty_sweep], tmp_path / "map.svg")
     assert "no trial has succeeded yet" in (tmp_path / "map.svg").read_text()
 
 
@@ -131,9 +132,29 @@ def test_a_name_that_is_no_picture_is_refused(kept: SweepStore, tmp_path: Path) 
     with pytest.raises(
         SpecError, match=r"'map.txt' ends in none of .png, .svg, .pdf, .html, .parquet"
     ):
-        plot(kept, tmp_path / "map.txt")
+        plot([kept], tmp_path / "map.txt")
+
+
+def test_of_numbers_that_would_overprint_the_better_one_stays(empty_sweep: SweepStore) -> None:
+    for at in range(8):
+        commit(empty_sweep, f"t{at:03d}", f"0.{at + 1}", "0.3", repair=False)
+    commit(empty_sweep, "t008", "0.305", "0.31", repair=False)
+    scores = results_table(empty_sweep).set_index("trial")["pruned"]
+    shown = [text.get_text() for text in draw(results_table(empty_sweep)).axes[0].texts]
+    assert scores["t002"] > scores["t008"]
+    assert f"{100 * scores['t002']:.1f}" in shown
+    assert f"{100 * scores['t008']:.1f}" not in shown
+
+
+def test_lines_end_where_the_map_does(kept: SweepStore) -> None:
+    found = charts([kept], margin=1.0)["repaired"]
+    spans = found.chart.vision, found.chart.language
+    for row in found.bests.to_dict("records"):
+        for place in found.ends(row["line"], row["equal"]):
+            for sparsity, span in zip(place, spans, strict=True):
+                assert span[0] - 1e-9 <= sparsity <= span[-1] + 1e-9
 
 
 def test_a_place_that_takes_no_file_is_one_clear_message(kept: SweepStore) -> None:
     with pytest.raises(StoreError, match=r"^cannot write /proc/map.png: "):
-        plot(kept, "/proc/map.png")
+        plot([kept], "/proc/map.png")

@@ -85,7 +85,7 @@ def test_it_says_what_was_asked_found_and_failed(kept: SweepStore) -> None:
     assert len(data["curves"]) == 7
     assert len(data["layers"]["t000"]) == 12
     assert data["verdicts"] == []
-    assert {line["name"] for line in data["along"]} == {"50 % of all weights"}
+    assert {line["name"] for line in data["along"]} == {"50 % of all weights zero"}
     (failure,) = data["failures"]
     assert failure["error"] == EVIL
     assert failure["command"].startswith("ressa resume asked t007 --store ")
@@ -313,7 +313,7 @@ def test_what_the_surrogate_says_is_drawn_and_switched(shown: Browser) -> None:
 def test_a_page_of_the_map_alone_has_no_more(
     kept: SweepStore, tmp_path: Path, chromium: Browser
 ) -> None:
-    plot(kept, tmp_path / "map.html")
+    plot([kept], tmp_path / "map.html")
     chromium.problems.clear()
     chromium.open((tmp_path / "map.html").as_uri())
     assert len(trials_of(chromium)) == 10

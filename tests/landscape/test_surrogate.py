@@ -20,7 +20,7 @@ from ressa.landscape.lines import (
 from ressa.landscape.observed import mapped_trials, observe
 from ressa.landscape.surrogate import Observed, Surrogate, fit
 from ressa.store import SweepStore, open_store
-from tests.landscape.conftest import LANGUAGE, VISION, commit
+from tests.landscape.conftest import LANGUAGE, VISION, begin, commit
 
 Floats = NDArray[np.float64]
 SIZE = Slope(kind="parameters", vision=VISION, language=LANGUAGE)
@@ -246,7 +246,7 @@ def test_a_pattern_is_not_on_the_map(sweep: SweepStore) -> None:
 
 
 def test_a_trial_that_two_sweeps_share_counts_once(sweep: SweepStore) -> None:
-    other = sweep.store.create_sweep("again", "")
+    other = begin(sweep.store, "again")
     for name in ("t000", "t001"):
         row = next(iter(sweep.read("trials", where={"trial": name}).to_pylist()))
         for made in (sweep, other):
@@ -257,7 +257,7 @@ def test_a_trial_that_two_sweeps_share_counts_once(sweep: SweepStore) -> None:
 
 
 def test_sweeps_without_answers_cannot_be_laid_over_each_other(sweep: SweepStore) -> None:
-    other = sweep.store.create_sweep("again", "")
+    other = begin(sweep.store, "again")
     commit(other, "t000", "0.2", "0.2")
     with pytest.raises(NotFoundError, match="no repaired answers"):
         observe([sweep, other])

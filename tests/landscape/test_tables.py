@@ -203,7 +203,7 @@ def test_where_both_towers_were_asked_together_the_map_shows_what_came_of_it(
     assert "0.250" in printed
     assert "sparsity=" not in printed  # the column says so
     assert "vision 0.150 language 0.300" in _printed(heatmap(frame))
-    plot(empty_sweep, tmp_path / "map.svg")
+    plot([empty_sweep], tmp_path / "map.svg")
     assert (tmp_path / "map.svg").read_text().count("budget") >= len(asked)
 
 

@@ -12,6 +12,7 @@ from ressa.landscape.figures import lines_of
 from ressa.landscape.picture import Surface, hull_of
 from ressa.landscape.render import percent
 from ressa.landscape.tables import COLUMNS, About, colour_range, results_table, sweep_row
+from ressa.landscape.together import owner, results_of
 from ressa.landscape.verdicts import allocation_rows, confirmed, judge
 from ressa.spec import SweepSpec, spec_from_yaml
 from ressa.store import SweepStore
@@ -54,27 +55,14 @@ def gather(
         confidence: that all verdicts are right together.
     """
     frame = results_table(sweep)
-    about: About = frame.attrs["about"]
     spec = spec_from_yaml(sweep.spec_text())
-    state = sweep_row(sweep)
-    first = _ranked(frame)
-    detailed = [*frame.loc[frame["role"] == "baseline", "trial"], *first][:_DETAILED]
+    detailed = [*frame.loc[frame["role"] == "baseline", "trial"], *_ranked(frame)][:_DETAILED]
     failed, more = _failures(sweep)
-    surrogates = charts(sweep, margin=margin)
     return {
-        "sweep": sweep.name,
-        "question": _question(spec, about),
-        "stand": _stand(state),
-        **_answer(sweep, frame, confirming, margin, confidence),
-        "range": list(colour_range(frame)),
-        "lines": list(_lines(frame, about)),
-        "charts": {state: _chart(frame, state, one) for state, one in surrogates.items()},
-        "kinds": KINDS,
-        "margin": margin,
+        **_map([sweep], frame, margin=margin),
+        **_answer(confirming, margin, confidence),
         "along": [_along(name, rows) for name, rows in lines_of(frame)],
-        "meanings": {name: COLUMNS[name] for name in _SHOWN},
-        "trials": {name: _values(frame[name]) for name in _SHOWN},
-        "first": list(first[:5]),
+        "first": _ranked(frame)[:5],
         "curves": _curves(sweep, detailed),
         "layers": _layers(sweep, detailed),
         "failures": failed,
@@ -85,14 +73,58 @@ def gather(
     }
 
 
+def gather_map(
+    sweeps: Sequence[SweepStore], *, margin: float = 1.0, by: str | None = None
+) -> dict[str, Any]:
+    """Reads one or several sweeps as a page of their map and trials alone wants them.
+
+    Args:
+        sweeps: of one model, evaluation and recipe.
+        margin: in points: what lies less than this below the best is as good.
+        by: a field in which they may differ.
+
+    Raises:
+        SpecError: they differ in another field.
+    """
+    return _map(sweeps, results_of(sweeps, by=by), margin=margin)
+
+
+def _map(
+    sweeps: Sequence[SweepStore], frame: "pandas.DataFrame", *, margin: float
+) -> dict[str, Any]:
+    about: About = frame.attrs["about"]
+    best = _ranked(frame)[:1]
+    asked = sweeps[0] if not best else owner(sweeps, best[0])[0]
+    surrogates = charts(sweeps, margin=margin)
+    questions = [_question(spec_from_yaml(sweep.spec_text()), about) for sweep in sweeps]
+    return {
+        "sweep": about.sweep,
+        "question": " ".join(dict.fromkeys(questions)),
+        "stand": " ".join(
+            f"{sweep.name} is {_stand(sweep_row(sweep))}"
+            if sweeps[1:]
+            else _stand(sweep_row(sweep))
+            for sweep in sweeps
+        ),
+        "confirmed": False,
+        "headline": _UNCONFIRMED + _command("confirm", asked),
+        "facts": [*_best(frame), *_yardsticks(about)],
+        "range": list(colour_range(frame)),
+        "lines": list(_lines(frame, about)),
+        "charts": {state: _chart(frame, state, one) for state, one in surrogates.items()},
+        "kinds": KINDS,
+        "margin": margin,
+        "meanings": {name: COLUMNS[name] for name in _SHOWN},
+        "trials": {name: _values(frame[name]) for name in _SHOWN},
+    }
+
+
 def _answer(
-    sweep: SweepStore,
-    frame: "pandas.DataFrame",
     confirming: Sequence[SweepStore],
     margin: float,
     confidence: float,
 ) -> dict[str, Any]:
-    """The headline and what stands below it: from confirmed rows alone, where there are any."""
+    """What confirmed rows say, where there are any: the headline and what stands below it."""
     try:
         found = confirmed(confirming)
     except SpecError as error:  # the objective is no mean over questions: nothing can be paired
@@ -100,10 +132,7 @@ def _answer(
     else:
         fault = []
     if not found:
-        headline = _UNCONFIRMED + _command("confirm", sweep)
-        about: About = frame.attrs["about"]
-        facts = [*_best(frame), *_yardsticks(about)]
-        return {"confirmed": False, "headline": headline, "facts": facts, "verdicts": fault}
+        return {"verdicts": fault}
     rows = allocation_rows(found, confidence=confidence)
     facts, said = [], []
     for line in sorted({row["line"] for row in rows if row["line"] > 0}):

@@ -21,13 +21,12 @@ from ressa.errors import StoreError
 _HERE = Path(__file__).parent
 
 
-def page(data: Mapping[str, Any], *, watch: int | None = None, part: str = "all") -> str:
+def page(data: Mapping[str, Any], *, watch: int | None = None) -> str:
     """Makes the page.
 
     Args:
-        data: from `gather`.
+        data: from `gather`; or from `gather_map`, of a page without the rest.
         watch: seconds after which it looks for newer data where it came from; None never looks.
-        part: all; or map: what is said of the map, and its trials.
     """
     style, script, frame = _part("report.css"), _part("report.js"), _part("report.html")
     asks = "'none'" if watch is None else "'self'"
@@ -37,7 +36,7 @@ def page(data: Mapping[str, Any], *, watch: int | None = None, part: str = "all"
     )
     return Template(frame).substitute(
         policy=escape(policy, quote=True).replace("&#x27;", "'"),
-        part=escape(part, quote=True),
+        part="all" if "provenance" in data else "map",
         title=escape(f"{data['sweep']}: ressa report"),
         style=style,
         data=as_script(dict(data) | {"watch": watch}),

@@ -84,12 +84,15 @@ function take(found) {
   state.chosen = state.chosen.filter((trial) => there.has(trial));
 }
 
+const whole = () => "provenance" in data; // else a page of the map alone
+
 function everything() {
   head();
-  verdicts();
   states();
   kinds();
   choose();
+  if (!whole()) return;
+  verdicts();
   along();
   failures();
   provenance();
@@ -164,13 +167,13 @@ function choose() {
   heading();
   fill();
   map();
-  figures();
+  if (whole()) figures();
 }
 
 function turn(after) {
   state.after = after;
   map();
-  along();
+  if (whole()) along();
 }
 
 function heading() {
@@ -233,7 +236,7 @@ function toggle(trial) {
     ? state.chosen.filter((one) => one !== trial) : [...state.chosen, trial].slice(-HUES.length);
   fill();
   map();
-  figures();
+  if (whole()) figures();
 }
 
 // ---- the map ------------------------------------------------------------------------------------

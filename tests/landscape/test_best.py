@@ -1,0 +1,46 @@
+"""The best allocations: by means over their runs, not by the luckiest one."""
+
+import pytest
+
+from ressa.landscape import heatmap, results_table
+from ressa.landscape.best import best_table, over_runs
+from ressa.store import SweepStore
+from tests.landscape.conftest import commit
+
+
+@pytest.fixture
+def repeated(empty_sweep: SweepStore) -> SweepStore:
+    """Two allocations of three runs each; the luckiest run is of the worse one."""
+    commit(empty_sweep, "dense", "0", "0", repair=False)
+    scores = {("0.3", "0.5"): (0.5, 0.6, 0.9), ("0.5", "0.3"): (0.7, 0.8, 0.75)}
+    trials = [(place, run) for place in scores for run in range(3)]
+    for number, (place, run) in enumerate(trials):
+        name, point = f"t{number:03d}", {"vision_sparsity": place[0], "replicate": str(run)}
+        commit(empty_sweep, name, *place, repair=False, point=point)
+        row = next(iter(empty_sweep.read("trials", where={"trial": name}).to_pylist()))
+        row |= {"score": scores[place][run], "score_pruned": scores[place][run]}
+        empty_sweep.commit("trials", [row], trial=name, epoch=1, attempt=1)
+    return empty_sweep
+
+
+def test_runs_of_an_allocation_are_one_row_with_their_means(repeated: SweepStore) -> None:
+    found = over_runs(results_table(repeated)).set_index("trial")
+    assert found.index.tolist() == ["dense", "t000", "t003"]
+    assert found["runs"].tolist() == [1, 3, 3]
+    assert found.loc["t000", "pruned"] == pytest.approx(2 / 3)
+    assert found.loc["t003", "score"] == pytest.approx(0.75)
+    assert found.loc["t003", "spread"] == pytest.approx(0.05)
+    assert found.loc["t003", "standard_error"] == pytest.approx((0.011**2 + 0.05**2 / 3) ** 0.5)
+    assert found["best"].tolist() == [False, False, True]
+
+
+def test_the_best_is_the_best_on_average(repeated: SweepStore) -> None:
+    assert best_table(repeated)["trial"].tolist() == ["t003"]
+    assert heatmap(results_table(repeated))._points[1]["best"]
+
+
+def test_without_runs_every_trial_is_a_row(sweep: SweepStore) -> None:
+    frame = results_table(sweep)
+    found = over_runs(frame)
+    assert found["trial"].tolist() == frame["trial"].tolist()
+    assert found["best"].tolist() == frame["best"].tolist()
