@@ -200,7 +200,8 @@ class Tensors:
         if asked is None:
             asked = self.model.base_model.get_image_features
         takes = inspect.signature(asked).parameters
-        given = {n: t for n, t in picture.items() if n in takes or "kwargs" in takes}
+        own = {n: t for n, t in picture.items() if n in takes or "kwargs" in takes}
+        given = {name: tensor.to(self.model.device) for name, tensor in own.items()}
         answer: Any = asked(**given)
         found = getattr(answer, "pooler_output", None)
         found = getattr(answer, "last_hidden_state", None) if found is None else found
