@@ -89,6 +89,7 @@ def test_it_says_what_was_asked_found_and_failed(kept: SweepStore) -> None:
     (failure,) = data["failures"]
     assert failure["error"] == EVIL
     assert failure["command"].startswith("ressa resume asked t007 --store ")
+    assert data["redo"].startswith("ressa resume asked --failed --store ")
     assert dict(data["provenance"])["seeds"].startswith("search 0, calibration 0, repair 0")
     json.dumps(data, allow_nan=False)  # no number that JSON does not have
 

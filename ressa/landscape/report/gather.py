@@ -67,6 +67,7 @@ def gather(
         "layers": _layers(sweep, detailed),
         "failures": failed,
         "more_failures": more,
+        "redo": _command("resume", sweep, "--failed"),
         "provenance": _provenance(sweep, spec),
         "spec": sweep.spec_text(),
         "again": _again(sweep),
