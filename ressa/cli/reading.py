@@ -166,7 +166,7 @@ def landscape(
         ),
     ] = None,
 ) -> None:
-    """Draws the map of one sweep, or of several, over vision and language sparsity."""
+    """Draws the map of a sweep, or of several as one."""
     from ressa.landscape import plot
     from ressa.sweep.driver import current_spec
 
