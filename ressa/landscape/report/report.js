@@ -327,7 +327,7 @@ function map() {
   $("ramp").style.background = `linear-gradient(90deg, ${LAYERS[layer].join(",")})`;
   const unit = layer === "deviation" ? "points" : "%";
   [$("low").textContent, $("high").textContent] = scale.map((value) => `${percent(value)} ${unit}`);
-  $("shading").textContent = found ? `Shading: what the trials together say; ◇ the best of a line and, bold, where it lies with 90 % probability. ` : "";
+  $("shading").textContent = found ? `${found.hull ? "Shading: what the trials together say. " : ""}◇ the best of a line and, bold, where it lies with 90 % probability. ` : "";
   tableOfBests(bests);
 }
 
