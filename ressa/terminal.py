@@ -59,7 +59,7 @@ def show(
         case Output.parquet:
             _write_parquet(frame)
         case Output.table:
-            draw(plain_table(frame, headings=headings))
+            draw(plain_table(frame, headings=headings, width=width()))
 
 
 def _write_parquet(frame: "pandas.DataFrame") -> None:

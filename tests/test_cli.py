@@ -264,6 +264,41 @@ def test_the_best_is_one_a_line_or_several(ressa: Ressa, sweep: SweepStore) -> N
 
 
 @pytest.mark.parametrize(
+    ("arguments", "headings"),
+    [
+        ("results quickstart", "trial vision language both before after ±"),
+        ("best quickstart", "line trial vision language both score ±"),
+        ("best quickstart --within 1se", "line trial vision language both score ± below best"),
+        ("status quickstart", "trial attempt state stage class error"),
+        (
+            "landscape quickstart --show lines",
+            "line through best vision between score within 1 equal split",
+        ),
+        ("ls", "sweep state trials failed best updated"),
+    ],
+)
+def test_in_80_columns_no_heading_and_no_number_is_broken(
+    ressa: Ressa,
+    sweep: SweepStore,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: str,
+    headings: str,
+) -> None:
+    for number, place in enumerate((("0.3", "0.3"), ("0.4", "0.6"), ("0.6", "0.4")), 5):
+        commit(sweep, f"t{number:03d}", *place)
+    monkeypatch.setenv("COLUMNS", "80")
+    said = ressa(*arguments.split())
+    assert said.code == 0, said.err
+    lines = said.out.splitlines()
+    assert max(map(len, lines)) <= 80
+    above = " ".join(lines[: next(n for n, line in enumerate(lines) if set(line) == {"─"})])
+    if arguments.startswith("status"):
+        above = said.out
+    assert set(headings.split()) <= set(above.replace("_", " ").split())
+    assert "98304/196608" not in said.out
+
+
+@pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
         ("best quickstart --budget 0.7", 2, "quickstart has 0.5"),
@@ -286,7 +321,7 @@ def test_a_confirmation_is_told_before_it_runs(ressa: Ressa, sweep: SweepStore) 
     said = ressa("confirm", "quickstart", "--top", "2", "--seeds", "4", "--dry-run")
     assert (said.code, said.out) == (0, ""), said.err
     assert "vision 0.5 language 0.5: among the best, equal split" in said.err
-    assert "language only" in said.err
+    assert "vision 0 language 0.875: language only" in said.err
     assert "× 4 seeds" in said.err
     assert "9,673 questions of easy-vqa/test on 1,000 images; seeds from 1 on" in said.err
     assert not sweep.store.has_sweep("quickstart-confirm")

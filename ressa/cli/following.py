@@ -8,7 +8,7 @@ import typer
 from ressa.cli.app import Name, StoreOption, app, opened_store
 from ressa.cli.relay import relayed
 from ressa.errors import NotFoundError, did_you_mean
-from ressa.terminal import live, say, write
+from ressa.terminal import live, say, width, write
 
 if TYPE_CHECKING:
     from ressa.store import LogName, SweepStore
@@ -44,7 +44,7 @@ def _picture(sweep: "SweepStore") -> tuple[dict[str, Any], list[Any]]:
     ended = sweep.trials(columns).sort_values("finished", na_position="first").tail(_LAST)
     tables = [plain_table(about, headings=False)]
     if len(ended):
-        tables.append(plain_table(ended[columns]))
+        tables.append(plain_table(ended[columns], width=width()))
     return row, tables
 
 

@@ -49,12 +49,35 @@ def best(
 
     sweep = opened_store(store).sweep(name)
     found = best_table(sweep, budget=budget, pareto=pareto, within=within)
-    show(found.drop(columns="best").dropna(axis="columns", how="all"), output)
-    if output is Output.table:
+    if output is not Output.table:
+        show(found.drop(columns="best").dropna(axis="columns", how="all"), output)
+        return
+    apart = bool((found["below_best"] > 0).any())
+    show([_allocated(row, apart=apart) for row in found.to_dict("records")], output)
+    if len(found):
         say(
             "the best of noisy scores is biased upwards; again with fresh seeds, on test examples: "
             f"{command('confirm', sweep)}"
         )
+
+
+def _allocated(row: dict[str, Any], *, apart: bool) -> dict[str, Any]:
+    """An allocation for a terminal: scores in percent, sparsities as `results` has them."""
+    from ressa.landscape.render import fraction, percent, target
+
+    has_line, has_runs = row["budget"] == row["budget"], row["runs"] > 1
+    return {
+        **({"line": f"{row['budget']:g}"} if has_line else {}),
+        "trial": row["trial"],
+        "vision": target(row["vision"], row["vision_sparsity"]),
+        "language": target(row["language"], row["language_sparsity"]),
+        "both": fraction(row["sparsity"]),
+        "score": percent(row["score"]),
+        "±": percent(row["standard_error"]),
+        **({"runs": row["runs"], "spread": percent(row["spread"])} if has_runs else {}),
+        **({"below best": percent(row["below_best"])} if apart else {}),
+        **({"also": row["options"]} if row["options"] else {}),
+    }
 
 
 @app.command()
@@ -191,6 +214,8 @@ def confirm(
 
 def _announce(found: "Confirmation") -> None:
     """Says what will be run, why and at which cost."""
+    from ressa.landscape.render import target
+    from ressa.sparsity import TOWERS
     from ressa.sweep.confirm import rows
     from ressa.sweep.plan import make_plan
 
@@ -199,7 +224,9 @@ def _announce(found: "Confirmation") -> None:
     lines = rows(found, plan)
     for row in lines:
         score = "" if row["score"] is None else f", {100 * row['score']:.1f} in the sweep"
-        split = f"vision {row['vision']} language {row['language']} {row['also']}".rstrip()
+        towers = {tower: target(row[tower], row[f"{tower}_sparsity"]) for tower in TOWERS}
+        split = " ".join(f"{tower} {asked}" for tower, asked in towers.items())
+        split = f"{split} {row['also']}".rstrip()
         say(f"{row['line']:<7g} {split}: {row['why']}{score}")
     for reason in found.left_out:
         say(f"left out: {reason}")
@@ -231,9 +258,24 @@ def verdict(
     _judge(opened_store(store).sweep(name), output)
 
 
-def _judge(sweep: "SweepStore", output: Output) -> None:
-    import pandas
+def _confirmed(row: dict[str, Any]) -> dict[str, Any]:
+    """A confirmed allocation for a terminal: scores in percent, differences in points."""
+    from ressa.landscape.render import NOTHING, percent
 
+    apart = row["minus_dense_repaired_points"]
+    known = apart == apart
+    return {
+        "line": f"{row['line']:g}",
+        "allocation": row["allocation"],
+        "runs": row["runs"],
+        "score": percent(row["score"]),
+        "±": percent(row["standard_error"]),
+        "− dense-repaired": f"{apart:+.2f}" if known else NOTHING,
+        "between": f"{row['low_points']:.2f} and {row['high_points']:.2f}" if known else NOTHING,
+    }
+
+
+def _judge(sweep: "SweepStore", output: Output) -> None:
     from ressa.landscape import allocation_rows, confirmed, judge
     from ressa.sweep.confirm import confirmations, searched
     from ressa.sweep.driver import current_spec
@@ -249,8 +291,7 @@ def _judge(sweep: "SweepStore", output: Output) -> None:
     if output is not Output.table:
         show([one.row() | {"sentence": one.sentence} for one in verdicts], output)
         return
-    rows = pandas.DataFrame(allocation_rows(found, confidence=asked.confidence))
-    show(rows.dropna(axis="columns", how="all"), output)
+    show([_confirmed(row) for row in allocation_rows(found, confidence=asked.confidence)], output)
     write("".join(f"{one.sentence}\n" for one in verdicts) or "no line has what to compare\n")
     say(
         f"from {', '.join(one.name for one in rounds)} alone: fresh seeds, test examples; all "

@@ -166,7 +166,7 @@ def landscape(
         ),
     ] = None,
 ) -> None:
-    """Draws the map of one sweep, or of several, over vision and language sparsity."""
+    """Draws the map of a sweep, or of several as one."""
     from ressa.landscape import plot
     from ressa.sweep.driver import current_spec
 
@@ -190,6 +190,11 @@ def _draw_landscape(sweeps: "list[SweepStore]", what: Shown, by: str | None, mar
         case Shown.lines:
             table = line_table(sweeps, margin=margin)
             show([_line(row, margin) for row in table.to_dict("records")], Output.table)
+            say(
+                f"through: the equal split of a line; within {margin:g}: the chance that its best "
+                "place here lies less than so many points below the true best; equal split: its "
+                "chance"
+            )
         case Shown.layers:
             show(layers_of(sweeps, frame), Output.table)
         case Shown.curves:
@@ -210,13 +215,13 @@ def _line(row: dict[str, Any], margin: float) -> dict[str, Any]:
     equal = row["equal_within_margin"]
     return {
         "line": row["line"],
-        "equal split": f"{row['equal']:.3g}",
+        "through": f"{row['equal']:.3g}",
         "best": "{vision:.0f}:{language:.0f}".format(**shown),
-        "vision between": "{vision_low:.0f} and {vision_high:.0f}".format(**shown),
+        "vision between": "{vision_low:.0f}–{vision_high:.0f}".format(**shown),
         "score": "{score:.1f}".format(**shown),
-        "between": "{low:.1f} and {high:.1f}".format(**shown),
-        f"within {margin:g} of the best": "{within_margin:.0f} %".format(**shown),
-        "equal split too": "" if equal is None or equal != equal else f"{100 * equal:.0f} %",
+        "between": "{low:.1f}–{high:.1f}".format(**shown),
+        f"within {margin:g}": "{within_margin:.0f} %".format(**shown),
+        "equal split": "" if equal is None or equal != equal else f"{100 * equal:.0f} %",
     }
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 COLUMNS = (
     *("budget", "trial", "vision", "language", "sparsity", "score", "standard_error"),
-    *("runs", "spread", "below_best", "options"),
+    *("runs", "spread", "below_best", "options", "vision_sparsity", "language_sparsity"),
 )
 RUN = re.compile(r" ?replicate=\d+")
 

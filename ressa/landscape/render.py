@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -151,23 +152,88 @@ def _caption(about: About, left_out: list[str]) -> Text:
     return Text("\n".join(lines))
 
 
-def plain_table(frame: "pandas.DataFrame", *, headings: bool = True) -> Table:
-    """Lays any frame out as it is: numbers to the right, times to the second, gaps as –."""
+def plain_table(
+    frame: "pandas.DataFrame", *, headings: bool = True, width: int | None = None
+) -> Table:
+    """Lays any frame out as it is: numbers to the right, times to the second, gaps as –.
+
+    Where it has no room, headings break after an underscore; where that is not enough, each row
+    becomes a block of its own, a line a column.
+
+    Args:
+        frame: what to lay out.
+        headings: whether it has any.
+        width: columns of the terminal; None: as many as are needed.
+    """
     import pandas as pd
 
-    table = Table(
+    names = [str(name) for name in frame.columns]
+    cells = [[_plain(value) for value in row] for row in frame.itertuples(index=False, name=None)]
+    columns = [list(column) for column in zip(*cells, strict=True)] or [[] for _ in names]
+    numeric = [
+        pd.api.types.is_numeric_dtype(kind) or (bool(column) and all(map(_NUMBER.match, column)))
+        for kind, column in zip(frame.dtypes, columns, strict=True)
+    ]
+    if headings and width is not None and _wide(names, columns) > width:
+        names = [name.replace("_", "_\n") for name in names]
+        if _narrowest(names, columns, numeric) > width:
+            return _upright([str(name) for name in frame.columns], cells)
+    table = _simple(headings=headings)
+    for name, is_number in zip(names, numeric, strict=True):
+        least = max((len(word) for word in name.split()), default=0)
+        table.add_column(
+            name,
+            justify="right" if is_number else "left",
+            vertical="top",
+            overflow="fold",
+            no_wrap=is_number,
+            min_width=least if headings else None,
+        )
+    for row in cells:
+        table.add_row(*map(Text, row))
+    return table
+
+
+_NUMBER = re.compile(rf"(?:[-+]?[\d.]+(?: %)?|{NOTHING}|)$")
+_FOLDED = 24  # a longer word, such as a path, may be folded
+
+
+def _wide(names: list[str], columns: list[list[str]]) -> int:
+    """How many columns of a terminal a table takes if no cell is wrapped."""
+    return sum(
+        max(map(len, (name, *cells))) + 1 for name, cells in zip(names, columns, strict=True)
+    )
+
+
+def _narrowest(names: list[str], columns: list[list[str]], numeric: list[bool]) -> int:
+    """How many it takes at least if neither numbers nor words are broken."""
+    found = 0
+    for name, cells, is_number in zip(names, columns, numeric, strict=True):
+        words = [word for cell in cells for word in ([cell] if is_number else cell.split())]
+        longest = max((len(word) for word in words), default=0)
+        heading = max((len(word) for word in name.split()), default=0)
+        found += max(min(longest, _FOLDED), heading) + 1
+    return found
+
+
+def _upright(names: list[str], rows: list[list[str]]) -> Table:
+    table = _simple(headings=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for row in rows:
+        for name, cell in zip(names, row, strict=True):
+            table.add_row(name, Text(cell), end_section=name == names[-1])
+    return table
+
+
+def _simple(*, headings: bool) -> Table:
+    return Table(
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
         show_header=headings,
         show_edge=False,
         pad_edge=False,
     )
-    for at, name in enumerate(frame.columns):
-        numeric = pd.api.types.is_numeric_dtype(frame.dtypes.iloc[at])
-        table.add_column(str(name), justify="right" if numeric else "left", overflow="fold")
-    for row in frame.itertuples(index=False, name=None):
-        table.add_row(*(Text(_plain(value)) for value in row))
-    return table
 
 
 def json_rows(frame: "pandas.DataFrame") -> str:

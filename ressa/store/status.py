@@ -116,9 +116,11 @@ def _waiting(events: "pyarrow.Table", running: set[str], epoch: int) -> dict[str
 
 
 def _without(table: "pyarrow.Table", attempts: "pyarrow.Table") -> set[str]:
-    """Returns the trials of attempts that are not among the others."""
+    """Returns the trials whose newest attempt is not among the others."""
     wanted, others = table.select(_ATTEMPT), attempts.select(_ATTEMPT)
-    left = wanted.join(others, keys=_ATTEMPT, join_type="left anti")
+    # Of one that was tried again after its driver had died, only the newest attempt will end.
+    newest = wanted.group_by("trial").aggregate([("attempt", "max")]).rename_columns(_ATTEMPT)
+    left = newest.join(others, keys=_ATTEMPT, join_type="left anti")
     return set(left["trial"].to_pylist())
 
 

@@ -344,6 +344,8 @@ def rows(found: Confirmation, plan: SweepPlan) -> list[dict[str, Any]]:
                 "line": one.line,
                 "vision": str(asked.vision),
                 "language": str(asked.language),
+                "vision_sparsity": float(asked.vision.sparsity),
+                "language_sparsity": float(asked.language.sparsity),
                 "score": one.score,
                 "also": " ".join(
                     f"{name}={value}"

@@ -86,9 +86,12 @@ def test_it_says_what_was_asked_found_and_failed(kept: SweepStore) -> None:
     assert len(data["layers"]["t000"]) == 12
     assert data["verdicts"] == []
     assert {line["name"] for line in data["along"]} == {"50 % of all weights zero"}
+    ends = [end for best in data["charts"]["repaired"]["bests"] for end in best["ends"]]
+    assert all(0 <= sparsity <= 1 for end in ends for sparsity in end)
     (failure,) = data["failures"]
     assert failure["error"] == EVIL
     assert failure["command"].startswith("ressa resume asked t007 --store ")
+    assert data["redo"].startswith("ressa resume asked --failed --store ")
     assert dict(data["provenance"])["seeds"].startswith("search 0, calibration 0, repair 0")
     json.dumps(data, allow_nan=False)  # no number that JSON does not have
 

@@ -3,6 +3,7 @@
 import math
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from rich.console import Console
 
@@ -184,6 +185,20 @@ def test_a_plain_table_shows_gaps_times_and_brackets(sweep: SweepStore) -> None:
     assert "–" in text
     assert "UTC" in text
     assert "." not in text.splitlines()[-1]
+
+
+def test_a_plain_table_without_room_breaks_headings_and_then_stands_upright() -> None:
+    row = {"score_pruned": 0.123456, "score_repaired": 0.654321, "failure_stage": "repair"}
+    frame = pd.DataFrame([row, row])
+    assert "score_pruned" in _printed(plain_table(frame, width=80)).splitlines()[0]
+    narrow = _printed(plain_table(frame, width=30)).splitlines()
+    assert narrow[0].split() == ["score_", "score_", "failure_"]
+    assert narrow[1].split() == ["pruned", "repaired", "stage"]
+    upright = _printed(plain_table(frame, width=20)).splitlines()
+    assert upright[0].split() == ["score_pruned", "0.123456"]
+    assert [line.split() for line in upright if "stage" in line] == [
+        ["failure_stage", "repair"]
+    ] * 2
 
 
 def test_where_both_towers_were_asked_together_the_map_shows_what_came_of_it(

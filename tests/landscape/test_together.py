@@ -10,6 +10,7 @@ from ressa.errors import SpecError
 from ressa.landscape import line_table, plot, results_of, results_table
 from ressa.landscape.figures import layers_of
 from ressa.landscape.observed import mapped_trials
+from ressa.landscape.report import gather_map
 from ressa.store import Store, SweepStore, open_store
 from tests.landscape.conftest import begin, commit
 
@@ -58,6 +59,9 @@ def test_two_sweeps_are_one_table(store: Store) -> None:
     assert best["trial"].tolist() == ["grid/t000"]
     assert best["score"].item() == found.loc[found["role"] == "search", "score"].max()
     assert found.attrs["about"].sweep == "line + grid"
+    data = gather_map([line, grid])
+    assert data["facts"][0][1] == "grid/t000, not confirmed"
+    assert "ressa confirm grid " in data["headline"]
 
 
 def test_one_sweep_is_its_own_table(store: Store) -> None:

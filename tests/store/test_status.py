@@ -49,3 +49,14 @@ def test_a_trial_proposed_again_waits_although_an_attempt_of_it_ended(sweep: Swe
     assert sweep.status().counts == {"lost": 1}
     _propose(sweep, 0, epoch=2, attempt=1)
     assert sweep.status().counts == {"queued": 1}
+
+
+def test_an_attempt_that_died_with_its_driver_is_not_waited_for(sweep: SweepStore) -> None:
+    """It left no row; the next driver proposed it again, and that one ended."""
+    _propose(sweep, 0, epoch=1)
+    _propose(sweep, 0, epoch=2, attempt=1)
+    assert sweep.status().counts == {"queued": 1}
+    row = {"role": "search", "state": "succeeded", "score": 0.8}
+    sweep.commit("trials", [row], trial="t000", epoch=2, attempt=1)
+    assert sweep.status().counts == {"succeeded": 1}
+    assert sweep.status().done == 1

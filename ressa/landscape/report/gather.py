@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from ressa.errors import SpecError
+from ressa.landscape.best import over_runs
 from ressa.landscape.charted import KINDS, Charted, charts
 from ressa.landscape.figures import lines_of
 from ressa.landscape.picture import Surface, hull_of
@@ -67,6 +68,7 @@ def gather(
         "layers": _layers(sweep, detailed),
         "failures": failed,
         "more_failures": more,
+        "redo": _command("resume", sweep, "--failed"),
         "provenance": _provenance(sweep, spec),
         "spec": sweep.spec_text(),
         "again": _again(sweep),
@@ -187,7 +189,6 @@ def _chart(frame: "pandas.DataFrame", state: str, found: Charted) -> dict[str, A
             vision=chart.vision, language=chart.language, values=chart.deviation, hull=corners
         )
         widest = float(chart.deviation[deviation.inside()].max())
-    ends = chart.vision[[0, -1]].tolist()
     return {
         "vision": [_plain(float(value)) for value in chart.vision],
         "language": [_plain(float(value)) for value in chart.language],
@@ -199,7 +200,7 @@ def _chart(frame: "pandas.DataFrame", state: str, found: Charted) -> dict[str, A
         "bests": [
             {name: _plain(value) for name, value in row.items()}
             | {
-                "ends": [[x, found.language(row["line"], row["equal"], x)] for x in ends],
+                "ends": found.ends(row["line"], row["equal"]),
                 "sure": [
                     [x, found.language(row["line"], row["equal"], x)]
                     for x in (row["vision_low"], row["vision_high"])
@@ -239,11 +240,19 @@ def _stand(state: dict[str, Any]) -> str:
 
 
 def _best(frame: "pandas.DataFrame") -> list[tuple[str, str]]:
-    best = frame[frame["best"].astype(bool) & frame["score"].notna()].sort_values("score")
+    scored = over_runs(frame[frame["score"].notna()])
+    best = scored[scored["best"].astype(bool)].sort_values("score")
     return [
-        (_with_error(row["score"], _plain(row["standard_error"])), f"{row['trial']}, not confirmed")
+        (
+            _with_error(row["score"], _plain(row["standard_error"])),
+            f"{row['trial']}, {_mean_of(row['runs'])}not confirmed",
+        )
         for row in best.tail(1).to_dict("records")
     ]
+
+
+def _mean_of(runs: int) -> str:
+    return f"mean of {runs} runs, " if runs > 1 else ""
 
 
 def _yardsticks(about: About) -> list[tuple[str, str]]:

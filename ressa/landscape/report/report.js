@@ -327,7 +327,7 @@ function map() {
   $("ramp").style.background = `linear-gradient(90deg, ${LAYERS[layer].join(",")})`;
   const unit = layer === "deviation" ? "points" : "%";
   [$("low").textContent, $("high").textContent] = scale.map((value) => `${percent(value)} ${unit}`);
-  $("shading").textContent = found ? `Shading: what the trials together say; ◇ the best of a line and, bold, where it lies with 90 % probability. ` : "";
+  $("shading").textContent = found ? `${found.hull ? "Shading: what the trials together say. " : ""}◇ the best of a line and, bold, where it lies with 90 % probability. ` : "";
   tableOfBests(bests);
 }
 
@@ -370,8 +370,8 @@ function kinds() {
 
 function tableOfBests(bests) {
   $("bests").hidden = !bests.length;
-  const names = ["through the equal split", "best vision : language", "vision between", "score", "between",
-    `chance to be within ${data.margin} of the best`, "the equal split's chance"];
+  const names = ["equal split", "best", "vision between", "score", "between",
+    `within ${data.margin} of the best`, "equal split too"];
   const heads = make("tr");
   heads.append(...names.map((name) => make("th", name, { scope: "col" })));
   const body = bests.map((one) => {
@@ -421,6 +421,12 @@ function looked() {
   return state.chosen.length ? state.chosen : data.first;
 }
 
+// The least number that is not below a value and whose quarters are short.
+function round(value) {
+  const unit = 10 ** Math.floor(Math.log10(value / 4));
+  return 4 * unit * [1, 1.5, 2, 2.5, 3, 4, 5, 7.5, 10].find((step) => 4 * step * unit >= value * (1 - 1e-9));
+}
+
 function axes(svg, box, low, high, label, ticks) {
   for (let n = 0; n <= 4; n++) {
     const value = low + (n / 4) * (high - low), y = box.bottom - (n / 4) * (box.bottom - box.top);
@@ -440,13 +446,13 @@ function figures() {
     const box = { left: 52, right: 545, top: 26, bottom: 220 };
     const lines = curved.map((trial) => data.curves[trial]);
     const end = Math.max(...lines.flatMap((line) => line.step)), losses = lines.flatMap((line) => line.loss).filter(known);
-    const high = Math.max(...losses, 0.001), x = (step) => box.left + (step / end) * (box.right - box.left);
+    const high = round(Math.max(...losses, 0.001)), x = (step) => box.left + (step / end) * (box.right - box.left);
     axes(svg, box, 0, high, "loss", [0, 0.25, 0.5, 0.75, 1].map((part) => [x(part * end), String(Math.round(part * end))]));
     curved.forEach((trial, n) => {
       const { step, loss } = data.curves[trial];
       const points = step.map((one, i) => (known(loss[i]) ? `${x(one).toFixed(1)},${(box.bottom - (loss[i] / high) * (box.bottom - box.top)).toFixed(1)}` : "")).join(" ");
       svg.append(draw("polyline", { points, fill: "none", stroke: HUES[n % HUES.length], "stroke-width": 2, "stroke-dasharray": DASHES[n % DASHES.length] }));
-      const [left, top] = [56 + (n % 4) * 122, 256 + Math.floor(n / 4) * 20];
+      const [left, top] = [56 + (n % 3) * 165, 256 + Math.floor(n / 3) * 20];
       svg.append(draw("line", { x1: left, x2: left + 26, y1: top, y2: top, stroke: HUES[n % HUES.length], "stroke-width": 2, "stroke-dasharray": DASHES[n % DASHES.length] }));
       svg.append(draw("text", { x: left + 32, y: top + 4 }, trial.slice(0, 14)));
     });
@@ -467,15 +473,15 @@ function profile(trial, tower) {
   const has = found.some((layer) => known(layer.output_error));
   const field = has ? "output_error" : "sparsity";
   const box = { left: 52, right: 545, top: 26, bottom: 140 };
-  const high = Math.max(...found.map((layer) => layer[field] || 0), 1e-6);
+  const high = round(100 * Math.max(...found.map((layer) => layer[field] || 0), 1e-6)) / 100;
   const wide = (box.right - box.left) / found.length;
   const blocks = [...new Set(found.map((layer) => layer.block))];
   const middle = (block) => {
     const at = found.map((layer, n) => [layer.block, n]).filter(([one]) => one === block).map(([, n]) => n);
     return box.left + wide * ((at[0] + at.at(-1) + 1) / 2);
   };
-  const every = Math.ceil(blocks.length / 12);
-  axes(svg, box, 0, high, `${tower}: ${has ? "share of its output that pruning loses" : "sparsity"}, layer by layer`,
+  const every = Math.ceil(blocks.length / 8);
+  axes(svg, box, 0, 100 * high, `${tower}, layer by layer: ${has ? "share of output lost" : "sparsity"} in %`,
     blocks.filter((_, n) => n % every === 0).map((block) => [middle(block), `block ${block}`]));
   found.forEach((layer, n) => {
     const tall = ((layer[field] || 0) / high) * (box.bottom - box.top);
@@ -526,7 +532,8 @@ function along() {
 
 function failures() {
   $("failed").hidden = !data.failures.length;
-  $("failures").replaceChildren(...data.failures.map((one) => {
+  const all = data.failures.length > 1 ? [make("p", "All that failed or were lost, again:"), make("pre", data.redo)] : [];
+  $("failures").replaceChildren(...all, ...data.failures.map((one) => {
     const box = make("div");
     box.append(make("p", `${one.trial}: ${one.state}${one.where ? ` at ${one.where}` : ""}`), make("p", one.error || "", { class: "bad" }));
     if (one.traceback) {
