@@ -62,8 +62,9 @@ class Heatmap:
         self.about: About = frame.attrs["about"]
         searched = over_runs(frame[(frame["role"] != "baseline") & frame["score"].notna()])
         self._points: list[dict[str, Any]] = searched.to_dict("records")
-        self._columns = _levels(self._points, "vision")
         self._rows = _levels(self._points, "language")[::-1]
+        self._margin = max((len(level.label) for level in self._rows), default=0)
+        self._columns: list[_Level] = []
         self._range = colour_range(frame)
         self._states = ["pruned", "repaired"] if searched["repaired"].notna().any() else ["pruned"]
 
@@ -71,6 +72,8 @@ class Heatmap:
         if not self._points:
             yield Text("no map yet: no trial of the search has succeeded", style="dim")
             return
+        room = (options.max_width - self._margin - 1) // _CELL
+        self._columns = _levels(self._points, "vision", most=room)
         maps = [list(self._map(state)) for state in self._states]
         gap = 3
         width = sum(max(line.cell_len for line in one) for one in maps) + gap * (len(maps) - 1)
@@ -91,7 +94,7 @@ class Heatmap:
     def _map(self, state: str) -> Iterator[Text]:
         """One map as lines of equal width."""
         names = {"pruned": "before repair", "repaired": "after repair"}
-        margin = max(len(level.label) for level in self._rows)
+        margin = self._margin
         title, axes = f"{names[state]} (%)", "language ↑  vision →"
         width = max(margin + 1 + _CELL * len(self._columns), len(title), len(axes))
         yield Text(title.center(width), style="bold")
@@ -165,11 +168,18 @@ def _asked(point: dict[str, Any], tower: str) -> Any:
     return point[tower] if isinstance(point[tower], str) else point[f"{tower}_sparsity"]
 
 
-def _levels(points: Sequence[dict[str, Any]], tower: str) -> list[_Level]:
+def _levels(
+    points: Sequence[dict[str, Any]], tower: str, *, most: int | None = None
+) -> list[_Level]:
     """Returns an axis' levels, rising: each value if they are few, else ranges of one width.
 
-    Ranges are as wide as they can be without two trials in one cell; a budget's solved sparsities
-    lie on no grid.
+    Ranges are as wide as they can be without two trials in one cell, but for what there is room
+    for; a budget's solved sparsities lie on no grid.
+
+    Args:
+        points: the trials.
+        tower: whose axis.
+        most: how many levels there is room for; None: any.
     """
     patterns = {p[tower]: p[f"{tower}_sparsity"] for p in points if _pattern(p[tower])}
     free = [point for point in points if not _pattern(point[tower])]
@@ -182,6 +192,9 @@ def _levels(points: Sequence[dict[str, Any]], tower: str) -> list[_Level]:
         places = [(point[f"{tower}_sparsity"], _asked(point, other)) for point in free]
         width = next((w for w in _WIDTHS if not _collide(places, w)), _WIDTHS[0])
         first, last = _bin(values[0], width), _bin(values[-1], width)
+        if most is not None and len(levels) + last - first >= most:
+            width = _WIDTHS[0]
+            first, last = _bin(values[0], width), _bin(values[-1], width)
         levels += [_range(at, width) for at in range(first, last + 1)]
     return sorted(levels, key=lambda level: (level.low, level.pattern or ""))
 

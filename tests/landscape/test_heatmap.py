@@ -66,6 +66,15 @@ def test_ranges_of_vision_stand_apart(empty_sweep: SweepStore) -> None:
     assert high.split() == [f"–0.{n}" for n in range(1, 10)]
 
 
+@pytest.mark.parametrize("width", [80, 120])
+def test_a_map_of_many_columns_fits_the_terminal(empty_sweep: SweepStore, width: int) -> None:
+    for at in range(17):
+        commit(empty_sweep, f"t{at:03d}", str((at + 0.5) / 20), "0.5", repair=False)
+    lines = _lines(empty_sweep, width)
+    assert max(map(len, lines)) <= width
+    assert lines[3].split()[0] == "0", "the axis follows the row at once"
+
+
 def test_language_rises_upwards(grid_sweep: SweepStore) -> None:
     assert [line.split()[0] for line in _lines(grid_sweep)[2:5]] == ["2:4", "0.5", "0"]
 
