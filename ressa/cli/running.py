@@ -223,12 +223,11 @@ def _report(sweep: "SweepStore", output: Output) -> None:
         picture = sweep.store.folder / "sweeps" / sweep.name / "landscape.png"
         plot([sweep], picture)
         said.append(f"picture    {picture}")
-    best = "SELECT trial, score FROM trials ORDER BY score DESC"
-    place = ["--store", sweep.store.location]
     said += [
         f"results    {command('results', sweep, '-o', 'csv')}",
-        f"landscape  {command('landscape', sweep, '--out', 'map.svg')}",
-        f'query      ressa query "{best}" {shlex.join(place)}',
+        f"map        {command('landscape', sweep, '--out', 'map.svg')}",
+        f"lines      {command('landscape', sweep, '--show', 'lines')}: the best, and how sure",
+        f"report     {command('report', sweep, '--out', 'report.html')}",
     ]
     if unsuccessful:
         said.append(f"failed     {unsuccessful}; {command('resume', sweep, '--failed')}")
