@@ -30,7 +30,7 @@ from ressa.store import open_store
 
 Floats = NDArray[np.float64]
 
-PAIRS, SWEEPS, QUESTIONS, LEVEL, MARGIN = 1000, 400, 5, 0.05, 1.0
+PAIRS, SWEEPS, QUESTIONS, LEVEL, MARGIN = 1000, 100, 5, 0.05, 1.0
 
 
 @dataclass(frozen=True, slots=True)
