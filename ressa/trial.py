@@ -155,8 +155,7 @@ class _Trial:
             raise RepairError(
                 f"the model's weights take {size / 2**30:.1f} GiB, and this GPU has too little "
                 "room for them and the work on them. From the CPU it is pruned, a block at a time, "
-                "and not repaired: take a GPU with more memory, or model.dtype bfloat16.",
-                "oom",
+                "and not repaired: take a GPU with more memory, or model.dtype bfloat16."
             )
         self.inventory = self.vlm.towers.inventory
         task, examples = self._data(trial.calibration)

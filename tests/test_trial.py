@@ -13,6 +13,7 @@ from PIL import Image
 
 from ressa import trial
 from ressa.catalog import TASKS
+from ressa.errors import RepairError
 from ressa.records import Example, Outcome, TrialSpec
 from ressa.repair import REPAIR_METHODS
 from ressa.spec import apply_point, spec_from_mapping
@@ -222,6 +223,15 @@ class Colours:
     def image(self, image_id):
         shade = 4 * int(image_id.split("/")[1])
         return Image.new("RGB", (64, 64), (shade, shade, shade))
+
+
+def test_a_model_for_which_there_is_no_room_is_pruned_and_not_repaired(tmp_path, monkeypatch):
+    monkeypatch.setattr(trial, "fits", lambda size: False)
+    spec = specify()
+    with pytest.raises(RepairError, match=r"weights take 0\.0 GiB, and this GPU has too little"):
+        run(spec, str(tmp_path))
+    outcome = run(dataclasses.replace(spec, repair=None), str(tmp_path))
+    assert outcome.summary["zeros_after_merge_ok"]
 
 
 def test_repair_learns_from_the_task_that_its_data_names(tmp_path, monkeypatch):
