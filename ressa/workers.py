@@ -27,10 +27,20 @@ def set_threads(threads: int) -> None:
     torch.set_num_threads(threads)
 
 
-def use_device(gpus: float) -> None:
-    """Hides this machine's GPUs from a worker that was given none; call it before CUDA starts."""
+def use_device(gpus: float, *, deterministic: bool = False) -> None:
+    """Hides this machine's GPUs from a worker that was given none; call it before CUDA starts.
+
+    Args:
+        gpus: of this worker.
+        deterministic: whether torch refuses operations that add in no fixed order there.
+    """
     if not gpus:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        return
+    if deterministic:
+        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # as cuBLAS asks for it
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.use_deterministic_algorithms(deterministic)
 
 
 def device() -> torch.device:

@@ -617,6 +617,11 @@ class Resources(SpecModel):
     placement: Literal["pack", "spread"] = Field(
         default="pack", description="Workers on as few nodes as hold them, or as many."
     )
+    deterministic: bool = Field(
+        default=False,
+        description="On GPUs only operations that add in a fixed order, slower; a trial that needs "
+        "another fails and names it. On CPUs all do.",
+    )
 
 
 class Retry(SpecModel):

@@ -121,7 +121,9 @@ class Worker:
             self._steps.close()  # of a trial that early stopping ended: its engine goes first
         check_seen(subject)
         self._diary.begin(subject)
-        workers.use_device(self._resources.gpus_per_worker)
+        workers.use_device(
+            self._resources.gpus_per_worker, deterministic=self._resources.deterministic
+        )
         workers.set_threads(self._resources.cpus_per_worker)
         self._kept = self._kept or Kept()
         self._steps = self._follow(

@@ -66,7 +66,8 @@ def export(
     from ressa import workers  # they need torch
     from ressa.export import Unmerged, merged, write
 
-    workers.use_device(plan.spec.resources.gpus_per_worker)
+    resources = plan.spec.resources
+    workers.use_device(resources.gpus_per_worker, deterministic=resources.deterministic)
     workers.set_threads(spec.cpus_per_worker)
     remade = _remade(spec, sweep, told)
     pruning = remade.pruning
