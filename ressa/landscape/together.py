@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ressa.errors import SpecError
 from ressa.landscape.tables import About, results_table
@@ -15,6 +15,9 @@ from ressa.store import SweepStore
 if TYPE_CHECKING:
     import pandas
 
+T = TypeVar("T")
+
+_METHOD = "repair.method"
 _PLACES = (*SPARSITIES, SPARSITY, "budget", "replicate")
 _NAMED, _LONGEST = 3, 120  # fields that an error names, and characters of a value
 
@@ -64,9 +67,12 @@ def _differing(ways: Mapping[tuple[tuple[str, str], ...], str]) -> dict[str, dic
         for field in fields:
             found[field].setdefault(values.get(field, "not chosen"), sweep)
     found = {field: values for field, values in found.items() if len(values) > 1}
-    if "none" in found.get("repair.method", {}):  # then there is no other field of repair
-        found = {k: v for k, v in found.items() if k == "repair.method" or "repair." not in k}
-    return found
+    return _unrepaired(found) if "none" in found.get(_METHOD, {}) else found
+
+
+def _unrepaired(found: dict[str, T]) -> dict[str, T]:
+    """Leaves out what only a repair has."""
+    return {k: v for k, v in found.items() if k == _METHOD or not k.startswith("repair.")}
 
 
 def _values(found: Mapping[str, str], *, several: bool) -> str:
@@ -93,9 +99,7 @@ def recipe(spec: SweepSpec) -> dict[str, str]:
     )
     for name, source in spec.data.items():
         found[f"data.{name}"] = json.dumps(source.identity, sort_keys=True, default=str)
-    if spec.repair.method == "none":
-        return {k: v for k, v in found.items() if k == "repair.method" or "repair." not in k}
-    return found
+    return _unrepaired(found) if spec.repair.method == "none" else found
 
 
 def _flat(content: Mapping[str, Any], prefix: str) -> list[tuple[str, str]]:
