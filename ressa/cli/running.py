@@ -226,7 +226,7 @@ def _report(sweep: "SweepStore", output: Output) -> None:
     said += [
         f"results    {command('results', sweep, '-o', 'csv')}",
         f"map        {command('landscape', sweep, '--out', 'map.svg')}",
-        f"lines      {command('landscape', sweep, '--show', 'lines')}: the best, and how sure",
+        f"lines      {command('landscape', sweep, '--show', 'lines')}",
         f"report     {command('report', sweep, '--out', 'report.html')}",
     ]
     if unsuccessful:
