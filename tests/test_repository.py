@@ -9,6 +9,7 @@ from inspect import getmembers, ismodule
 from pathlib import Path
 
 import pytest
+from markdown_it import MarkdownIt
 from packaging.requirements import Requirement
 from packaging.version import Version
 from typer.main import get_command
@@ -77,6 +78,12 @@ def test_links_inside_the_repository_resolve(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text()):
         if "://" not in target and not target.startswith("mailto:"):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_row_of_a_table_stands_below_a_header(page: Path) -> None:
+    read = MarkdownIt("commonmark").enable("table").parse(page.read_text())
+    assert not [one.content for one in read if one.type == "inline" and one.content[:1] == "|"]
 
 
 def test_every_file_of_the_readmes_tree_exists() -> None:
