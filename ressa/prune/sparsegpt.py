@@ -107,7 +107,7 @@ class SparseGPT(PruneMethod):
         dense = weight.detach().T.contiguous()  # [in out]
         change = torch.empty(dense.shape, dtype=hessian.scale.dtype, device=dense.device)
         for removal in removals:
-            keep = torch.empty(weight.shape, dtype=torch.bool)
+            keep = torch.empty(weight.shape, dtype=torch.bool, device=dense.device)
             for start, end, moved in self._blocks(hessian, change, self._width(removal)):
                 cut, share = slice(start, end), _share(removal, start, end, len(dense))
                 # Transposed, so that what column j takes of those before it lies together.
@@ -276,7 +276,7 @@ def _prune_block(
         if cut.start:
             offset.addmm_(own[cut, : cut.start], change[: cut.start])
         mask = _choose(change[cut], offset, inverse, scale[cut], share)
-        _make_up(change[cut], mask.to(change.device), offset, before[cut, cut])
+        _make_up(change[cut], mask, offset, before[cut, cut])
         masks.append(mask)
     return torch.cat(masks, dim=1) if len(masks) > 1 else masks[0]
 

@@ -125,6 +125,26 @@ def test_many_choices_from_one_sort_are_those_made_alone(monkeypatch, draw, cach
     assert all(one.equal(other) for one, other in zip(alone, together, strict=True))
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("draw", [drawn, tied])
+def test_ranks_as_gpus_take_them_choose_the_same(draw, dtype):
+    saliency = (draw(10, 16) - 0.5).to(dtype)
+    saliency[:, 3], saliency[:, 5] = 0.0, -0.0
+    rows = np.random.default_rng(1).integers(0, 17, size=10)
+    removals = [rows, 0, np.full(10, 3), Pattern(2, 4), 77, np.full(10, 16), 160, Pattern(1, 8)]
+    ranked = module._by_rank(saliency, removals)
+    for one, other in zip(keep_masks(saliency, removals), ranked, strict=True):
+        assert one.equal(other)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("removal", [40_000, np.full(64, 700), Pattern(2, 4), Pattern(4, 8)])
+@pytest.mark.parametrize("draw", [drawn, tied])
+def test_a_gpu_chooses_as_a_cpu_does(draw, removal):
+    saliency = draw(64, 1024)
+    assert keep_mask(saliency.cuda(), removal).cpu().equal(keep_mask(saliency, removal))
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 def test_what_is_pruned_becomes_plus_zero_and_nothing_else_changes(dtype):
     weight, keep = (drawn(7, 9) - 0.5).to(dtype), drawn(7, 9, seed=1) > 0.4
