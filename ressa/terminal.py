@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
 from io import TextIOWrapper
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.table import Table
 from rich.text import Text
 
 from ressa.errors import RessaError, SpecError
@@ -131,6 +132,19 @@ def say(text: str, label: str = "", style: str = "") -> None:
     """Writes words as they are, after a coloured label if there is one."""
     said = Text.assemble((label, style), " " if label else "", text)
     words().print(said, soft_wrap=True)
+
+
+def explain(facts: Iterable[tuple[str, str]]) -> None:
+    """Writes words under their topics; a topic that goes on is named once."""
+    table = Table.grid(padding=(0, 2))
+    last = None
+    for topic, text in facts:
+        table.add_row(Text("" if topic == last else topic, "bold"), Text(text))
+        last = topic
+    console = words()
+    with console.capture() as captured:
+        console.print(table)
+    sys.stderr.write("\n".join(map(str.rstrip, captured.get().split("\n"))))
 
 
 def words() -> Console:

@@ -390,8 +390,9 @@ def test_plan_tells_asked_from_counted(ressa: Ressa) -> None:
     pattern = next(row for row in rows if row["vision"] == "2:4")
     assert pattern["vision_zeros"] == 73_728
     said = ressa("plan", QUICKSTART)
-    assert "shared by all 14 trials" in said.err
-    assert "evaluate: 2000 questions on" in said.err
+    assert "the dense model's scores: made at most once, used 20 times" in said.err
+    assert "evaluate     2,000 questions on" in said.err
+    assert "73,728" in said.out and "0.575" in said.out
     assert "easy-vqa/test" not in said.err
 
 

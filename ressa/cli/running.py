@@ -1,6 +1,7 @@
 """Verbs that run sweeps and steer them."""
 
 import json
+import math
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,7 +24,8 @@ from ressa.cli.app import (
     show_results,
 )
 from ressa.cli.relay import ADDRESS, Wait, relay, relayed, resume_there
-from ressa.terminal import Output, draw, say, show, words
+from ressa.sparsity import TOWERS, Target
+from ressa.terminal import Output, draw, explain, say, show, words
 
 if TYPE_CHECKING:
     from ressa.spec import SweepSpec
@@ -43,10 +45,27 @@ def plan(file: File, set_: Sets = None, output: OutputOption = Output.table) -> 
     from ressa.sweep.preview import preview
 
     found = preview(load(file, set_))
-    if len(found.points) or output is not Output.table:
+    if output is not Output.table:
         show(found.points, output)
-    if output is Output.table:
-        say("\n".join(found.words))
+        return
+    if len(found.points):
+        show([_planned(row) for row in found.points.to_dict("records")], output)
+    explain(found.facts)
+
+
+def _planned(row: dict[str, Any]) -> dict[str, Any]:
+    """A point for a terminal: sparsities short, counts with separators."""
+    import pandas
+
+    from ressa.landscape.render import fraction, target
+
+    shown = dict(row)
+    for tower in TOWERS:
+        text = row[tower]
+        shown[tower] = target(text, float(Target.parse(text).sparsity) if text else math.nan)
+        zeros = row[f"{tower}_zeros"]
+        shown[f"{tower}_zeros"] = None if pandas.isna(zeros) else f"{zeros:,.0f}"
+    return shown | {name: fraction(row[name]) for name in ("sparsity", "whole_sparsity")}
 
 
 @app.command()

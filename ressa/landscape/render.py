@@ -194,7 +194,7 @@ def plain_table(
     return table
 
 
-_NUMBER = re.compile(rf"(?:[-+]?[\d.]+(?: %)?|{NOTHING}|)$")
+_NUMBER = re.compile(rf"(?:[-+]?[\d.,:]+(?: %)?|{NOTHING}|)$")
 _FOLDED = 24  # a longer word, such as a path, may be folded
 
 

@@ -82,7 +82,7 @@ class Proposer:
     @property
     def is_fixed(self) -> bool:
         """Whether proposals depend on their numbers alone."""
-        return self._search.sampler in ("grid", "qmc", "random")
+        return self._search.is_fixed
 
     @cached_property
     def trials(self) -> frozenset[str] | None:

@@ -516,6 +516,11 @@ class Search(SpecModel):
         description="Ends the sweep before all trials ran, when every budget's line is decided.",
     )
 
+    @property
+    def is_fixed(self) -> bool:
+        """Whether proposals depend on their numbers alone, and on no result."""
+        return self.sampler in ("grid", "qmc", "random")
+
 
 AGGREGATES = ("mean_relative", "macro")
 """Means over the main metrics of all tasks that are evaluated."""

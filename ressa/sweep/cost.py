@@ -8,6 +8,7 @@ weeks, and each number that it rests on is printed with it.
 """
 
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from ressa.spec import DataRef
 from ressa.sweep.plan import SweepPlan
@@ -32,6 +33,10 @@ _SIZES = {
     ("aokvqa", "val"): (1_145, 1_122),
 }
 _UNKNOWN = (10_000, 10_000)
+
+
+Fact: TypeAlias = tuple[str, str]
+"""What is said of a sweep before it runs: a topic, and words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +96,7 @@ def estimate(plan: SweepPlan, trials: int) -> Cost:
     )
 
 
-def cost_words(plan: SweepPlan, trials: int) -> list[str]:
+def cost_words(plan: SweepPlan, trials: int) -> list[Fact]:
     """Says an estimate and what it rests on; nothing for a sweep without GPUs."""
     if not plan.spec.resources.gpus_per_worker:
         return []
@@ -100,12 +105,12 @@ def cost_words(plan: SweepPlan, trials: int) -> list[str]:
     sizes = [(ref.task, _size(plan, ref)) for ref in plan.spec.evaluate]
     data = ", ".join(f"{task} {items:,} on {images:,} pictures" for task, (items, images) in sizes)
     return [
-        f"estimate, not measured: {sum(cost.hours.values()):.1f} GPU-hours ({parts}); "
+        ("estimate", f"not measured: {sum(cost.hours.values()):.1f} GPU-hours ({parts}); "
         f"{_gib(cost.store_bytes)} in the store; {_gib(cost.worker_bytes)} of weights on each "
-        "worker's GPU",
-        f"it assumes {TERAFLOPS:.0f} TFLOP/s used to {USE:.0%}, {TERABYTES:g} TB/s, "
+        "worker's GPU"),
+        ("assumes", f"{TERAFLOPS:.0f} TFLOP/s used to {USE:.0%}, {TERABYTES:g} TB/s, "
         f"{VISION_POSITIONS} vision and {LANGUAGE_POSITIONS} language positions, {ANSWER_TOKENS} "
-        f"tokens an answer, each state scored on real and on blank pictures; {data}",
+        f"tokens an answer, each state scored on real and on blank pictures; {data}"),
     ]
 
 

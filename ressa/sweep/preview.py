@@ -3,7 +3,8 @@ model is in the catalog.
 """
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
@@ -14,16 +15,17 @@ from ressa.catalog import MODELS, TASKS
 from ressa.errors import InfeasibleAllocation, MissingExtraError, NotFoundError, SpecError
 from ressa.records import TrialSpec
 from ressa.sparsity import TOWERS, Inventory
-from ressa.spec import ModelRef, Search, SweepSpec, grid_points
+from ressa.spec import ModelRef, SweepSpec, grid_points
 from ressa.spec.space import SPARSITIES, SPARSITY
 from ressa.store import open_store
-from ressa.sweep.cost import cost_words
+from ressa.sweep.cost import Fact, cost_words
 from ressa.sweep.plan import SweepPlan, inventory_of, make_plan
 from ressa.sweep.shared import already_made, how_often, trials_of
 
 _MOST_POINTS = 200  # more rows are not read by anyone
 _DRAWN = 500  # points of a continuous space: their feasible share is good to a few per cent
 _MOST_KEYS = 10_000  # points whose stages are counted
+_NUMBER = re.compile(r"\d[\d.,]*")
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}  # of a weight
 
 
@@ -32,15 +34,15 @@ class Preview:
     """The points a sweep may try, and what is worth saying about it in words."""
 
     points: pandas.DataFrame
-    words: list[str]
+    facts: list[Fact]
 
 
 def preview(spec: SweepSpec) -> Preview:
     """Works out what a sweep would run."""
     plan = make_plan(spec)
-    words: list[str] = []
+    facts: list[Fact] = []
     if spec.data:
-        plan, words = _with_data(plan)
+        plan, facts = _with_data(plan)
     rows: list[dict[str, Any]] = []
     distinct = 0
     feasible: list[dict[str, str]] = []
@@ -48,51 +50,67 @@ def preview(spec: SweepSpec) -> Preview:
         feasible, skipped = grid_points(spec, plan.inventory)
         rows = [_row(plan, point) for point in feasible[:_MOST_POINTS]]
         distinct = len({plan.key_of(point) for point in feasible})
-        words.append(f"{len(feasible)} points, {distinct} distinct trials in the space")
-        if len(feasible) > len(rows):
-            words.append(f"the first {len(rows)} are shown")
-        words += [f"skipped {_fields(point)}: {reason}" for point, reason in skipped]
+        first = f"; the first {len(rows)} are shown" if len(feasible) > len(rows) else ""
+        facts.append(("space", f"{len(feasible)} points, {distinct} distinct trials{first}"))
+        facts += _skipped(skipped)
     else:
-        words += _continuous(plan)
-    search = spec.search
-    count = min(search.trials, distinct or search.trials)
-    sees = "whatever has finished" if search.asynchronous else f"results up to n − {search.window}"
-    words += [
-        f"{count} trials by {search.sampler}, {search.parallel} at once, proposal n sees {sees}; "
-        f"baselines: {', '.join(plan.baselines) or 'none'}",
-        *_ends_early(search),
+        facts += _continuous(plan)
+    count = min(spec.search.trials, distinct or spec.search.trials)
+    facts += [
+        ("search", f"{spec.search.sampler}, {count} trials, {spec.search.parallel} at once"),
+        *_sees(spec),
+        ("baselines", ", ".join(plan.baselines) or "none"),
         *_shared(plan, count, feasible),
         *_data_words(plan),
         *cost_words(plan, count),
     ]
-    return Preview(pandas.DataFrame(rows), words)
+    return Preview(pandas.DataFrame(rows), facts)
 
 
-def _ends_early(search: Search) -> list[str]:
-    stop = search.stop_when
-    if stop is None:
-        return []
-    points = "1 point" if stop.regret_points == 1 else f"{stop.regret_points:g} points"
+def _sees(spec: SweepSpec) -> list[Fact]:
+    """What a proposal looks at, where it looks at anything, and what may end the sweep sooner."""
+    search, stop = spec.search, spec.search.stop_when
+    seen = "whatever has finished" if search.asynchronous else f"results up to n − {search.window}"
+    facts = [("search", f"proposal n sees {seen}")]
+    if search.is_fixed and spec.early_stopping is None:
+        facts = []
+    if stop is not None:
+        points = "1 point" if stop.regret_points == 1 else f"{stop.regret_points:g} points"
+        said = (
+            f"it ends sooner, when on each line the best that ran is {stop.confidence:.0%} sure to "
+            f"lie less than {points} below the line's best"
+        )
+        facts.append(("search", said))
+    return facts
+
+
+def _skipped(points: Iterable[tuple[dict[str, str], str]]) -> list[Fact]:
+    """Why points cannot be run: a fact for each reason, with an example."""
+    found: dict[str, list[str]] = {}
+    for point, reason in points:
+        # Reasons that differ in their numbers are one, and a constraint's is its text.
+        alike = reason.split(": ")[0] if reason.startswith("constraint ") else _NUMBER.sub("", reason)
+        found.setdefault(alike, []).append(f"{_fields(point)}: {reason}")
     return [
-        f"it ends sooner, when on each line the best that ran is {stop.confidence:.0%} sure to lie "
-        f"less than {points} below the line's best"
+        ("skipped", examples[0] if len(examples) == 1 else f"{len(examples)}, such as {examples[0]}")
+        for examples in found.values()
     ]
 
 
-def _with_data(plan: SweepPlan) -> tuple[SweepPlan, list[str]]:
+def _with_data(plan: SweepPlan) -> tuple[SweepPlan, list[Fact]]:
     """Returns a plan that needs no data if they cannot be read here, and says why not."""
     try:
         _ = plan.data
     except (SpecError, MissingExtraError) as error:
-        return replace(plan, reads_data=False), [f"data were not read: {error}"]
+        return replace(plan, reads_data=False), [("data", f"were not read: {error}")]
     return plan, []
 
 
-def _continuous(plan: SweepPlan) -> list[str]:
+def _continuous(plan: SweepPlan) -> list[Fact]:
     """How much of a space that cannot be listed is excluded, by points drawn from it evenly."""
     from ressa.search.fixed import chance  # with optuna, which a base install lacks
 
-    words = ["the space is continuous: the sampler draws from it"]
+    facts = [("space", "continuous: the sampler draws from it")]
     reasons = []
     for point in islice(chance(plan.spec.dimensions, 0), _DRAWN):
         try:
@@ -100,9 +118,9 @@ def _continuous(plan: SweepPlan) -> list[str]:
         except InfeasibleAllocation as error:
             reasons.append((point, str(error)))
     if reasons:
-        words.append(f"of {_DRAWN} points drawn from it {len(reasons)} are excluded, such as:")
-        words += [f"skipped {_fields(point)}: {reason}" for point, reason in reasons[:3]]
-    return words
+        share = f"of {_DRAWN} points drawn from it {len(reasons)} are excluded"
+        facts += [("space", share), *_skipped(reasons)]
+    return facts
 
 
 def _row(plan: SweepPlan, point: dict[str, str]) -> dict[str, Any]:
@@ -122,7 +140,7 @@ def _fields(point: Mapping[str, str]) -> str:
     return " ".join(f"{field}={value}" for field, value in point.items())
 
 
-def _shared(plan: SweepPlan, count: int, points: list[dict[str, str]]) -> list[str]:
+def _shared(plan: SweepPlan, count: int, points: list[dict[str, str]]) -> list[Fact]:
     """What trials will share, how often each is made, and what is there already."""
     spec = plan.spec
     known = list(trials_of(plan, points[:_MOST_KEYS]).values())
@@ -140,17 +158,25 @@ def _shared(plan: SweepPlan, count: int, points: list[dict[str, str]]) -> list[s
         "vision-mask": "vision masks",
         "language-mask": "language masks",
     }
-    whole = [names[kind] for kind in asked if not kind.endswith(("-mask", "threshold"))]
-    words = [f"shared by all {count} trials: {', '.join(whole)}; equal masks of a tower too"]
     if points:
         most = "" if spec.search.sampler == "grid" and count >= len(points) else "at most "
-        counts = [f"{names[kind].split(' (')[0]} {n}× for {m}" for kind, (n, m) in asked.items()]
-        words.append(f"made once for every trial that asks, {most}{'; '.join(counts)}")
+        shared = [
+            f"{names[kind]}: made {most}{_times(made)}, used {_times(used)}"
+            for kind, (made, used) in asked.items()
+        ]
+    else:
+        shared = [names[kind] for kind in asked if not kind.endswith(("-mask", "threshold"))]
+        shared.append("equal masks of a tower")
+    facts = [("shared work", one) for one in shared]
     made = _made(plan, known)
     if made:
         found = ", ".join(f"{number} {kind}" for kind, number in made.items())
-        words.append(f"of these stages the store {spec.store} holds: {found}")
-    return words + _live_teacher(plan)
+        facts.append(("shared work", f"of it the store {spec.store} holds: {found}"))
+    return facts + _live_teacher(plan)
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"
 
 
 def _made(plan: SweepPlan, trials: list[TrialSpec]) -> dict[str, int]:
@@ -163,7 +189,7 @@ def _made(plan: SweepPlan, trials: list[TrialSpec]) -> dict[str, int]:
         return {}
 
 
-def _live_teacher(plan: SweepPlan) -> list[str]:
+def _live_teacher(plan: SweepPlan) -> list[Fact]:
     """What a teacher takes that is not a stage."""
     spec = plan.spec
     weight = _BYTES[spec.model.dtype] / 2**30
@@ -171,10 +197,10 @@ def _live_teacher(plan: SweepPlan) -> list[str]:
         return []
     if spec.repair.objective == "features":
         size = _size(plan.inventory.parameters["vision"] * weight)
-        return [f"each worker holds the dense vision tower too: {size}"]
+        return [("each worker", f"holds the dense vision tower too: {size}")]
     if spec.repair.distillation.weight and spec.repair.distillation.reduction == "reference":
         size = _size(plan.inventory.whole * weight)
-        return [f"each worker holds the dense model too, as the teacher: {size}"]
+        return [("each worker", f"holds the dense model too, as the teacher: {size}")]
     return []
 
 
@@ -199,16 +225,20 @@ def _size(gib: float) -> str:
     return f"{gib:.1f} GiB" if gib >= 1 else f"{gib * 1024:.1f} MiB"
 
 
-def _data_words(plan: SweepPlan) -> list[str]:
+def _data_words(plan: SweepPlan) -> list[Fact]:
     if not plan.reads_data:
         return []
     try:
         data = plan.data
     except ModuleNotFoundError as missing:
-        return [f"data were not read: they need {missing.name}, of the packages that run trials"]
+        needed = f"were not read: they need {missing.name}, of the packages that run trials"
+        return [("data", needed)]
     return [
-        f"{row['purpose']}: {row['samples']} questions on {len(row['image_ids'])} images of "
-        f"{row['task']}/{row['split']}, disjoint from the other purposes"
+        (
+            row["purpose"],
+            f"{row['samples']:,} questions on {len(row['image_ids']):,} images of "
+            f"{row['task']}/{row['split']}, disjoint from the other purposes",
+        )
         for row in data
     ]
 

@@ -76,5 +76,21 @@ def test_a_preview_says_when_a_sweep_ends_sooner() -> None:
         "space": {"vision_sparsity": {"choices": [0.4, 0.5, 0.6]}},
         "search": {"stop_when": {"regret_points": 2, "confidence": 0.95}},
     }
-    words = preview(spec_from_mapping(content).spec).words
-    assert any("95% sure to lie less than 2 points below the line's best" in one for one in words)
+    facts = preview(spec_from_mapping(content).spec).facts
+    assert any("95% sure to lie less than 2 points below the line's best" in one for _, one in facts)
+
+
+def test_a_preview_says_what_is_skipped_once_for_each_reason() -> None:
+    content = {
+        "ressa": 1,
+        "model": "pocket-llava",
+        "space": {
+            "vision_sparsity": {"low": 0.1, "high": 0.9, "step": 0.1},
+            "language_sparsity": {"low": 0.1, "high": 0.9, "step": 0.1},
+        },
+        "constraints": ["sparsity <= 0.6", "vision_sparsity <= language_sparsity"],
+    }
+    facts = preview(spec_from_mapping(content).spec).facts
+    skipped = [text for topic, text in facts if topic == "skipped"]
+    assert len(skipped) == 2
+    assert all(", such as vision_sparsity=" in text for text in skipped)

@@ -63,14 +63,15 @@ POINT = {"vision_sparsity": "0.2", "language_sparsity": "0.5"}
 
 def test_a_plan_counts_what_is_shared_and_what_the_store_holds(store: Store) -> None:
     spec = spec_of("one", Path(store.location))
-    words = "\n".join(preview(spec).words)
-    assert "the dense model's scores 1× for 7" in words
-    assert "vision masks 4× for 7; language masks 3× for 7" not in words  # in the order made
-    assert "language masks 3× for 7; vision masks 4× for 7" in words
-    assert "holds" not in words
+    said = [text for topic, text in preview(spec).facts if topic == "shared work"]
+    assert said == [  # in the order made
+        "the dense model's scores: made once, used 7 times",
+        "language masks: made 3 times, used 7 times",
+        "vision masks: made 4 times, used 7 times",
+    ]
     dense, vision, *_ = keys_of(spec, POINT)
     fill(store, [dense, vision])
-    assert "holds: 1 calibration, 1 dense" in "\n".join(preview(spec).words)
+    assert any("holds: 1 calibration, 1 dense" in text for _, text in preview(spec).facts)
 
 
 def test_what_an_unfinished_sweep_may_read_stays(store: Store) -> None:
