@@ -132,6 +132,7 @@ def sweep(tmp_path: Path) -> SweepStore:
         ("verdict quickstart --store http://head:8265", 5, "--store then names the store as the"),
         ("ls --store foo://bar", 5, "cannot open store foo://bar"),
         ("landscape quickstart --out map.gif", 2, "ends in none of .png, .svg, .pdf"),
+        ("landscape quickstart --show lines --by repair.steps", 2, "--show lines has no map"),
         ("landscape quickstart --out file/map.png", 5, "cannot write"),
         ("models nope", 2, "instructblip-vicuna-7b, pocket-blip2, pocket-llava."),
         ("models ./nope", 2, "there is no such folder"),

@@ -168,8 +168,10 @@ def landscape(
 ) -> None:
     """Draws the map of a sweep, or of several as one."""
     from ressa.landscape import plot
+    from ressa.landscape.saving import check_shown
     from ressa.sweep.driver import current_spec
 
+    check_shown(what.value, by)
     opened = opened_store(store)
     sweeps = [opened.sweep(name) for name in dict.fromkeys(names)]
     margin = current_spec(sweeps[0]).verdict.margin

@@ -44,6 +44,7 @@ def plot(
         NotFoundError: there is nothing to draw.
         StoreError: the file cannot be written.
     """
+    check_shown(show, by)
     path = Path(path)
     suffix = path.suffix.lower()
     if suffix == ".html":
@@ -67,6 +68,19 @@ def plot(
         _write(
             path,
             lambda: figure.savefig(path, dpi=200, bbox_inches="tight", metadata=_undated(path)),
+        )
+
+
+def check_shown(show: str, by: str | None) -> None:
+    """Refuses an option whose values maps are asked of, where no map is shown.
+
+    Raises:
+        SpecError: it names the option.
+    """
+    if by is not None and show != "map":
+        raise SpecError(
+            f"--by {by} draws a map for each of its values, and --show {show} has no map. Leave "
+            "one of them out."
         )
 
 
