@@ -6,32 +6,35 @@ Where a sweep's trials make one map, its surrogate is what is shaded, with how s
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from ressa.landscape.best import over_runs
 from ressa.landscape.charted import Charted
+from ressa.landscape.points import (
+    COLOURS,
+    HALO,
+    INK,
+    draw_dense,
+    draw_point,
+    is_pattern,
+    visible,
+    with_room,
+)
 from ressa.landscape.render import percent
+from ressa.landscape.surface import Surface, draw_surface, hull_of, surface_of
 from ressa.landscape.tables import About, colour_range, parted
 
 if TYPE_CHECKING:
-    import numpy as np
     import pandas
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from numpy.typing import NDArray
 
-    from ressa.landscape.items import Floats
 
-_COLOURS = "viridis"  # lightness rises evenly: the order survives in grey
-_INK, _FAINT = "#222222", "#8a8a8a"
-_ENOUGH, _ENOUGH_AREA = 6, 0.01  # points and their hull: with less, a background is invented
-_HALO = 2.2
-_ASIDE = 0.032
+_FAINT = "#8a8a8a"
 ROOM = 0.14
 """What the numbers at the ends of lines take, in sparsity."""
 _LIMITS = (-0.04, 1.04)
 _NARROW, _WIDE = 290.0, 520.0  # typographic points that a map's side takes, about
-_LABEL = (18.0, 7.5)  # and those of a number beside a point
 TITLES = {"pruned": "before repair", "repaired": "after repair"}
 
 
@@ -157,41 +160,20 @@ def _draw_panel(
     if searched.empty:
         axes.text(0.5, 0.5, "no trial has succeeded yet", ha="center", color=_FAINT)
         return
-    surface = _surface(searched, state, panel.charted)
+    surface = surface_of(searched, state, panel.charted)
     if surface is not None:
-        _draw_surface(axes, surface, scale)
+        draw_surface(axes, surface, scale)
     _draw_budgets(axes, searched, about)
     if span is _LIMITS:
-        _draw_dense(axes, drawn, state, scale)
-    points = _visible(searched)
+        draw_dense(axes, drawn, state, scale)
+    points = visible(searched)
     if panel.trials is not drawn:  # on the map of one value of an option, its own best
         best = max(points, key=lambda point: (point[state], point["trial"]))
         points = [point | {"best": point is best} for point in points]
-    labelled = _labelled(points, (span[1] - span[0]) / side)
+    labelled = with_room(points, (span[1] - span[0]) / side)
     for point in points:
         label = percent(point[state]) if point["trial"] in labelled else ""
-        _draw_point(axes, point, state, scale, label=label)
-
-
-def _labelled(points: Sequence[dict[str, Any]], unit: float) -> set[str]:
-    """The trials whose numbers have room: where two would overprint, the better one's.
-
-    Args:
-        points: of one map.
-        unit: sparsity that a typographic point is.
-    """
-    taken: list[tuple[float, float]] = []
-    found = set()
-    for point in sorted(points, key=lambda one: -one["score"]):
-        (right, up), _ = _label_place(point, beside=False)
-        x, y = _place(point)
-        aside = point.get("aside", (0.0, 0.0))
-        place = x + aside[0] + right * unit, y + aside[1] + up * unit
-        wide, tall = _LABEL[0] * unit, _LABEL[1] * unit
-        if all(abs(place[0] - a) >= wide or abs(place[1] - b) >= tall for a, b in taken):
-            taken.append(place)
-            found.add(str(point["trial"]))
-    return found
+        draw_point(axes, point, state, scale, label=label)
 
 
 def prepare(axes: "Axes", title: str, span: tuple[float, float] = _LIMITS) -> None:
@@ -219,118 +201,6 @@ def span_of(trials: "pandas.DataFrame", room: float = 0.06) -> tuple[float, floa
     return max(-room, values.min() - room), min(_LIMITS[1], values.max() + room)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Surface:
-    """Values on a grid, where trials surround it."""
-
-    vision: "Floats"
-    language: "Floats"
-    values: "Floats"
-    """[vision language]"""
-    hull: "Floats"
-    """[corner tower]: what the trials surround."""
-
-    def inside(self) -> "NDArray[np.bool_]":
-        """[vision language]: whether trials surround a place."""
-        import numpy as np
-        from matplotlib.path import Path as Outline
-
-        grid = np.stack(np.meshgrid(self.vision, self.language, indexing="ij"), axis=-1)
-        found = Outline(self.hull).contains_points(grid.reshape(-1, 2), radius=1e-9)
-        return found.reshape(grid.shape[:2])
-
-
-def _surface(searched: "pandas.DataFrame", state: str, charted: Charted | None) -> Surface | None:
-    """What is shaded between unstructured points, inside their hull; patterns are off it.
-
-    The surrogate's mean; without one, what interpolates.
-    """
-    import numpy as np
-    from scipy.interpolate import RBFInterpolator
-
-    free = searched[~_is_pattern(searched)]
-    means = free.groupby(["vision_sparsity", "language_sparsity"])[state].mean().reset_index()
-    places = means[["vision_sparsity", "language_sparsity"]].to_numpy(float)
-    hull = hull_of(places)
-    if hull is None:
-        return None
-    if charted is not None:
-        chart = charted.chart
-        return Surface(vision=chart.vision, language=chart.language, values=chart.mean, hull=hull)
-    ticks = [np.linspace(*ends, 101) for ends in zip(hull.min(0), hull.max(0), strict=True)]
-    asked = np.stack(np.meshgrid(*ticks, indexing="ij"), axis=-1).reshape(-1, 2)
-    values = RBFInterpolator(places, means[state].to_numpy(float), kernel="linear")(asked)
-    return Surface(vision=ticks[0], language=ticks[1], values=values.reshape(101, 101), hull=hull)
-
-
-def hull_of(places: "Floats") -> "Floats | None":
-    """Returns the corners of what points [point tower] surround; None if it is next to nothing."""
-    from scipy.spatial import ConvexHull, QhullError
-
-    if len(places) < _ENOUGH:
-        return None
-    try:
-        hull = ConvexHull(places)
-    except QhullError:
-        return None
-    # Nearly on one line there is no surface.
-    return None if hull.volume < _ENOUGH_AREA else places[hull.vertices]
-
-
-def _draw_surface(
-    axes: "Axes",
-    surface: Surface,
-    scale: tuple[float, float],
-    *,
-    colours: str = _COLOURS,
-    alpha: float = 0.45,
-    contours: bool = True,
-) -> Any:
-    """Shades a surface, and draws its contours with their values in %."""
-    import numpy as np
-    from matplotlib.patches import Polygon
-    from matplotlib.ticker import MaxNLocator
-
-    limits: dict[str, Any] = {"xlim": axes.get_xlim(), "ylim": axes.get_ylim()}
-    half = [float(ticks[1] - ticks[0]) / 2 for ticks in (surface.vision, surface.language)]
-    image = axes.imshow(
-        surface.values.T,
-        cmap=colours,
-        vmin=scale[0],
-        vmax=scale[1],
-        alpha=alpha,
-        extent=(
-            surface.vision[0] - half[0],
-            surface.vision[-1] + half[0],
-            surface.language[0] - half[1],
-            surface.language[-1] + half[1],
-        ),
-        origin="lower",
-        interpolation="bilinear",
-        zorder=0,
-    )
-    image.set_clip_path(Polygon(surface.hull, closed=True, transform=axes.transData))
-    axes.set(**limits)
-    if not contours:
-        return image
-    values = np.ma.masked_where(~surface.inside(), surface.values)
-    ticks = MaxNLocator(7).tick_values(*scale)
-    levels = [float(tick) for tick in ticks if values.min() < tick < values.max()]
-    if levels:
-        drawn = axes.contour(
-            surface.vision,
-            surface.language,
-            values.T,
-            levels=levels,
-            colors=_INK,
-            linewidths=0.6,
-            alpha=0.55,
-            zorder=1,
-        )
-        axes.clabel(drawn, fmt=lambda value: f"{100 * value:g}", fontsize=6.5)
-    return image
-
-
 def _draw_sureness(
     figure: "Figure",
     panels: Sequence["Axes"],
@@ -344,7 +214,7 @@ def _draw_sureness(
     The second has the lines of equal weights, with the best of each and between where it lies.
     """
     searched = panel.trials[panel.trials["role"] != "baseline"]
-    free = searched[~_is_pattern(searched) & searched[panel.state].notna()]
+    free = searched[~is_pattern(searched) & searched[panel.state].notna()]
     places = free[["vision_sparsity", "language_sparsity"]].drop_duplicates().to_numpy(float)
     hull, chart, span = hull_of(places), charted.chart, span_of(searched, ROOM)
     shown = (
@@ -358,11 +228,11 @@ def _draw_sureness(
     )
     for axes, (title, values, colours, scale) in zip(panels, shown, strict=False):
         prepare(axes, title if alone else f"{title}, {panel.title}", span)
-        axes.plot(*places.T, ".", color=_INK, markersize=3, zorder=3)
+        axes.plot(*places.T, ".", color=INK, markersize=3, zorder=3)
         if hull is None:
             continue
         surface = Surface(vision=chart.vision, language=chart.language, values=values, hull=hull)
-        image = _draw_surface(
+        image = draw_surface(
             axes,
             surface,
             scale or (0.0, float(values[surface.inside()].max())),
@@ -384,17 +254,17 @@ def draw_bests(axes: "Axes", charted: Charted, kind: Any) -> None:
     halo = [withStroke(linewidth=4.2, foreground="white")]
     for row in rows:
         start, end = charted.ends(kind, row["equal"])
-        axes.plot(*zip(start, end, strict=True), color=_INK, linewidth=0.7, linestyle=(0, (5, 4)))
+        axes.plot(*zip(start, end, strict=True), color=INK, linewidth=0.7, linestyle=(0, (5, 4)))
         where = [row["vision_low"], row["vision_high"]]
         sure = [(v, charted.language(kind, row["equal"], v)) for v in where]
-        axes.plot(*zip(*sure, strict=True), color=_INK, linewidth=2.2, path_effects=halo, zorder=4)
+        axes.plot(*zip(*sure, strict=True), color=INK, linewidth=2.2, path_effects=halo, zorder=4)
         axes.plot(
             row["vision"],
             row["language"],
             marker="D",
             markersize=5,
             color="white",
-            markeredgecolor=_INK,
+            markeredgecolor=INK,
             zorder=5,
         )
         # At the line's end, where no other line is near: the best ones lie side by side.
@@ -408,8 +278,8 @@ def draw_bests(axes: "Axes", charted: Charted, kind: Any) -> None:
             rotation=math.degrees(angle),
             rotation_mode="anchor",
             fontsize=7.5,
-            color=_INK,
-            path_effects=[withStroke(linewidth=_HALO, foreground="white")],
+            color=INK,
+            path_effects=[withStroke(linewidth=HALO, foreground="white")],
             zorder=6,
         )
 
@@ -426,7 +296,7 @@ def _draw_budgets(axes: "Axes", searched: "pandas.DataFrame", about: About) -> N
             (s, (zeros - s * vision) / language)
             for s in (max(0.0, (zeros - language) / vision), min(1.0, zeros / vision))
         ]
-        axes.plot(*zip(*ends, strict=True), color=_INK, linewidth=0.8, linestyle=(0, (5, 4)))
+        axes.plot(*zip(*ends, strict=True), color=INK, linewidth=0.8, linestyle=(0, (5, 4)))
         # At the end that is farther from all points.
         free = [min(math.dist(end, place) for place in places) for end in ends]
         at_left = free[0] > free[1]
@@ -437,79 +307,10 @@ def _draw_budgets(axes: "Axes", searched: "pandas.DataFrame", about: About) -> N
             textcoords="offset points",
             ha="left" if at_left else "right",
             fontsize=7.5,
-            color=_INK,
+            color=INK,
             rotation=-math.degrees(math.atan2(vision, language)),
             rotation_mode="anchor",
         )
-
-
-def _draw_dense(
-    axes: "Axes", drawn: "pandas.DataFrame", state: str, scale: tuple[float, float]
-) -> None:
-    name = {"pruned": "dense", "repaired": "dense-repaired"}[state]
-    row = drawn[(drawn["trial"] == name) & drawn["score"].notna()]
-    if len(row):
-        point = row.iloc[0].to_dict() | {"best": False, "vision": "0", "language": "0"}
-        point[state] = point["score"]
-        label = f"{name} {percent(point['score'])}"
-        _draw_point(axes, point, state, scale, label=label, beside=True)
-
-
-def _draw_point(
-    axes: "Axes",
-    point: dict[str, Any],
-    state: str,
-    scale: tuple[float, float],
-    *,
-    label: str,
-    beside: bool = False,
-) -> None:
-    """Draws a trial, and its number above it or where it stands away from its neighbours."""
-    from matplotlib.patheffects import withStroke
-
-    best = bool(point["best"])
-    marker, size = ("*", 230) if best else ("s", 40) if _names_pattern(point) else ("o", 46)
-    right, up = point.get("aside", (0.0, 0.0))
-    place = point["vision_sparsity"] + right, point["language_sparsity"] + up
-    axes.scatter(
-        [place[0]],
-        [place[1]],
-        c=[point[state]],
-        cmap=_COLOURS,
-        vmin=scale[0],
-        vmax=scale[1],
-        s=size,
-        marker=marker,
-        edgecolors=_INK,
-        linewidths=1.3 if best else 0.7,
-        zorder=4 if best else 3,
-        clip_on=False,
-    )
-    offset, align = _label_place(point, beside=beside)
-    axes.annotate(
-        label,
-        place,
-        xytext=offset,
-        textcoords="offset points",
-        ha=align,
-        fontsize=7.5,
-        fontweight="bold" if best else "normal",
-        color=_INK,
-        path_effects=[withStroke(linewidth=_HALO, foreground="white")],
-        zorder=5,
-    )
-
-
-def _label_place(
-    point: dict[str, Any], *, beside: bool
-) -> tuple[tuple[float, float], Literal["left", "center", "right"]]:
-    """Where a point's number stands, in typographic points from it: away from its neighbours."""
-    right, up = point.get("aside", (0.0, 0.0))
-    if right:
-        return (-6, -8 if up else -3), "right"
-    if up or beside:
-        return (7, -8 if up else -3), "left"
-    return (0, 9 if point["best"] else 6), "center"
 
 
 def _draw_scale(figure: "Figure", panels: Any, about: About, scale: tuple[float, float]) -> None:
@@ -518,7 +319,7 @@ def _draw_scale(figure: "Figure", panels: Any, about: About, scale: tuple[float,
     from matplotlib.colors import Normalize
 
     bar = figure.colorbar(
-        ScalarMappable(Normalize(*scale), cmap=_COLOURS),
+        ScalarMappable(Normalize(*scale), cmap=COLOURS),
         ax=list(panels),
         fraction=0.05,
         pad=0.015,
@@ -537,7 +338,7 @@ def _draw_scale(figure: "Figure", panels: Any, about: About, scale: tuple[float,
     inside = [min(max(value, scale[0]), scale[1]) for value, _ in known]
     for (value, name), at, height in zip(known, inside, _spread(inside, room), strict=True):
         bar.ax.axhline(at, color="white", linewidth=2.4)
-        bar.ax.axhline(at, color=_INK, linewidth=1)
+        bar.ax.axhline(at, color=INK, linewidth=1)
         bar.ax.annotate(
             f"{name} {percent(value)}{' ↓' if value < scale[0] else ''}",
             (1, at),
@@ -545,7 +346,7 @@ def _draw_scale(figure: "Figure", panels: Any, about: About, scale: tuple[float,
             textcoords=bar.ax.get_yaxis_transform(),
             va="center",
             fontsize=8,
-            arrowprops={"arrowstyle": "-", "linewidth": 0.6, "color": _INK, "shrinkA": 0},
+            arrowprops={"arrowstyle": "-", "linewidth": 0.6, "color": INK, "shrinkA": 0},
             annotation_clip=False,
         )
 
@@ -560,45 +361,6 @@ def _spread(values: list[float], room: float) -> list[float]:
                 heights[at] -= overlap / 2
                 heights[at + 1] += overlap / 2
     return heights
-
-
-def _visible(searched: "pandas.DataFrame") -> list[dict[str, Any]]:
-    """One point per allocation, the best there: trials that differ elsewhere would overprint.
-
-    A pattern that would cover an unstructured point gets an `aside` to stand next to it.
-    """
-    best_last = searched.sort_values("score")
-    # Where both towers were asked for one sparsity together, an allocation is what came of it.
-    places = [
-        best_last[tower]
-        .astype(object)
-        .where(best_last[tower].notna(), best_last[f"{tower}_sparsity"])
-        for tower in ("vision", "language")
-    ]
-    last = best_last.groupby(places, dropna=False).tail(1)
-    kept: list[dict[str, Any]] = last.to_dict("records")
-    taken = [_place(point) for point in kept if not _names_pattern(point)]
-    for point in kept:
-        if _names_pattern(point) and any(math.dist(_place(point), p) < _ASIDE for p in taken):
-            point["aside"] = (
-                -_ASIDE if ":" in str(point["vision"]) else 0.0,
-                -_ASIDE if ":" in str(point["language"]) else 0.0,
-            )
-    return kept
-
-
-def _place(point: dict[str, Any]) -> tuple[float, float]:
-    return point["vision_sparsity"], point["language_sparsity"]
-
-
-def _names_pattern(point: dict[str, Any]) -> bool:
-    return ":" in str(point["vision"]) or ":" in str(point["language"])
-
-
-def _is_pattern(frame: "pandas.DataFrame") -> "pandas.Series":
-    return frame["vision"].str.contains(":", na=False) | frame["language"].str.contains(
-        ":", na=False
-    )
 
 
 def title_of(frame: "pandas.DataFrame") -> str:
@@ -624,7 +386,7 @@ def _footnote(about: About, drawn: "pandas.DataFrame", charted: Charted | None =
         )
     if searched["budget"].notna().any():
         said.append("dashed: equal size")
-    if _is_pattern(searched).any():
+    if is_pattern(searched).any():
         said.append("□ N:M, set aside where it would cover a point")
     if charted is not None:
         said.append(

@@ -85,7 +85,7 @@ def _by_rank(
 def _by_threshold(
     values: Float[np.ndarray, "out in"], removals: Sequence[Removal]
 ) -> Iterator[Bool[Tensor, "out in"]]:
-    """Chooses by the highest saliency that goes, which is found without a sort that knows places."""
+    """Chooses by the highest saliency that goes, by sorts that need not say whence it came."""
     whole = values.reshape(1, -1)
     by_row = _last_pruned(values, [r for r in removals if isinstance(r, np.ndarray)])
     in_matrix = _last_pruned(whole, [np.array([r]) for r in removals if isinstance(r, int)])

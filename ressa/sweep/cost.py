@@ -105,12 +105,19 @@ def cost_words(plan: SweepPlan, trials: int) -> list[Fact]:
     sizes = [(ref.task, _size(plan, ref)) for ref in plan.spec.evaluate]
     data = ", ".join(f"{task} {items:,} on {images:,} pictures" for task, (items, images) in sizes)
     return [
-        ("estimate", f"not measured: {sum(cost.hours.values()):.1f} GPU-hours ({parts}); "
-        f"{_gib(cost.store_bytes)} in the store; {_gib(cost.worker_bytes)} of weights on each "
-        "worker's GPU"),
-        ("assumes", f"{TERAFLOPS:.0f} TFLOP/s used to {USE:.0%}, {TERABYTES:g} TB/s, "
-        f"{VISION_POSITIONS} vision and {LANGUAGE_POSITIONS} language positions, {ANSWER_TOKENS} "
-        f"tokens an answer, each state scored on real and on blank pictures; {data}"),
+        (
+            "estimate",
+            f"not measured: {sum(cost.hours.values()):.1f} GPU-hours ({parts}); "
+            f"{_gib(cost.store_bytes)} in the store; {_gib(cost.worker_bytes)} of weights on each "
+            "worker's GPU",
+        ),
+        (
+            "assumes",
+            f"{TERAFLOPS:.0f} TFLOP/s used to {USE:.0%}, {TERABYTES:g} TB/s, "
+            f"{VISION_POSITIONS} vision and {LANGUAGE_POSITIONS} language positions, "
+            f"{ANSWER_TOKENS} tokens an answer, each state scored on real and on blank pictures; "
+            f"{data}",
+        ),
     ]
 
 

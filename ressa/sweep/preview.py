@@ -89,10 +89,15 @@ def _skipped(points: Iterable[tuple[dict[str, str], str]]) -> list[Fact]:
     found: dict[str, list[str]] = {}
     for point, reason in points:
         # Reasons that differ in their numbers are one, and a constraint's is its text.
-        alike = reason.split(": ")[0] if reason.startswith("constraint ") else _NUMBER.sub("", reason)
+        alike = (
+            reason.split(": ")[0] if reason.startswith("constraint ") else _NUMBER.sub("", reason)
+        )
         found.setdefault(alike, []).append(f"{_fields(point)}: {reason}")
     return [
-        ("skipped", examples[0] if len(examples) == 1 else f"{len(examples)}, such as {examples[0]}")
+        (
+            "skipped",
+            examples[0] if len(examples) == 1 else f"{len(examples)}, such as {examples[0]}",
+        )
         for examples in found.values()
     ]
 

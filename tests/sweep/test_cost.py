@@ -17,7 +17,7 @@ PAPER = sorted((ROOT / "sweeps" / "paper").glob("*.yaml"))
 def test_the_papers_sweeps_are_planned_here_without_weights_and_without_data(sweep, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     found = preview(load_spec(sweep).spec)
-    said = {topic: text for topic, text in found.facts}
+    said = dict(found.facts)
     assert len(found.points) >= 4
     assert said["data"].startswith("were not read")
     assert said["estimate"].startswith("not measured")

@@ -77,7 +77,9 @@ def test_a_preview_says_when_a_sweep_ends_sooner() -> None:
         "search": {"stop_when": {"regret_points": 2, "confidence": 0.95}},
     }
     facts = preview(spec_from_mapping(content).spec).facts
-    assert any("95% sure to lie less than 2 points below the line's best" in one for _, one in facts)
+    assert any(
+        "95% sure to lie less than 2 points below the line's best" in one for _, one in facts
+    )
 
 
 def test_a_preview_says_what_is_skipped_once_for_each_reason() -> None:

@@ -10,8 +10,8 @@ from ressa.errors import SpecError
 from ressa.landscape.best import over_runs
 from ressa.landscape.charted import KINDS, Charted, charts
 from ressa.landscape.figures import lines_of
-from ressa.landscape.picture import Surface, hull_of
 from ressa.landscape.render import percent
+from ressa.landscape.surface import Surface, hull_of
 from ressa.landscape.tables import COLUMNS, About, colour_range, results_table, sweep_row
 from ressa.landscape.together import owner, results_of
 from ressa.landscape.verdicts import allocation_rows, confirmed, judge
