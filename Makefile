@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: help quickstart test check format docs pocket bench models chaos cluster clean
+.PHONY: help quickstart test check format docs pocket bench models gpu chaos cluster clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -55,6 +55,10 @@ cluster: $(VENV)/.dev ## Sweeps on a Ray of several machines made of network nam
 
 models: $(VENV)/.dev ## Try every model type of transformers, small and random: docs/models.md
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.zoo $(ONLY)
+
+gpu: $(VENV)/.dev ## What only a GPU shows: tests that need one, and a model of 1.6 billion weights, dense beside 2:4 (a quarter of an hour)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_trial.py tests/prune tests/repair tests/export/test_kernels.py tests/models/test_zoo.py
+	$(BIN)/python -m benchmarks.large
 
 clean: ## Remove the virtual environment and caches; results stay
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -9,13 +9,10 @@ from typing import TypeVar
 
 import torch
 
-from ressa.errors import RepairError
-
 T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
-ADVICE = "repair.gradient_checkpointing, a lower rank or a larger machine help"
 _GIB = 2**30
 
 
@@ -45,23 +42,6 @@ def free_cache() -> None:
         torch.cuda.empty_cache()
 
 
-def largest_that_fits(size: int, fits: Callable[[int], bool]) -> int:
-    """Halves a micro-batch until it fits.
-
-    Downwards, so that what fits as a whole is found at once; a failed attempt costs little.
-
-    Raises:
-        RepairError: one question alone does not fit; failure "oom".
-    """
-    while not fits(size):
-        free_cache()
-        if size == 1:
-            raise RepairError(f"out of memory with one question at a time. {ADVICE}", "oom")
-        log.warning("a micro-batch of %d does not fit; trying %d", size, halved(size))
-        size = halved(size)
-    return size
-
-
 def in_batches(work: Callable[[int], T], size: int) -> T:
     """Does work so many at a time, and all of it again with half as many where memory ran out."""
     while True:
@@ -76,7 +56,7 @@ def in_batches(work: Callable[[int], T], size: int) -> T:
 
 
 def halved(size: int) -> int:
-    """Half a micro-batch, rounded up."""
+    """Half a batch, rounded up."""
     return -(-size // 2)
 
 

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import psutil
 import torch
-from torch import distributed
+from torch import Tensor, distributed
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -176,6 +176,23 @@ def total(value: float) -> float:
     if world_size > 1:
         distributed.all_gather_object(values, value)
     return sum(values)
+
+
+def anywhere(here: bool, device: torch.device) -> bool:
+    """Says whether something is so on any worker."""
+    return bool(over_workers(torch.tensor(float(here), device=device), "MAX").item())
+
+
+def over_workers(value: Tensor, how: str = "SUM") -> Tensor:
+    """Sums a small tensor over the workers, or takes the largest; in place.
+
+    Args:
+        value: on this worker's device; joined to a process group, of one at least.
+        how: SUM or MAX.
+    """
+    if distributed.get_world_size() > 1:
+        distributed.all_reduce(value, getattr(distributed.ReduceOp, how))
+    return value
 
 
 def sum_of_ones() -> tuple[str, float]:

@@ -4,11 +4,25 @@ The global batches follow from the examples and a seed alone. Workers share out 
 number of workers changes neither what is learnt from nor in which order.
 """
 
+import math
 import random
-from collections.abc import Iterator, Sequence
-from itertools import count, pairwise
+from collections.abc import Callable, Iterator, Sequence
+from itertools import count, islice, pairwise
+from typing import TypeAlias
 
+import torch
+from torch import Tensor
+
+from ressa.errors import RepairError
+from ressa.models.vlm import VLM, Batch
 from ressa.records import Example
+from ressa.repair.distillation import AnyTeacher, Pictures, trimmed
+from ressa.repair.engine import accumulation
+from ressa.spec import Repair
+from ressa.workers import rank_and_world_size
+
+MicroBatch: TypeAlias = tuple[Batch, Tensor | None]
+"""Questions, and what the teacher says of them if there is a teacher."""
 
 QUESTIONS_PER_IMAGE = 4
 """Per batch: enough that encoding an image is shared, few enough that a batch has many images."""
@@ -60,3 +74,79 @@ def pieces(part: Sequence[int], how_many: int) -> list[list[int]]:
     """Cuts a worker's part into nearly equal micro-batches."""
     cuts = [len(part) * index // how_many for index in range(how_many + 1)]
     return [list(part[start:stop]) for start, stop in pairwise(cuts)]
+
+
+class RepairData:
+    """The global batches of a repair, and this worker's part of each."""
+
+    def __init__(
+        self,
+        vlm: VLM,
+        examples: Sequence[Example],
+        task: Pictures,
+        teacher: AnyTeacher | None,
+        repair: Repair,
+        seed: int,
+        keep: Callable[[Callable[[], Batch]], Batch] | None = None,
+    ) -> None:
+        self._examples, self._teacher = examples, teacher
+        self.repair = repair
+        self.rank, self.world_size = rank_and_world_size()
+        self._batches = list(
+            islice(global_batches(examples, repair.batch_size, seed), repair.steps)
+        )
+        self.check(repair.micro_batch)
+        used = sorted(
+            {index for batch in self._batches for index in share(batch, self.rank, self.world_size)}
+        )
+        self._row = {index: number for number, index in enumerate(used)}
+
+        def encode() -> Batch:
+            return vlm.encode(
+                [examples[index] for index in used],
+                task.image,
+                answers=True,
+                blank=task.blank_image() if repair.objective == "text" else None,
+            )
+
+        # Reading, resizing and tokenising once is far cheaper than in every step.
+        self._encoded = encode() if keep is None else keep(encode)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the questions are."""
+        return self._encoded.image_index.device
+
+    @property
+    def is_taught(self) -> bool:
+        """Whether there is a teacher."""
+        return self._teacher is not None
+
+    @property
+    def share(self) -> int:
+        """Questions of a worker and step."""
+        return math.ceil(self.repair.batch_size / self.world_size)
+
+    def check(self, micro_batch: int | None) -> None:
+        """Refuses a size at which some worker would have an empty micro-batch."""
+        how_many = accumulation(self.repair, self.world_size, micro_batch)
+        ranks = range(self.world_size)
+        if any(len(share(b, r, self.world_size)) < how_many for b in self._batches for r in ranks):
+            raise RepairError(
+                f"a batch of {self.repair.batch_size} questions has only "
+                f"{min(map(len, self._batches))} images, too few for {self.world_size} workers "
+                f"with {how_many} micro-batches each; raise batch_size or micro_batch"
+            )
+
+    def micro_batches(self, step: int, size: int) -> list[MicroBatch]:
+        """This worker's micro-batches of a step, counted from 0."""
+        how_many = accumulation(self.repair, self.world_size, size)
+        own = share(self._batches[step], self.rank, self.world_size)
+        return [self._micro_batch(piece) for piece in pieces(own, how_many)]
+
+    def _micro_batch(self, piece: list[int]) -> MicroBatch:
+        batch = self._encoded.select([self._row[index] for index in piece])
+        if self.repair.distillation.reduction == "reference":
+            batch = trimmed(batch)
+        asked = [self._examples[index] for index in piece]
+        return batch, None if self._teacher is None else self._teacher.of(asked, batch)

@@ -1,41 +1,31 @@
 """The repair loop: DeepSpeed trains the adapters of a pruned model, one global batch a step."""
 
 import hashlib
-import logging
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
-from typing import TypeAlias
 
 import torch
 from torch import Tensor, distributed
 
 from ressa.errors import RepairError
-from ressa.memory import (
-    ADVICE,
-    forget_peak,
-    free_cache,
-    halved,
-    is_out_of_memory,
-    largest_that_fits,
-    peak_gib,
-)
+from ressa.memory import forget_peak, free_cache, peak_gib
 from ressa.models.vlm import NO_LABEL, VLM, Batch
 from ressa.records import Example
 from ressa.repair.adapted import Adapters
-from ressa.repair.batches import global_batches, pieces, share
+from ressa.repair.batches import MicroBatch, RepairData
 from ressa.repair.checkpoint import Checkpoint, Checkpoints, recipe_hash
 from ressa.repair.curve import RepairStep, check_divergence, learning_rate
-from ressa.repair.distillation import AnyTeacher, FeatureTeacher, Pictures, trimmed
-from ressa.repair.engine import Engine, Moment, Student, accumulation, recomputed
+from ressa.repair.distillation import AnyTeacher, FeatureTeacher, Pictures
+from ressa.repair.engine import Engine, Moment, recomputed
+from ressa.repair.fitting import answered, smaller, what_fits
 from ressa.spec import Repair
-from ressa.workers import device, ensure_process_group, rank_and_world_size
-
-log = logging.getLogger(__name__)
-
-MicroBatch: TypeAlias = tuple[Batch, Tensor | None]
-"""Questions, and what the teacher says of them if there is a teacher."""
+from ressa.workers import (
+    anywhere,
+    device,
+    ensure_process_group,
+    over_workers,
+    rank_and_world_size,
+)
 
 
 def train(
@@ -72,10 +62,11 @@ def train(
             not even one question at a time fits in memory ("oom"), float16 without a GPU, or a
             batch has too few images for the workers.
     """
-    answers = repair.objective != "features"
-    needed = repair.distillation.weight or not answers
+    needed = repair.distillation.weight or repair.objective == "features"
     assert teacher is not None or not needed, "no teacher to learn from"
-    assert isinstance(teacher, FeatureTeacher) != answers or teacher is None, "of another objective"
+    assert teacher is None or isinstance(teacher, FeatureTeacher) == (
+        repair.objective == "features"
+    ), "a teacher of another objective"
     if repair.dtype == "float16" and not torch.cuda.is_available():
         raise RepairError("repair.dtype float16 needs a GPU: DeepSpeed has none of it for CPUs")
     ensure_process_group()
@@ -83,7 +74,7 @@ def train(
     # No dropout: it is the pruned model that is repaired, not a thinner one.
     vlm.model.train(False)
     adapters.train()  # but the dropout that a method has is meant
-    data = _Data(vlm, examples, task, teacher, repair, seed, keep)
+    data = RepairData(vlm, examples, task, teacher, repair, seed, keep)
     recipe = recipe_hash(repair, vlm.name, examples, seed)
     last = None if checkpoints is None else checkpoints.newest(recipe)
     curve = [] if last is None else list(last.curve)
@@ -91,59 +82,26 @@ def train(
     with recomputed(vlm, wanted=repair.gradient_checkpointing):
         sizes = [size for size in (last and last.micro_batch, repair.micro_batch) if size]
         # The smaller one: memory may have run out before the checkpoint, or after it.
-        size = min(sizes) if sizes else _what_fits(vlm, adapters, data)
-        engine = _open(vlm, adapters, repair, size, None if last is None else last.moment)
+        size = min(sizes) if sizes else what_fits(vlm, adapters, data)
+        trainer = _Trainer(vlm, adapters, data, size, None if last is None else last.moment)
         if checkpoints is not None:
-            checkpoints.note_config(engine.config)
+            checkpoints.note_config(trainer.engine.config)
         try:
             for step in range(len(curve), repair.steps):
-                started = time.perf_counter()
-                rate = learning_rate(repair, step)
-                forget_peak()
-                while True:
-                    engine.set_learning_rate(rate)
-                    # What is random in a step follows from it, so that it is the same when it is
-                    # done again.
-                    torch.manual_seed(_step_seed(repair.seed, step))
-                    result = _take_step(engine, data, step, size)
-                    if result is not None:
-                        break
-                    size = _smaller(size, step, repair)
-                    data.check(size)
-                    free_cache()
-                    # Weights move at the end of a step: this one has moved nothing yet.
-                    moment = engine.moment()
-                    engine.give_back()
-                    engine.close()
-                    engine = _open(vlm, adapters, repair, size, moment)
-                (loss, ce, kl), norm = result
-                curve.append(
-                    RepairStep(
-                        step=step + 1,
-                        loss=loss,
-                        ce=ce if answers else None,
-                        kl=kl if answers and teacher is not None else None,
-                        learning_rate=rate,
-                        gradient_norm=norm,
-                        examples_per_second=repair.batch_size / (time.perf_counter() - started),
-                        peak_memory_gib=_over_workers(
-                            torch.tensor(peak_gib(), device=vlm.model.device), "MAX"
-                        ).item(),
-                        micro_batch=size,
-                    )
-                )
+                curve.append(trainer.take(step))
                 check_divergence(curve, repair)
                 if at_step is not None:
                     at_step(curve[-1])
                 if checkpoints is not None and _is_due(repair, step + 1):
-                    moment = engine.moment()
+                    moment = trainer.engine.moment()
                     checkpoints.save(
-                        Checkpoint(curve=tuple(curve), micro_batch=size, moment=moment), recipe
+                        Checkpoint(curve=tuple(curve), micro_batch=trainer.size, moment=moment),
+                        recipe,
                     )
                 yield curve[-1]
-            engine.give_back()
+            trainer.engine.give_back()
         finally:
-            engine.close()
+            trainer.engine.close()
             adapters.train(False)
 
 
@@ -156,13 +114,59 @@ def _is_due(repair: Repair, done: int) -> bool:
     return done % every == 0 or (done == repair.steps and done > every)
 
 
-def _open(
-    vlm: VLM, adapters: Adapters, repair: Repair, micro_batch: int, moment: Moment | None
-) -> Engine:
-    engine = Engine(vlm, adapters, repair, micro_batch)
-    if moment is not None:
-        engine.restore(moment)
-    return engine
+class _Trainer:
+    """Takes steps by an engine, with a smaller micro-batch from where memory has run out."""
+
+    def __init__(
+        self, vlm: VLM, adapters: Adapters, data: RepairData, size: int, moment: Moment | None
+    ) -> None:
+        self._vlm, self._adapters, self._data = vlm, adapters, data
+        self.size = size
+        """Questions of a worker's micro-batch."""
+        self._open(moment)
+
+    def take(self, step: int) -> RepairStep:
+        """Takes a step, counted from 0, of the global batch that is its own."""
+        repair, began = self._data.repair, time.perf_counter()
+        rate = learning_rate(repair, step)
+        forget_peak()
+        while True:
+            self.engine.set_learning_rate(rate)
+            # What is random in a step follows from it, so that it is the same when done again.
+            torch.manual_seed(_step_seed(repair.seed, step))
+            result = _take_step(self.engine, self._data, step, self.size)
+            if result is not None:
+                break
+            self._shrink(step)
+        (loss, ce, kl), norm = result
+        answers = repair.objective != "features"
+        peak = torch.tensor(peak_gib(), device=self._vlm.model.device)
+        return RepairStep(
+            step=step + 1,
+            loss=loss,
+            ce=ce if answers else None,
+            kl=kl if answers and self._data.is_taught else None,
+            learning_rate=rate,
+            gradient_norm=norm,
+            examples_per_second=repair.batch_size / (time.perf_counter() - began),
+            peak_memory_gib=over_workers(peak, "MAX").item(),
+            micro_batch=self.size,
+        )
+
+    def _shrink(self, step: int) -> None:
+        """Goes on with half the micro-batch; weights move at the end of a step, so none has."""
+        self.size = smaller(self.size, step, self._data.repair)
+        self._data.check(self.size)
+        free_cache()
+        moment = self.engine.moment()
+        self.engine.give_back()
+        self.engine.close()
+        self._open(moment)
+
+    def _open(self, moment: Moment | None) -> None:
+        self.engine = Engine(self._vlm, self._adapters, self._data.repair, self.size)
+        if moment is not None:
+            self.engine.restore(moment)
 
 
 def _step_seed(seed: int, step: int) -> int:
@@ -171,121 +175,8 @@ def _step_seed(seed: int, step: int) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
 
 
-def _smaller(size: int, step: int, repair: Repair) -> int:
-    if size == 1:
-        raise RepairError(
-            f"out of memory at step {step + 1} of {repair.steps} with one question at a time. "
-            f"{ADVICE}",
-            "oom",
-        )
-    log.warning(
-        "out of memory at step %d with a micro-batch of %d; going on with %d and the same batch",
-        step + 1,
-        size,
-        halved(size),
-    )
-    return halved(size)
-
-
-class _Data:
-    """The global batches of a repair, and this worker's part of each."""
-
-    def __init__(
-        self,
-        vlm: VLM,
-        examples: Sequence[Example],
-        task: Pictures,
-        teacher: AnyTeacher | None,
-        repair: Repair,
-        seed: int,
-        keep: Callable[[Callable[[], Batch]], Batch] | None = None,
-    ) -> None:
-        self._examples, self._teacher, self._repair = examples, teacher, repair
-        self.rank, self.world_size = rank_and_world_size()
-        self._batches = list(
-            islice(global_batches(examples, repair.batch_size, seed), repair.steps)
-        )
-        self.check(repair.micro_batch)
-        used = sorted(
-            {index for batch in self._batches for index in share(batch, self.rank, self.world_size)}
-        )
-        self._row = {index: number for number, index in enumerate(used)}
-
-        def encode() -> Batch:
-            return vlm.encode(
-                [examples[index] for index in used],
-                task.image,
-                answers=True,
-                blank=task.blank_image() if repair.objective == "text" else None,
-            )
-
-        # Reading, resizing and tokenising once is far cheaper than in every step.
-        self._encoded = encode() if keep is None else keep(encode)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the questions are."""
-        return self._encoded.image_index.device
-
-    @property
-    def share(self) -> int:
-        """Questions of a worker and step."""
-        return math.ceil(self._repair.batch_size / self.world_size)
-
-    def check(self, micro_batch: int | None) -> None:
-        """Refuses a size at which some worker would have an empty micro-batch."""
-        how_many = accumulation(self._repair, self.world_size, micro_batch)
-        ranks = range(self.world_size)
-        if any(len(share(b, r, self.world_size)) < how_many for b in self._batches for r in ranks):
-            raise RepairError(
-                f"a batch of {self._repair.batch_size} questions has only "
-                f"{min(map(len, self._batches))} images, too few for {self.world_size} workers "
-                f"with {how_many} micro-batches each; raise batch_size or micro_batch"
-            )
-
-    def micro_batches(self, step: int, size: int) -> list[MicroBatch]:
-        """This worker's micro-batches of a step, counted from 0."""
-        how_many = accumulation(self._repair, self.world_size, size)
-        own = share(self._batches[step], self.rank, self.world_size)
-        return [self._micro_batch(piece) for piece in pieces(own, how_many)]
-
-    def _micro_batch(self, piece: list[int]) -> MicroBatch:
-        batch = self._encoded.select([self._row[index] for index in piece])
-        if self._repair.distillation.reduction == "reference":
-            batch = trimmed(batch)
-        asked = [self._examples[index] for index in piece]
-        return batch, None if self._teacher is None else self._teacher.of(asked, batch)
-
-
-def _what_fits(vlm: VLM, adapters: Adapters, data: _Data) -> int:
-    """Finds the largest micro-batch whose gradient fits on a GPU; on a CPU it is not tried.
-
-    Where main memory runs out, the system ends the process instead of refusing.
-    """
-    if not torch.cuda.is_available():
-        return data.share
-    return probe_micro_batch(vlm, adapters, data)
-
-
-def probe_micro_batch(vlm: VLM, adapters: Adapters, data: _Data) -> int:
-    """Computes gradients of ever smaller micro-batches until they fit, on every worker alike."""
-    student = Student(vlm, None, data._repair)
-
-    def fits(size: int) -> bool:
-        largest = max(data.micro_batches(0, size), key=lambda micro_batch: len(micro_batch[0]))
-        is_full = False
-        try:
-            loss, _ = student(*largest, 1)
-            torch.autograd.grad(loss, list(adapters.parameters()), allow_unused=True)
-        except Exception as error:
-            is_full = _answer(error, recoverable=True)
-        return not _anywhere(is_full, vlm.model.device)
-
-    return largest_that_fits(data.share, fits)
-
-
 def _take_step(
-    engine: Engine, data: _Data, step: int, size: int
+    engine: Engine, data: RepairData, step: int, size: int
 ) -> tuple[list[float], float | None] | None:
     """Takes one step.
 
@@ -302,12 +193,12 @@ def _take_step(
     try:
         micro_batches = data.micro_batches(step, size)
     except Exception as error:
-        full = _answer(error, recoverable=True)
+        full = answered(error, recoverable=True)
     answers = sum(
         int((b.labels != NO_LABEL).sum()) for b, _ in micro_batches if b.labels is not None
     )
     told = torch.tensor([answers, full], dtype=torch.float64, device=data.device)
-    tokens, full_workers = _over_workers(told).tolist()
+    tokens, full_workers = over_workers(told).tolist()
     if full_workers:
         return None
     alone = distributed.get_world_size() == 1
@@ -319,41 +210,16 @@ def _take_step(
             loss, reported = engine.forward(batch, dense, tokens)
             parts.append(reported)
         except Exception as error:
-            full = _answer(error, recoverable=alone or engine.stage < 3)
-        if full if alone or engine.stage == 3 else _anywhere(full, batch.image_index.device):
+            full = answered(error, recoverable=alone or engine.stage < 3)
+        if full if alone or engine.stage == 3 else anywhere(full, batch.image_index.device):
             return None
         assert loss is not None
         try:
             engine.backward(loss)
         except Exception as error:
-            full = _answer(error, recoverable=alone)
+            full = answered(error, recoverable=alone)
         if full:
             return None
         norm = engine.step()  # what breaks off here may have moved weights: it is not done again
-    sums = _over_workers(torch.stack(parts).sum(dim=0))
+    sums = over_workers(torch.stack(parts).sum(dim=0))
     return sums.tolist(), norm
-
-
-def _answer(error: Exception, *, recoverable: bool) -> bool:
-    """True for a lack of memory that can be answered; anything else is raised on."""
-    if not is_out_of_memory(error):
-        raise error
-    if not recoverable:
-        raise RepairError(
-            f"out of memory in the midst of an exchange between workers ({error}). Set "
-            "repair.micro_batch to half of what it was",
-            "oom",
-        ) from error
-    return True
-
-
-def _anywhere(here: bool, device: torch.device) -> bool:
-    """Whether something is so on any worker."""
-    return bool(_over_workers(torch.tensor(float(here), device=device), "MAX").item())
-
-
-def _over_workers(value: Tensor, how: str = "SUM") -> Tensor:
-    """Sums a small tensor over the workers, or takes the largest."""
-    if distributed.get_world_size() > 1:
-        distributed.all_reduce(value, getattr(distributed.ReduceOp, how))
-    return value

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModelForImageTextToText
 
 from ressa.errors import SpecError, VerificationError
 from ressa.export import certificate, load, to_semi_structured
@@ -14,6 +15,9 @@ def test_what_the_kernels_cannot_take_is_refused(folder: Path, tmp_path: Path) -
         to_semi_structured(model, folder)
     with pytest.raises(SpecError, match=r'on GPUs alone: model.to\("cuda"\)'):
         to_semi_structured(model.to(torch.bfloat16), folder)
+    plain = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.bfloat16)
+    with pytest.raises(SpecError, match="on GPUs alone"):  # but its matrices have the same names
+        to_semi_structured(plain, folder)
     with pytest.raises(VerificationError, match="has no certificate"):
         to_semi_structured(model, tmp_path)
 

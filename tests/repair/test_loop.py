@@ -394,7 +394,7 @@ def test_zero_3_shares_weights_out_while_it_trains_and_leaves_a_plain_model() ->
 
 
 def test_too_many_workers_for_a_batch_is_said_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ressa.repair.loop.rank_and_world_size", lambda: (0, 40))
+    monkeypatch.setattr("ressa.repair.batches.rank_and_world_size", lambda: (0, 40))
     with pytest.raises(RepairError, match="14 questions has only 4 images, too few for 40 workers"):
         repaired(repair_plan())
 

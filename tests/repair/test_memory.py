@@ -12,8 +12,10 @@ import torch
 from pruned import dense_vlm, prune, questions, repair_plan, repaired, task
 
 from ressa.errors import RepairError
-from ressa.memory import halved, is_out_of_memory, largest_that_fits
+from ressa.memory import halved, is_out_of_memory
 from ressa.repair import attach, loop, teacher_logits
+from ressa.repair.batches import RepairData
+from ressa.repair.fitting import largest_that_fits, probe_micro_batch
 from ressa.spec import Repair
 from ressa.workers import use_device
 
@@ -56,9 +58,9 @@ def repair_in_little_room(folder: str, plans: list[Repair]) -> None:
     vlm = dense_vlm()
     teacher = teacher_logits(vlm, questions(), task())
     adapters = attach(vlm.model, prune(vlm), vlm.towers, PLAN, seed=0)
-    data = loop._Data(vlm, questions(), task(), teacher, PLAN, seed=0)
+    data = RepairData(vlm, questions(), task(), teacher, PLAN, seed=0)
     leave_room(LITTLE)
-    Path(folder, "probed").write_text(str(loop.probe_micro_batch(vlm, adapters, data)))
+    Path(folder, "probed").write_text(str(probe_micro_batch(vlm, adapters, data)))
 
 
 def in_little_room(rank: int, folder: str, plans: list[Repair]) -> None:
