@@ -66,11 +66,11 @@ def _library(name: str) -> Finding:
     try:
         version = metadata.version(name)
     except metadata.PackageNotFoundError:
-        advice = "pip install 'ressa[run]'; in a checkout: pip install '.[run]' -c constraints.txt"
+        advice = "in a checkout of ressa: pip install '.[run]' -c constraints.txt"
         return Finding(what=name, ok=False, found="not installed", advice=advice)
     surroundings = {**os.environ}
     if name == "deepspeed":  # it would look for compilers and other hosts
-        surroundings |= {"DS_ACCELERATOR": "cpu"} if not _gpus() else {}
+        surroundings |= {"DS_ACCELERATOR": "cpu"} if not gpus() else {}
     said = _run([sys.executable, "-c", f"import {name}"], surroundings)
     if said is None:
         return Finding(what=name, ok=True, found=version, advice="")
@@ -80,7 +80,7 @@ def _library(name: str) -> Finding:
 
 def _cuda() -> Finding:
     """Whether torch sees the GPUs that the driver sees."""
-    there = _gpus()
+    there = gpus()
     count = (
         "import sys, torch; sys.exit(torch.cuda.device_count() if torch.cuda.is_available() else 0)"
     )
@@ -128,7 +128,7 @@ def _shared_memory() -> Finding:
 
 
 def _all_reduce() -> Finding:
-    backend = "nccl" if _gpus() >= WORKERS else "gloo"
+    backend = "nccl" if gpus() >= WORKERS else "gloo"
     with tempfile.TemporaryDirectory(prefix="ressa-doctor-") as folder:
         meeting = Path(folder) / "meeting"
         workers = [
@@ -167,7 +167,7 @@ def _loopback() -> str:
     return os.environ.get("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
 
 
-def _gpus() -> int:
+def gpus() -> int:
     """How many GPUs there are, without importing torch here."""
     try:
         listed = subprocess.run(

@@ -386,6 +386,27 @@ def test_landscape_draws_here_and_as_a_picture(
     assert "<svg" in (tmp_path / "new" / "map.svg").read_text()
 
 
+def test_run_and_plan_put_results_where_the_other_verbs_look(
+    ressa: Ressa, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "taken").touch()
+    monkeypatch.setenv("RESSA_STORE", "taken")
+    said = ressa("run", QUICKSTART)
+    assert said.code == 5
+    assert "taken is a file, not a folder" in said.err
+    assert ressa("plan", QUICKSTART, "--set", f"store={tmp_path / 'own'}").code == 0
+
+
+def test_a_model_of_ones_own_on_our_shapes_is_warned_of(ressa: Ressa, tmp_path: Path) -> None:
+    (tmp_path / "own.yaml").write_text(
+        "ressa: 1\nmodel: Salesforce/blip2-flan-t5-xl\n"
+        "space: {vision_sparsity: 0.5, language_sparsity: 0.5}\n"
+    )
+    said = ressa("validate", "own.yaml")
+    assert "prune.calibration, repair.data, evaluate: easy-vqa, coloured shapes" in said.err
+    assert "name your own: docs/tasks.md" in said.err
+
+
 def test_plan_tells_asked_from_counted(ressa: Ressa) -> None:
     rows = json.loads(ressa("plan", QUICKSTART, "-o", "json").out)
     pattern = next(row for row in rows if row["vision"] == "2:4")
@@ -409,7 +430,7 @@ def test_plan_says_which_points_cannot_be(ressa: Ressa) -> None:
     said = ressa(
         "plan", QUICKSTART, "--set", "budget=[0.7]", "--set", "space.vision_sparsity.choices.0=0"
     )
-    assert "skipped budget=0.7 vision_sparsity=0: " in said.err
+    assert "skipped      budget=0.7 vision_sparsity=0: " in said.err
 
 
 def test_validate_warns_of_the_trivial_answer(ressa: Ressa, tmp_path: Path) -> None:
@@ -431,7 +452,7 @@ def test_a_folder_is_looked_at_after_the_file_and_without_its_weights(
     (folder / "config.json").write_text("{}")
     said = ressa("validate", QUICKSTART, "--set", f"model={folder}")
     assert said.code == 2
-    first, second = said.err.splitlines()
+    *_, first, second = said.err.splitlines()
     assert first == f"reading the layers of {folder} …"
     assert second.startswith(f"error: model {folder} cannot be loaded")
 
@@ -599,11 +620,11 @@ def test_the_base_install_reads_and_says_what_running_needs(
     for call, (code, out, err) in zip(reads, said, strict=False):
         assert code == 0, (call, err)
         assert out or call[0] == "validate"
-    assert "data were not read: they need easy_vqa" in said[1][2]
+    assert "were not read: they need easy_vqa" in said[1][2]
     for call, (code, out, err) in zip(runs, said[len(reads) :], strict=True):
         assert (code, out) == (2, ""), call
         assert err.count("error:") == 1
-        assert "pip install 'ressa[run]' -c constraints.txt" in err
+        assert "pip install '.[run]' -c constraints.txt" in err
     assert {path.name for path in tmp_path.iterdir()} == {"results"}
 
 

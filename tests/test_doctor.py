@@ -38,7 +38,7 @@ def test_a_library_that_is_missing_or_broken_is_named_with_what_to_do(
     monkeypatch.setenv("PYTHONPATH", str(tmp_path) + os.pathsep + os.environ.get("PYTHONPATH", ""))
     findings = {f.what: f for f in examine(("brokenlib", "no-such-lib", "torch"))}
     assert findings["no-such-lib"].found == "not installed"
-    assert "ressa[run]" in findings["no-such-lib"].advice
+    assert ".[run]" in findings["no-such-lib"].advice
     broken = findings["brokenlib"]
     assert broken.found == "1.5 does not import: RuntimeError: its own library is missing"
     assert "brokenlib==1.5" in broken.advice

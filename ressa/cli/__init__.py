@@ -81,5 +81,6 @@ def _extras_explained() -> Iterator[None]:
             raise
         raise MissingExtraError(
             f"this needs the package {error.name!r}, which is not installed. "
-            "Install what runs trials: pip install 'ressa[run]' -c constraints.txt"
+            "Install what runs trials, in a checkout of ressa: "
+            "pip install '.[run]' -c constraints.txt"
         ) from error

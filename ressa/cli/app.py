@@ -14,7 +14,7 @@ from ressa.errors import NotFoundError
 from ressa.terminal import Output, draw, say, show, width
 
 if TYPE_CHECKING:
-    from ressa.spec import SweepSpec
+    from ressa.spec import Resources, SweepSpec
     from ressa.store import Store, SweepStore
 
 
@@ -80,6 +80,23 @@ def load(file: Path, sets: list[str] | None) -> "SweepSpec":
         say(f"reading the layers of {loaded.spec.model.id} …")
         loaded.refuse(check_inventory(loaded.spec, inventory_of(loaded.spec.model)))
     return loaded.spec
+
+
+def placed(store: str) -> str:
+    """Returns where a file's `store` lies: RESSA_STORE stands for one that a folder is added to."""
+    is_absolute = "://" in store or Path(store).is_absolute()
+    return store if is_absolute else os.environ.get("RESSA_STORE", store)
+
+
+def warn_of_idle_gpus(resources: "Resources", gpus: float) -> None:
+    """Warns where a sweep would leave all GPUs of a machine or cluster idle."""
+    if gpus and not resources.gpus_per_worker:
+        there = "is 1 GPU" if gpus == 1 else f"are {gpus:g} GPUs"
+        say(
+            f"there {there}, and the sweep runs on CPUs: resources.gpus_per_worker is 0.",
+            "warning:",
+            "yellow",
+        )
 
 
 def opened_store(store: str) -> "Store":

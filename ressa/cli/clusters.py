@@ -1,14 +1,13 @@
 """Sends sweeps to a cluster and follows them there."""
 
 import json
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ressa.cli.app import File, OutputOption, Sets, app
+from ressa.cli.app import File, OutputOption, Sets, app, placed, warn_of_idle_gpus
 from ressa.cli.relay import Address, Wait, follow, results_of, terminal, there, told_address
 from ressa.errors import SpecError
 from ressa.terminal import Output, say
@@ -54,7 +53,7 @@ def submit(
     for warning in loaded.warnings:
         say(warning, "warning:", "yellow")
     spec = loaded.spec
-    place = there(_place(spec.store))
+    place = there(placed(spec.store))
     spec = spec.model_copy(update={"store": place})
     code = _checkout() if ship_code else None
     head = Head(address)
@@ -78,20 +77,13 @@ def _check_room(head: "Head", resources: "Resources") -> None:
     from ressa.sweep.places import check_fits
 
     places, grows = head.places()
+    warn_of_idle_gpus(resources, sum(place.has.get("GPU", 0) for place in places))
     try:
         check_fits(resources, places)
     except SpecError as error:
         if not grows:
             raise
         say(f"{error}\nThe cluster adds nodes by itself; it must have such ones.", "warning:")
-
-
-def _place(store: str) -> str:
-    """Returns the file's store, or the user's if the file's means nothing elsewhere."""
-    try:
-        return there(store)
-    except SpecError:
-        return os.environ.get("RESSA_STORE", store)
 
 
 def _checkout() -> Path:

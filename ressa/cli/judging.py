@@ -113,8 +113,8 @@ def order(
         typer.Option(
             "--by",
             metavar="FIELD",
-            help="Compares what trials chose, such as prune.method or repair.steps; regime: N:M "
-            "with weights one by one. Default: before repair with after it.",
+            help="Compares what trials chose, such as prune.method or repair.steps; pattern: N:M "
+            "with unstructured. Default: before repair with after it.",
             show_default=False,
         ),
     ] = None,

@@ -21,7 +21,9 @@ from ressa.cli.app import (
     command,
     load,
     opened_store,
+    placed,
     show_results,
+    warn_of_idle_gpus,
 )
 from ressa.cli.relay import ADDRESS, Wait, relay, relayed, resume_there
 from ressa.sparsity import TOWERS, Target
@@ -44,7 +46,8 @@ def plan(file: File, set_: Sets = None, output: OutputOption = Output.table) -> 
     """Shows what a sweep would run. Points that cannot be, shared work and data are said too."""
     from ressa.sweep.preview import preview
 
-    found = preview(load(file, set_))
+    spec = load(file, set_)
+    found = preview(spec.model_copy(update={"store": placed(spec.store)}))
     if output is not Output.table:
         show(found.points, output)
         return
@@ -87,7 +90,13 @@ def run(
     """Runs a sweep here, on a Ray of its own. Run again, it goes on where it was."""
     sets = [*(set_ or []), *([f"store={json.dumps(store)}"] if store is not None else [])]
     spec = load(file, sets)
+    if store is None:
+        spec = spec.model_copy(update={"store": placed(spec.store)})
+    from ressa.doctor import gpus
     from ressa.sweep.driver import start
+
+    if address is None:
+        warn_of_idle_gpus(spec.resources, gpus())
 
     # The board is gone before anything is said: it would wipe the words away with itself.
     with interruptible(spec.name, spec.store), board(spec) as watcher:

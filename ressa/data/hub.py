@@ -27,7 +27,7 @@ class HuggingFace:
         except ModuleNotFoundError as error:
             raise MissingExtraError(
                 "format datasets needs the package 'datasets', which is not installed. "
-                "Install it: pip install 'ressa[tasks]' -c constraints.txt"
+                "Install it, in a checkout of ressa: pip install '.[run,tasks]' -c constraints.txt"
             ) from error
         self.source, self._library = source, datasets
         self._loaded: dict[str, Any] = {}

@@ -82,5 +82,5 @@ def _scorers() -> tuple[Any, Any]:
 def _missing(package: str) -> MissingExtraError:
     return MissingExtraError(
         f"captions are scored with the package {package!r}, which is not installed. "
-        "Install it: pip install 'ressa[tasks]' -c constraints.txt"
+        "Install it, in a checkout of ressa: pip install '.[run,tasks]' -c constraints.txt"
     )

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from ressa.errors import NotFoundError, SpecError
 from ressa.landscape.items import Floats, Items, Places, Run, read_items
 from ressa.landscape.significance import LEAST_SEEDS, allocations, holm
-from ressa.landscape.tables import REGIME, chosen_fields, parted, results_table, runs_and_rest
+from ressa.landscape.tables import PATTERN, chosen_fields, parted, results_table, runs_and_rest
 from ressa.landscape.verdicts import Allocated, Verdict, ask, settled
 from ressa.store import SweepStore
 
@@ -177,8 +177,8 @@ def orders(sweeps: Sequence[SweepStore], *, by: str | None = None) -> Orders:
 
     Args:
         sweeps: one; or two, which are compared with each other.
-        by: compares an option's values, such as prune.method or repair.steps, or "regime": patterns
-            with weights that go one by one. None compares before repair with after it.
+        by: compares an option's values, such as prune.method or repair.steps, or "pattern": N:M
+            with unstructured. None compares before repair with after it.
 
     Raises:
         SpecError: no trial has that option, or there is but one condition; too many allocations;
@@ -190,7 +190,7 @@ def orders(sweeps: Sequence[SweepStore], *, by: str | None = None) -> Orders:
     conditions: list[Condition] = []
     for sweep, frame in frames.items():
         parts = {
-            value if by in (None, REGIME) else f"{by}={value}": part
+            value if by in (None, PATTERN) else f"{by}={value}": part
             for value, part in parted(frame, by).items()
         }
         for state in _STATES:
@@ -214,7 +214,7 @@ def orders(sweeps: Sequence[SweepStore], *, by: str | None = None) -> Orders:
         fields = dict.fromkeys(field for frame in frames.values() for field in chosen_fields(frame))
         raise SpecError(
             f"{sweeps[0].name} has one condition alone: {conditions[0].name}. To compare: --by "
-            f"{', '.join((*fields, REGIME))}, or another sweep."
+            f"{', '.join((*fields, PATTERN))}, or another sweep."
         )
     for one, other in pairs:
         _check(one, other)
@@ -287,7 +287,7 @@ def _runs(
 def _asked(row: dict[str, Any], tower: str, by: str | None) -> str:
     """A tower's pattern, or its sparsity; patterns too are sparsities where those are compared."""
     asked = row[tower]
-    is_pattern = isinstance(asked, str) and ":" in asked and by != REGIME
+    is_pattern = isinstance(asked, str) and ":" in asked and by != PATTERN
     return str(asked) if is_pattern else f"{row[f'{tower}_sparsity']:.3f}"
 
 

@@ -200,8 +200,8 @@ def chosen(
     return found[list(columns)] if columns else found
 
 
-REGIME = "regime"
-"""What `parted` calls the difference between N:M patterns and weights that go one by one."""
+PATTERN = "pattern"
+"""What `parted` calls the difference between N:M patterns and unstructured sparsity."""
 _RUN = re.compile(r"^(replicate|.*seed)=")
 """Options that tell runs of one allocation apart."""
 
@@ -211,7 +211,7 @@ def parted(frame: "pandas.DataFrame", by: str | None) -> "dict[str, pandas.DataF
 
     Args:
         frame: a `results_table`.
-        by: the field, such as repair.steps; or "regime": N:M, or one by one. None: all together.
+        by: the field, such as repair.steps; or "pattern": N:M, or unstructured. None: all together.
 
     Raises:
         SpecError: no trial chose such a thing.
@@ -219,13 +219,13 @@ def parted(frame: "pandas.DataFrame", by: str | None) -> "dict[str, pandas.DataF
     if by is None:
         return {"": frame}
     searched = frame[frame["role"] != "baseline"]
-    if by == REGIME:
+    if by == PATTERN:
         asked = searched["vision"].astype(str) + searched["language"].astype(str)
-        values = asked.str.contains(":").map({True: "N:M", False: "one by one"})
+        values = asked.str.contains(":").map({True: "N:M", False: "unstructured"})
     else:
         values = searched["options"].map(lambda text: _chosen_for(by, text))
     if values.isna().all():
-        known = ", ".join((*chosen_fields(searched), REGIME))
+        known = ", ".join((*chosen_fields(searched), PATTERN))
         raise SpecError(f"--by {by}: no trial chose such a thing. Fields: {known}.")
     return {value: searched[values == value] for value in sorted(set(values.dropna()), key=_rising)}
 

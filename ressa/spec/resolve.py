@@ -20,6 +20,7 @@ from ressa.spec.space import SPARSITIES, SPARSITY
 from ressa.spec.yaml import MAX_BYTES, Fault, Node, Path, parse
 
 _ENTRY_KEYS = ("low", "high", "step", "log", "choices")
+_SHAPES = "easy-vqa"  # the task whose data come with ressa
 _PLACEHOLDERS: Mapping[str, Any] = {
     "ressa": 1,
     "name": "sweep",
@@ -328,7 +329,7 @@ def _complete_data(content: dict[str, Any]) -> None:
             {"task": name, "split": "test"} for name in names if _has_test(content, name)
         ]
     first = names[0] if names else None
-    if isinstance(first, str) and "easy-vqa" not in names:
+    if isinstance(first, str) and _SHAPES not in names:
         one = f"{first}.{task_facts(tasks.get(first, first)).main[0]}"
         _merge(_section(content, "objective"), {"maximize": "macro" if names[1:] else one})
 
@@ -372,6 +373,14 @@ def _merge(target: dict[str, Any], defaults: Mapping[str, Any]) -> None:
             target.setdefault(key, value)
 
 
+def _uses(spec: SweepSpec) -> dict[str, list[str]]:
+    """The tasks of each section that takes data, if the sweep has use for it."""
+    uses = {"prune.calibration": [spec.prune.calibration.task]}
+    if spec.repair.method != "none":
+        uses["repair.data"] = [spec.repair.data.task]
+    return uses | {"evaluate": [one.task for one in spec.evaluate]}
+
+
 def _warnings(spec: SweepSpec) -> list[str]:
     found = []
     sparsities = (*SPARSITIES, SPARSITY)
@@ -394,6 +403,13 @@ def _warnings(spec: SweepSpec) -> list[str]:
         found.append(
             "prune.counting: reference takes the floor in each row, so a trial misses its budget "
             "by up to a weight a row. exact meets it."
+        )
+    is_ours = spec.model.catalog is not None and not spec.model.catalog.is_on_hub
+    shapes = [use for use, tasks in _uses(spec).items() if _SHAPES in tasks]
+    if shapes and not is_ours:
+        found.append(
+            f"{', '.join(shapes)}: {_SHAPES}, coloured shapes of 64 pixels, which a section takes "
+            f"that names no task. For {spec.model.id} name your own: docs/tasks.md."
         )
     sizes = [axis.size for axis in spec.dimensions]
     points = math.prod(size or 0 for size in sizes)

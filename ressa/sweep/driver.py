@@ -35,6 +35,7 @@ GROWING = (
     "resources.memory_gib",
     "resources.accelerator",
     "resources.placement",
+    "resources.deterministic",
     "retry.attempts",
     "retry.on",
     "limits.failed_trials",

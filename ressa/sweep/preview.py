@@ -62,6 +62,7 @@ def preview(spec: SweepSpec) -> Preview:
         ("baselines", ", ".join(plan.baselines) or "none"),
         *_shared(plan, count, feasible),
         *_data_words(plan),
+        *_unconfirmed(spec),
         *cost_words(plan, count),
     ]
     return Preview(pandas.DataFrame(rows), facts)
@@ -246,6 +247,15 @@ def _data_words(plan: SweepPlan) -> list[Fact]:
         )
         for row in data
     ]
+
+
+def _unconfirmed(spec: SweepSpec) -> list[Fact]:
+    """Says, before trials are run, that none of them could be confirmed later."""
+    if spec.confirm or spec.confirms is not None:
+        return []
+    names = ", ".join(dict.fromkeys(one.task for one in spec.evaluate))
+    said = f"no examples: `ressa confirm` needs a test split of {names}, in data.NAME.splits"
+    return [("confirm", said)]
 
 
 def catalog_rows() -> list[dict[str, Any]]:

@@ -116,7 +116,7 @@ def test_conditions_are_told_apart_by_what_trials_chose(tmp_path: Path) -> None:
     compared = [(a.name, b.name) for a, b in orders([sweep], by="repair.steps").pairs]
     steps = ["repair.steps=50", "repair.steps=100"]
     assert compared == [("before repair", steps[0]), ("before repair", steps[1]), tuple(steps)]
-    with pytest.raises(SpecError, match=r"--by prune.method: .* Fields: repair.steps, regime"):
+    with pytest.raises(SpecError, match=r"--by prune.method: .* Fields: repair.steps, pattern"):
         orders([sweep], by="prune.method")
 
 
@@ -129,10 +129,10 @@ def test_patterns_are_compared_with_weights_one_by_one_of_the_same_sparsity(
         loose = tuple(1 - int(pattern[0]) / 8 for pattern in split)
         record(sweep, 2 * number, split, (0.5 + number / 10, 0.9), run=0)
         record(sweep, 2 * number + 1, loose, (0.5 + number / 10, 0.9), run=0)
-    found = orders([sweep], by="regime")
+    found = orders([sweep], by="pattern")
     assert [(a.name, b.name) for a, b in found.pairs] == [
-        ("N:M, before repair", "one by one, before repair"),
-        ("N:M, after repair", "one by one, after repair"),
+        ("N:M, before repair", "unstructured, before repair"),
+        ("N:M, after repair", "unstructured, after repair"),
     ]
     assert found.rows(confidence=0.95)[0]["tau"] == 1
 

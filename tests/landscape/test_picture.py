@@ -65,7 +65,7 @@ def test_each_value_of_an_option_has_a_map(empty_sweep: SweepStore, tmp_path: Pa
     text = (tmp_path / "map.svg").read_text()
     titles = ["before repair", "repair.steps = 50", "repair.steps = 100"]
     assert [text.count(f"<!-- {title} -->") for title in titles] == [1, 1, 1]
-    with pytest.raises(SpecError, match=r"--by prune.method: .* Fields: repair.steps, regime"):
+    with pytest.raises(SpecError, match=r"--by prune.method: .* Fields: repair.steps, pattern"):
         plot([empty_sweep], tmp_path / "map.svg", by="prune.method")
 
 
