@@ -364,7 +364,8 @@ class _Trial:
         rows = [row for row in self.outcome.scores if row["state"] == "dense"]
         with self._clock("evaluate"):
             for ref in self.spec.evaluate:
-                few = min(self.spec.rung_samples, ref.samples or self.spec.rung_samples)
+                _, whole = self._data(ref)
+                few = min(self.spec.rung_samples, len(whole))
                 asked = ref.model_copy(update={"samples": few})
                 task, examples = self._data(asked)
                 measure = measure_of(task)
