@@ -174,6 +174,8 @@ def zero_pruned_(weight: Float[Tensor, "out in"], keep: Bool[Tensor, "out in"]) 
     # seven times as long.
     bits = weight.detach().view(_INTEGERS[weight.element_size()])
     height = max(_CACHE_VALUES // max(weight.shape[1], 1), 1)
+    if weight.device.type != "cpu":  # a GPU is kept busy by whole matrices
+        height = max(len(weight), 1)
     for part, stays in zip(bits.split(height), keep.split(height), strict=True):
         part.mul_(stays)
 
@@ -189,10 +191,40 @@ def mask_of_bits(bits: UInt8[Tensor, " byte"], rows: int, columns: int) -> Bool[
     return torch.from_numpy(mask.reshape(rows, columns))
 
 
+class PackedMasks(Mapping[str, Bool[Tensor, "_ _"]]):
+    """Keep masks by the layer's name, held as bits: an eighth of a byte for each weight."""
+
+    def __init__(self, masks: Mapping[str, Bool[Tensor, "_ _"]] | None = None) -> None:
+        self._bits: dict[str, tuple[Tensor, int, int]] = {}
+        for name, mask in ({} if masks is None else masks).items():
+            self._bits[name] = (mask_bits(mask), *mask.shape)
+
+    def __getitem__(self, name: str) -> Bool[Tensor, "_ _"]:
+        return mask_of_bits(*self._bits[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._bits)
+
+    def __len__(self) -> int:
+        return len(self._bits)
+
+    def __or__(self, other: "PackedMasks") -> "PackedMasks":
+        """Returns the masks of both."""
+        both = PackedMasks()
+        both._bits = self._bits | other._bits
+        return both
+
+    def packed(self, name: str) -> tuple[UInt8[Tensor, " byte"], int, int]:
+        """Returns a mask as `mask_bits` packs it, its rows and its columns."""
+        return self._bits[name]
+
+
 def mask_hash(masks: Mapping[str, Bool[Tensor, "_ _"]]) -> str:
     """Returns the SHA-256 of the masks' names, shapes and bits: equal if and only if they are."""
     digest = hashlib.sha256()
     for name in sorted(masks):
-        digest.update(json.dumps([name, list(masks[name].shape)]).encode())
-        digest.update(np.packbits(masks[name].numpy()).tobytes())
+        one = masks if isinstance(masks, PackedMasks) else PackedMasks({name: masks[name]})
+        bits, *shape = one.packed(name)
+        digest.update(json.dumps([name, shape]).encode())
+        digest.update(bits.numpy().data)
     return digest.hexdigest()

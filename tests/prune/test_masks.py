@@ -1,4 +1,6 @@
+import hashlib
 import itertools
+import json
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ from torch import Tensor
 from ressa.errors import PruneError
 from ressa.prune import masks as module
 from ressa.prune.masks import (
+    PackedMasks,
     keep_mask,
     keep_masks,
     mask_bits,
@@ -191,3 +194,15 @@ def test_the_hash_tells_masks_apart(masks):
     hashes.add(mask_hash({"a.k": masks["a.q"], "b.fc1": masks["b.fc1"]}))
     assert len(hashes) == 4
     assert mask_hash(dict(reversed(masks.items()))) in hashes
+
+
+def test_packed_masks_are_hashed_as_they_are_held(masks):
+    class NeverUnpacked(PackedMasks):
+        def __getitem__(self, name):
+            raise AssertionError(name)
+
+    expected = hashlib.sha256()
+    for name in sorted(masks):
+        expected.update(json.dumps([name, list(masks[name].shape)]).encode())
+        expected.update(np.packbits(masks[name].numpy()).tobytes())
+    assert mask_hash(NeverUnpacked(masks)) == mask_hash(masks) == expected.hexdigest()
