@@ -240,8 +240,8 @@ def _following() -> str:
     return f"""\
 - `repair.data`: {repaired}. An entry of `evaluate`: {evaluated}.
 - `repair.train`: the connector, and the towers that the space does not fix at 0.
-- `objective`: the first metric of what is evaluated; of several tasks `macro`, the mean, unless easy-vqa is
-  one of them.
+- `objective`: the first metric of what is evaluated; of several tasks `macro`, the mean,
+  unless easy-vqa is one of them.
 - `baselines`: `dense` alone with `repair.method: none`, else both.
 - Prompt, decoding and splits of a data set: by its task and format, see [tasks.md](tasks.md).
 - `repair` of the models that come with ressa: the table. `warmup_steps` shrinks with `steps`."""
