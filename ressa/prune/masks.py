@@ -196,6 +196,8 @@ def zero_pruned_(weight: Float[Tensor, "out in"], keep: Bool[Tensor, "out in"]) 
     # seven times as long.
     bits = weight.detach().view(_INTEGERS[weight.element_size()])
     height = max(_CACHE_VALUES // max(weight.shape[1], 1), 1)
+    if weight.device.type != "cpu":  # a GPU is kept busy by whole matrices
+        height = max(len(weight), 1)
     for part, stays in zip(bits.split(height), keep.split(height), strict=True):
         part.mul_(stays)
 
