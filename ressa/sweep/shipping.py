@@ -98,7 +98,7 @@ def _row_of(sweep: SweepStore, trial: str) -> Row:
             raise NotFoundError(f"trial {trial} of {sweep.name} has not ended: there is no model.")
         raise NotFoundError(
             f"no trial {trial!r} in sweep {sweep.name}.{did_you_mean(trial, rows)} "
-            f"`ressa results {sweep.name}` lists them."
+            f"`ressa results {sweep.name} --store {sweep.store.location}` lists them."
         )
     row = rows[trial]
     if row["state"] not in SUCCESSFUL:
