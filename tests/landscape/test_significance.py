@@ -133,6 +133,18 @@ def test_p_is_the_level_at_which_the_bound_reaches() -> None:
     assert found.p_above(found.value) == pytest.approx(0.5, abs=0.02)
 
 
+@pytest.mark.parametrize("errors", [2, 10, 50])
+def test_p_has_no_least_value_and_is_students_where_only_seeds_differ(errors: float) -> None:
+    """Of one allocation against a known number, on the scale of CIDEr and without pictures' part."""
+    from scipy.stats import t as student
+
+    runs = 2 + np.array([-1.0, 0.0, 1.0, -1.0, 1.0]) * 0.1
+    value = runs.mean() - errors * runs.std(ddof=1) / 5**0.5
+    found = allocations(np.repeat(runs[:, None], 50, axis=1), np.zeros((5, 50)))
+    assert found.p_above(value) == pytest.approx(student.sf(errors, 4), rel=0.03)
+    assert found.p_below(value) == pytest.approx(student.cdf(errors, 4), abs=3e-3)
+
+
 def test_fewer_seeds_reach_less_far() -> None:
     found = allocations(_drawn(0, 0.81), _drawn(1, 0.8))
     assert found.with_seeds(10).high(0.95) < found.high(0.95) < found.with_seeds(3).high(0.95)
