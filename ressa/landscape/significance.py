@@ -114,7 +114,8 @@ class Runs:
     centre: float
     """Mean of the log-odds."""
     deviation: float
-    """Their standard deviation, by n − 1; 0 where all runs scored alike."""
+    """Their standard deviation, by n − 1; of a share not below that of runs of which one lies half
+    a picture off the others. 0 where every picture says the same of every run."""
     is_share: bool
     """Whether scores lie in [0, 1]."""
 
@@ -150,6 +151,11 @@ class Spread:
         """Of the mean difference."""
         return math.sqrt(self.of_seeds + self.of_pictures)
 
+    @property
+    def is_certain(self) -> bool:
+        """Whether nothing varies, over seeds or pictures."""
+        return not (self.one.deviation or self.other.deviation or self.of_pictures)
+
     def low(self, level: float) -> float:
         """Returns the lower one-sided bound of a level, such as 0.95."""
         return self.high(1 - level)
@@ -165,13 +171,13 @@ class Spread:
 
         The level at which the lower bound comes to `value`, from 10⁻⁹ on.
         """
-        if not self.standard_error:
+        if self.is_certain:
             return float(self.value <= value)
         return _level(self, value, 1)
 
     def p_below(self, value: float) -> float:
         """Returns the one-sided p of "the difference is at least `value`": small if it is below."""
-        if not self.standard_error:
+        if self.is_certain:
             return float(self.value >= value)
         return _level(self, value, -1)
 
@@ -257,6 +263,7 @@ def allocations(one: Floats, other: Floats) -> Spread:
     both = float((rest**2).sum()) / ((seeds - 1) * (pictures - 1)) / (seeds * pictures)
     scores = np.stack([one.mean(axis=1), other.mean(axis=1)])
     is_share = bool((scores > -_TINY).all() and (scores < 1 + _TINY).all())
+    varies = max(np.ptp(one), np.ptp(other)) > _TINY
     return Spread(
         value=mean,
         seeds=seeds,
@@ -264,24 +271,26 @@ def allocations(one: Floats, other: Floats) -> Spread:
         of_seeds=float(by_seed.var(ddof=1)) / seeds,
         of_pictures=max(0.0, float(by_picture.var(ddof=1)) / pictures - both),
         of_both=both,
-        one=_runs(scores[0], is_share, pictures),
-        other=_runs(scores[1], is_share, pictures),
+        one=_runs(scores[0], pictures, is_share=is_share, varies=varies),
+        other=_runs(scores[1], pictures, is_share=is_share, varies=varies),
     )
 
 
-def _runs(scores: Floats, is_share: bool, pictures: int) -> Runs:
+def _runs(scores: Floats, pictures: int, *, is_share: bool, varies: bool) -> Runs:
     from scipy.special import logit
 
-    # No score is certain to be 0 or 1: half a picture from it.
-    ends = (0.5 / pictures, 1 - 0.5 / pictures)
-    places = logit(np.clip(scores, *ends)) if is_share else scores
-    is_constant = float(np.ptp(scores)) < _TINY
-    return Runs(
-        mean=float(scores.mean()),
-        centre=float(places.mean()),
-        deviation=0.0 if is_constant else float(places.std(ddof=1)),
-        is_share=is_share,
-    )
+    deviation = 0.0 if np.ptp(scores) < _TINY else float(scores.std(ddof=1))
+    places, mean = scores, float(scores.mean())
+    if is_share:
+        # No score is certain to be 0 or 1: half a picture from it.
+        half = 0.5 / pictures
+        clipped = np.clip(scores, half, 1 - half)
+        places = logit(clipped)
+        # Nor do runs that scored alike say that all would, at the ends least of all.
+        middle = float(clipped.mean())
+        least = half / (middle * (1 - middle)) / math.sqrt(len(scores))
+        deviation = max(float(places.std(ddof=1)), least) if varies else 0.0
+    return Runs(mean=mean, centre=float(places.mean()), deviation=deviation, is_share=is_share)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

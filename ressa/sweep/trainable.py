@@ -7,7 +7,14 @@ import ray
 from ray import tune
 from ray.tune import PlacementGroupFactory
 
-from ressa.errors import FailureClass, RessaError, StoreError, TrialError
+from ressa.errors import (
+    DamagedStage,
+    FailureClass,
+    FullStore,
+    RessaError,
+    StoreError,
+    TrialError,
+)
 from ressa.records import Failure, Outcome, Progress
 from ressa.spec import Resources
 from ressa.sweep.gang import Actors, Gang, OwnProcess, lost_connection
@@ -101,6 +108,8 @@ def describe_failure(error: BaseException, stage: str) -> Failure:
     kind: FailureClass = "code"
     if isinstance(cause, TrialError):
         kind = cause.failure
+    elif isinstance(cause, StoreError) and not isinstance(cause, FullStore):
+        kind = "node"  # of this machine's way to the store, or of a stage that is made again
     elif isinstance(cause, MemoryError) or "out of memory" in str(cause).lower():
         kind = "oom"
     elif isinstance(error, ray.exceptions.RayActorError):
@@ -117,7 +126,7 @@ def describe_failure(error: BaseException, stage: str) -> Failure:
 
 
 def _stage_of(cause: BaseException, stage: str) -> str:
-    if isinstance(cause, StoreError):
+    if isinstance(cause, StoreError) and not isinstance(cause, DamagedStage):
         return "store"
     if isinstance(cause, TrialError) and cause.stage != TrialError.stage:
         return cause.stage

@@ -322,7 +322,7 @@ class StoreSearcher(Searcher):
         elif error or not (result or {}).get("done"):
             state, failure = self._what_happened(trial_id)
             if failure.stage == "store":
-                raise StoreError(failure.message)
+                self._check_store(failure)
             tables = rows.unsuccessful(attempt, failure, self._plan, started=started, state=state)
         else:
             tables = rows.succeeded(attempt, self._outcome(attempt), self._plan, started=started)
@@ -335,6 +335,16 @@ class StoreSearcher(Searcher):
     def _check_lease(self) -> None:
         if self._lease.lost:
             raise ConflictError("another driver took this sweep over; this one stops.")
+
+    def _check_store(self, failure: Failure) -> None:
+        """Tells a trial that could not use the store from a store that nobody can use.
+
+        Raises:
+            StoreError: it is full, or this process cannot write to it either.
+        """
+        if failure.kind != "node":
+            raise StoreError(failure.message)
+        self._store.objects.check_writable()
 
     def _what_happened(self, trial_id: str) -> tuple[str, Failure]:
         """Says how an attempt ended that did not come to its end: its state, and why."""

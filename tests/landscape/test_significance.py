@@ -157,6 +157,21 @@ def test_without_any_spread_a_difference_is_certain() -> None:
     assert found.low(0.95) == found.high(0.95) == 0.25
 
 
+def test_runs_that_scored_alike_do_not_say_that_all_would() -> None:
+    """Three runs at the ceiling, say, of an allocation that falls off a cliff now and then."""
+    draw = np.random.default_rng(0)
+    below = (draw.random((3, 100)) < 0.95).astype(float)
+    alike = np.ones((3, 100))
+    assert allocations(alike, below).p_above(0) > 0.01
+    nearly = alike.copy()
+    nearly[0, 0] = 0
+    assert allocations(nearly, below).p_above(0) > 0.01
+    same = draw.random((3, 100)) < np.array([[0.8], [0.9], [0.85]])
+    shifted = allocations(same - 0.25, same.astype(float))
+    assert not shifted.standard_error, "seed by seed the same difference"
+    assert shifted.p_below(0) > 0.001
+
+
 def test_swapped_allocations_differ_by_the_opposite() -> None:
     one, other = _drawn(0, 0.81), _drawn(1, 0.8)
     there, back = allocations(one, other), allocations(other, one)
