@@ -23,8 +23,8 @@ def stage_key(trial: TrialSpec, *parts: Any) -> str:
 
     A use of data counts with what it comes to, wherever the files lie.
     """
-    ref = trial.model
-    model = (trial.fingerprint, ref.dtype, ref.image_size, trial.cpus_per_worker)
+    options = trial.model_options or None
+    model = (trial.fingerprint, trial.model.dtype, options, trial.cpus_per_worker)
     uses = [use for part in parts for use in (part if isinstance(part, tuple) else (part,))]
     return content_key(STAGE_VERSION, model, *parts, *(contents_of(trial, use) for use in uses))
 

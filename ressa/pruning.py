@@ -15,6 +15,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from ressa.catalog import METHODS
+from ressa.errors import PruneError
 from ressa.keys import (
     calibration_key,
     competing,
@@ -33,6 +34,7 @@ from ressa.prune import (
     PruneMethod,
     Removal,
     Statistics,
+    mask_hash,
     prune_layers,
     removals,
     requested_zeros,
@@ -133,6 +135,7 @@ class Pruning:
         """
         wanted, method, ref = self.spec.tower(tower), self.methods[tower], self.spec.calibration
         layers, statistics = self.inventory.tower(tower), self.statistics[tower]
+        made: list[str] = []
 
         def make() -> Iterator[bytes]:
             blocks = (
@@ -154,20 +157,32 @@ class Pruning:
                 )
                 # One worker's, lest processors that round differently give them other weights.
                 content = agree(pruned.to_bytes())
-                PrunedLayers.from_bytes(content).apply(self.vlm.model)
+                made.append(mask_hash(self._apply_block(content).masks))
                 del known, pruned  # before the next block's are made
                 yield content
 
-        self._apply(tower, (yield from self.stages.once_in_parts(f"{tower}-mask", key, make)))
+        parts = yield from self.stages.once_in_parts(f"{tower}-mask", key, make)
+        self._apply(tower, parts, made)
 
-    def _apply(self, tower: Tower, parts: Parts) -> None:
+    def _apply(self, tower: Tower, parts: Parts, made: Sequence[str] = ()) -> None:
+        """Prunes a tower by stored masks; `made` are the digests of what it was pruned by here."""
         self.reports[tower] = []
-        for content in parts:
-            pruned = PrunedLayers.from_bytes(content)
-            pruned.apply(self.vlm.model)
+        for number, content in enumerate(parts):
+            pruned = self._apply_block(content)
+            if made and mask_hash(pruned.masks) != made[number]:
+                raise PruneError(
+                    f"another driver stored masks of the {tower} tower first, and they are not "
+                    "those made here, as happens on other processors. The next attempt takes them.",
+                    "node",
+                )
             self.masks |= pruned.masks
             self.changed |= pruned.kept.keys()
             self.reports[tower].extend(pruned.layers)
+
+    def _apply_block(self, content: bytes) -> PrunedLayers:
+        pruned = PrunedLayers.from_bytes(content)
+        pruned.apply(self.vlm.model)
+        return pruned
 
     def _removals(self) -> Shared[dict[str, tuple[Removal, int]]]:
         """Says what each layer loses, and what its share of the target is, by the layer's name.

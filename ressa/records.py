@@ -89,17 +89,29 @@ class TrialSpec:
         return self.vision if tower == "vision" else self.language
 
     @property
+    def model_options(self) -> dict[str, Any]:
+        """What is made of the model's files, where that is not as by default; dtype is not here."""
+        options = self.model.model_dump(mode="json", exclude_defaults=True)
+        return {
+            name: value
+            for name, value in options.items()
+            if name not in ("id", "revision", "dtype")  # the fingerprint tells the first two
+        }
+
+    @property
     def key(self) -> str:
         """Hash of all that can change the result; equal keys are the same trial.
 
-        The model counts by its fingerprint and data by their contents: where they lie changes
-        nothing. Nor does what is looked at on the way.
+        The model counts by its fingerprint and options, and data by their contents: where they lie
+        changes nothing. Nor does what is looked at on the way.
         """
         unread = ("model", "rungs", "rung_samples")
         rest = {
             name: getattr(self, name) for name in self.__dataclass_fields__ if name not in unread
         }
         rest["data"] = [(data.name, data.source.identity, data.contents) for data in self.data]
+        if self.model_options:
+            rest["model"] = self.model_options
         return content_key("trial", TRIAL_VERSION, self.model.dtype, rest)
 
     def rung_key(self, step: int) -> str:

@@ -8,6 +8,7 @@ progress, stopping and time-outs have their place, and returns what it found.
 """
 
 import json
+import logging
 import math
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -48,6 +49,8 @@ from ressa.spec import Calibration, DataRef, Repair
 from ressa.stages import Claims, Shared, Stages
 from ressa.store import open_store
 from ressa.workers import device, fits, machine, rank_and_world_size, total
+
+log = logging.getLogger(__name__)
 
 FRESH_OUTCOME = "outcome-fresh"
 """Where a trial that shares nothing leaves its outcome: the driver reads it, no trial does."""
@@ -151,12 +154,15 @@ class _Trial:
         size = self.vlm.model.get_memory_footprint()
         if fits(size):
             self.vlm.model.to(device())  # type: ignore[arg-type]  # transformers wraps it untyped
-        elif trial.repair is not None:
-            raise RepairError(
+        else:
+            short = (
                 f"the model's weights take {size / 2**30:.1f} GiB, and this GPU has too little "
                 "room for them and the work on them. From the CPU it is pruned, a block at a time, "
-                "and not repaired: take a GPU with more memory, or model.dtype bfloat16."
             )
+            advice = "take a GPU with more memory, or model.dtype bfloat16."
+            if trial.repair is not None:
+                raise RepairError(f"{short}and not repaired: {advice}")
+            log.warning("%sand scored there, which is slow: %s", short, advice)
         self.inventory = self.vlm.towers.inventory
         task, examples = self._data(trial.calibration)
         self.pruning = Pruning(trial, self.vlm, stages, examples, task.image)
@@ -320,7 +326,8 @@ class _Trial:
             asked = ("repair", plan.data, contents, plan.objective, *batches)
 
             def keep(encode: Callable[[], Batch]) -> Batch:
-                return self.kept.encoded(asked, lambda: [encode()])[0]
+                [whole] = self.kept.encoded(asked, lambda: [encode()])
+                return whole
 
             for step in train(
                 self.vlm,
@@ -358,7 +365,8 @@ class _Trial:
         rows = [row for row in self.outcome.scores if row["state"] == "dense"]
         with self._clock("evaluate"):
             for ref in self.spec.evaluate:
-                few = min(self.spec.rung_samples, ref.samples or self.spec.rung_samples)
+                _, whole = self._data(ref)
+                few = min(self.spec.rung_samples, len(whole))
                 asked = ref.model_copy(update={"samples": few})
                 task, examples = self._data(asked)
                 measure = measure_of(task)

@@ -15,11 +15,15 @@ from typing import Any, TypeVar
 import psutil
 import torch
 from torch import Tensor, distributed
+from torch.distributed.distributed_c10d import _set_pg_timeout
 
 T = TypeVar("T")
 R = TypeVar("R")
 
-_PATIENCE = timedelta(minutes=10)
+_TO_MEET = timedelta(minutes=10)
+_TO_WORK = timedelta(hours=24)
+"""How long a worker waits for the others in an exchange: hours may lie between the ends of their
+shares of an evaluation. That one has died is noticed by the gang, in seconds, and not by this."""
 
 
 def set_threads(threads: int) -> None:
@@ -49,14 +53,17 @@ def device() -> torch.device:
 
 
 def fits(size: int) -> bool:
-    """Whether a model of so many bytes fits where this worker computes, with room to work.
+    """Whether a model of so many bytes fits where each worker computes, with room to work.
 
     One that does not stays on the CPU and is pruned by sending one block after another to the GPU.
+    Every worker of a trial asks at the same time and is told the same.
     """
     if not torch.cuda.is_available():
         return True
     free, _ = torch.cuda.mem_get_info()
-    return 1.3 * size < free
+    # What torch keeps for later is free too, though the driver counts it as taken.
+    free += torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+    return total(1.3 * size < free) == rank_and_world_size()[1]
 
 
 def machine() -> dict[str, Any]:
@@ -104,8 +111,11 @@ def join(rank: int, world_size: int, address: str, port: int, *, own: str) -> No
         init_method=f"tcp://{address}:{port}",
         rank=rank,
         world_size=world_size,
-        timeout=_PATIENCE,
+        timeout=_TO_MEET,
     )
+    # NCCL connects in the first exchange: what keeps workers from each other shows now.
+    distributed.all_reduce(torch.zeros(1, device=device()))
+    _set_pg_timeout(_TO_WORK)
 
 
 def interface_of(address: str) -> str | None:

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from ressa.keys import stage_key
 from ressa.records import Failure, Outcome, TrialSpec, content_key
 from ressa.sparsity import Target
 from ressa.spec import Calibration, DataRef, ModelRef, Repair, TowerTarget
@@ -46,6 +47,30 @@ def test_everything_that_can_change_the_result_changes_the_key(trial: TrialSpec)
         replace(trial, model=ModelRef(id="pocket-blip2", dtype="bfloat16")),
     ]
     assert len({trial.key, *(one.key for one in changed)}) == len(changed) + 1
+
+
+MODELS = {
+    "dtype": ModelRef(id="pocket-blip2", dtype="bfloat16"),
+    "image_size": ModelRef(id="pocket-blip2", image_size=64),
+    "towers": ModelRef.model_validate({"id": "pocket-blip2", "towers": {"connector": "resampler"}}),
+    "trust_remote_code": ModelRef(id="pocket-blip2", trust_remote_code=True),
+}
+
+
+@pytest.mark.parametrize("field", sorted(ModelRef.model_fields.keys() - {"id", "revision"}))
+def test_whatever_is_made_of_the_models_files_changes_all_keys(
+    trial: TrialSpec, field: str
+) -> None:
+    other = replace(trial, model=MODELS[field])
+    assert other.key != trial.key
+    assert other.rung_key(1) != trial.rung_key(1)
+    assert stage_key(other, "mask") != stage_key(trial, "mask")
+
+
+def test_options_written_out_as_they_are_by_default_change_nothing(trial: TrialSpec) -> None:
+    names: dict[str, list[str]] = {"vision": [], "connector": []}
+    written = ModelRef.model_validate({"id": "x", "image_size": None, "towers": names})
+    assert replace(trial, model=written).key == trial.key
 
 
 def fields(target: TowerTarget) -> dict[str, object]:

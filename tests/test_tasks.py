@@ -1,5 +1,6 @@
 """Tasks over files, through the real pipeline: calibrated, repaired and scored."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ from ressa import trial
 from ressa.errors import SpecError
 from ressa.records import Outcome, TrialSpec
 from ressa.spec import SweepSpec, spec_from_mapping
+from ressa.stages import Stages
+from ressa.store import open_store
 from ressa.sweep.plan import make_plan
 from tests.data import published
 
@@ -148,6 +151,16 @@ def test_every_answer_is_kept_with_its_own_score(finished):
     found = scores(outcome, "repaired")
     for task, metric in (("vqav2", "accuracy"), ("choices", "accuracy"), ("captions", "cider")):
         assert mean[task] == pytest.approx(found[f"{task}.{metric}"])
+
+
+def test_a_rung_asks_no_more_questions_than_there_are(files, tmp_path):
+    asked = {"evaluate": [{"task": "vqav2", "samples": None}], "early_stopping": {"rungs": [0, 1]}}
+    spec = make_plan(specify(files, **asked)).trial(POINT)
+    rung = next(step.rung for step in trial.run(spec, str(tmp_path)) if step.stage == "rung")
+    found = json.loads(Stages(open_store(tmp_path)).find("rung", spec.rung_key(0)))
+    pruned = scores(Outcome(**found["outcome"]), "pruned")
+    assert rung["vqav2.accuracy"] == pytest.approx(pruned["vqav2.accuracy"])
+    assert pruned["vqav2.accuracy"] > 0, "or no answer was counted"
 
 
 def test_the_trials_key_does_not_depend_on_where_the_files_lie(finished, files, tmp_path):

@@ -12,8 +12,9 @@ import torch
 from PIL import Image
 
 from ressa import trial
-from ressa.catalog import TASKS
-from ressa.errors import RepairError
+from ressa.catalog import METHODS, TASKS
+from ressa.errors import PruneError, RepairError
+from ressa.prune.magnitude import Magnitude
 from ressa.records import Example, Outcome, TrialSpec
 from ressa.repair import REPAIR_METHODS
 from ressa.spec import apply_point, spec_from_mapping
@@ -82,6 +83,30 @@ def test_what_is_pruned_stays_pruned_and_every_layer_says_what_it_lost(tmp_path,
         assert outcome.summary[f"{tower}_macs"] == kept * read > kept
         # Half of 4-byte weights stay: of 2:4 two bits for each, else one bit for each place.
         assert outcome.summary[f"{tower}_packed_bytes"] == pytest.approx(4.25 * kept, rel=1e-3)
+
+
+def test_who_is_second_to_store_masks_goes_on_with_the_first_ones_alone(tmp_path, monkeypatch):
+    """Two drivers, on processors that round differently; one finishes while the other prunes."""
+    first: list[Outcome] = []
+    inside = []
+
+    class Rounds(Magnitude):
+        def saliency(self, weight, statistics, generator):
+            if not inside:
+                inside.append(True)
+                first.append(run(spec, str(tmp_path)))
+            rounding = 1 if first else -1
+            return rounding * super().saliency(weight, statistics, generator)
+
+    monkeypatch.setitem(METHODS._registered, "rounds", Rounds)
+    spec = dataclasses.replace(specify(method="rounds"), repair=None)
+    with pytest.raises(PruneError, match="another driver") as caught:
+        run(spec, str(tmp_path))
+    assert caught.value.failure in spec_from_mapping(LEAST).spec.retry.on
+    (tmp_path / "stages" / "outcome" / spec.key / "manifest.json").unlink()
+    again = run(spec, str(tmp_path))
+    assert again.summary["mask_hash"] == first[0].summary["mask_hash"]
+    assert again.summary["whole_zeros"] == first[0].summary["whole_zeros"]
 
 
 def specify_both(sparsity: str, **prune: object) -> TrialSpec:

@@ -114,8 +114,7 @@ class Runs:
     centre: float
     """Mean of the log-odds."""
     deviation: float
-    """Their standard deviation, by n − 1; of a share not below that of runs of which one lies half
-    a picture off the others. 0 where every picture says the same of every run."""
+    """Their standard deviation, by n − 1, and more than 0 where anything varies at all."""
     is_share: bool
     """Whether scores lie in [0, 1]."""
 
@@ -279,18 +278,22 @@ def allocations(one: Floats, other: Floats) -> Spread:
 def _runs(scores: Floats, pictures: int, *, is_share: bool, varies: bool) -> Runs:
     from scipy.special import logit
 
-    deviation = 0.0 if np.ptp(scores) < _TINY else float(scores.std(ddof=1))
-    places, mean = scores, float(scores.mean())
+    places, least = scores, 0.0
     if is_share:
         # No score is certain to be 0 or 1: half a picture from it.
         half = 0.5 / pictures
         clipped = np.clip(scores, half, 1 - half)
-        places = logit(clipped)
-        # Nor do runs that scored alike say that all would, at the ends least of all.
-        middle = float(clipped.mean())
+        places, middle = logit(clipped), float(clipped.mean())
+        # Nor do runs that all scored alike, or lie at that end, say that every run would: as if
+        # one of them lay half a picture off the others.
         least = half / (middle * (1 - middle)) / math.sqrt(len(scores))
-        deviation = max(float(places.std(ddof=1)), least) if varies else 0.0
-    return Runs(mean=mean, centre=float(places.mean()), deviation=deviation, is_share=is_share)
+    is_constant = float(np.ptp(places)) < _TINY
+    return Runs(
+        mean=float(scores.mean()),
+        centre=float(places.mean()),
+        deviation=(least if varies else 0.0) if is_constant else float(places.std(ddof=1)),
+        is_share=is_share,
+    )
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -3,7 +3,6 @@
 from ressa.prune.calibration import calibrate, walk
 from ressa.prune.layers import (
     LayerReport,
-    PackedMasks,
     PrunedLayers,
     ZeroCount,
     apply_masks,
@@ -12,7 +11,7 @@ from ressa.prune.layers import (
     prune_tower,
     saliency_of,
 )
-from ressa.prune.masks import Removal, keep_mask, mask_hash
+from ressa.prune.masks import PackedMasks, Removal, keep_mask, mask_hash
 from ressa.prune.method import Need, Pruned, PruneMethod
 from ressa.prune.removal import removals, requested_zeros
 from ressa.prune.statistics import LayerStatistics, Statistics

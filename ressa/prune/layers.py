@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ressa.errors import PruneError, as_stored
-from ressa.prune.masks import Removal, mask_bits, mask_of_bits, zero_pruned_
+from ressa.prune.masks import PackedMasks, Removal, mask_of_bits, zero_pruned_
 from ressa.prune.method import PruneMethod
 from ressa.prune.packing import pack, unpack
 from ressa.prune.removal import removals, zeros_of
@@ -40,30 +40,6 @@ class LayerReport:
     seconds: float
 
 
-class PackedMasks(Mapping[str, Bool[Tensor, "_ _"]]):
-    """Keep masks by the layer's name, held as bits: an eighth of a byte for each weight."""
-
-    def __init__(self, masks: Mapping[str, Bool[Tensor, "_ _"]] | None = None) -> None:
-        self._bits: dict[str, tuple[Tensor, int, int]] = {}
-        for name, mask in ({} if masks is None else masks).items():
-            self._bits[name] = (mask_bits(mask), *mask.shape)
-
-    def __getitem__(self, name: str) -> Bool[Tensor, "_ _"]:
-        return mask_of_bits(*self._bits[name])
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._bits)
-
-    def __len__(self) -> int:
-        return len(self._bits)
-
-    def __or__(self, other: "PackedMasks") -> "PackedMasks":
-        """Returns the masks of both."""
-        both = PackedMasks()
-        both._bits = self._bits | other._bits
-        return both
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrunedLayers:
     """What pruning made of some layers; the model itself is not changed until `apply`."""
@@ -87,7 +63,7 @@ class PrunedLayers:
 
     def to_bytes(self) -> bytes:
         """Writes them as a safetensors file: masks as bits, of new weights those that stay."""
-        tensors = {f"mask/{name}": mask_bits(mask) for name, mask in self.masks.items()}
+        tensors = {f"mask/{name}": self.masks.packed(name)[0] for name in self.masks}
         tensors |= {f"weight/{name}": kept for name, kept in self.kept.items()}
         return pack(tensors, [asdict(report) for report in self.layers])
 

@@ -49,9 +49,13 @@ def row_chunks(weight: Float[Tensor, "out in"], tokens: int) -> Iterator[slice]:
         yield slice(start, min(start + step, rows))
 
 
-def tiles(rows: int, columns: int) -> Iterator[slice]:
-    """Cuts a run of rows for work that goes over it several times, so that memory is read once."""
-    step = max(_TILE // columns, 1)
+def tiles(run: Float[Tensor, "row in"]) -> Iterator[slice]:
+    """Cuts a run of rows for work that goes over it several times, so that memory is read once.
+
+    Off the CPU it is left whole: a GPU has no such cache, and starting its work costs more.
+    """
+    rows, columns = run.shape
+    step = max(_TILE // columns, 1) if run.device.type == "cpu" else rows
     for start in range(0, rows, step):
         yield slice(start, min(start + step, rows))
 

@@ -378,6 +378,7 @@ def stacks(module: nn.Module) -> Iterator[nn.ModuleList]:
 def recomputed(vlm: VLM, *, wanted: bool) -> Iterator[None]:
     """Keeps only the inputs of transformer blocks for backward, and runs each block again there.
 
+    A pass without gradients, such as an answer at a rung, is as it always is, cache included.
     transformers' own switch works in training mode only, where dropout is on.
     """
     blocks: Sequence[nn.Module] = (
@@ -394,6 +395,8 @@ def recomputed(vlm: VLM, *, wanted: bool) -> Iterator[None]:
 
 def _recomputing(forward: Any) -> Any:
     def run(*args: Any, **kwargs: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return forward(*args, **kwargs)
         if "past_key_values" in kwargs:  # a block that runs twice would write its keys twice
             kwargs["past_key_values"] = None
         return torch.utils.checkpoint.checkpoint(forward, *args, use_reentrant=False, **kwargs)

@@ -87,7 +87,7 @@ class _MaskedUpdateLinear(torch.autograd.Function):
                 grad_x.addmm_(grad_rows[:, rows], masked, beta=float(rows.start > 0))
             if not ctx.straight_through:
                 grad = torch.mm(grad_rows[:, rows].t(), tokens, out=space)  # [row in]
-                for tile in tiles(*grad.shape):
+                for tile in tiles(grad):
                     part, its_b = grad[tile], b[rows][tile]
                     part.mul_(unpack(keep_bits[rows][tile], weight.shape[1]))
                     grad_a += its_b.t() @ part
@@ -106,7 +106,7 @@ def _masked(
     scale: float,
     space: Float[Tensor, "row in"],
 ) -> Float[Tensor, "row in"]:
-    for tile in tiles(*weight.shape):
+    for tile in tiles(weight):
         torch.addmm(weight[tile], lora_b[tile], lora_a, alpha=scale, out=space[tile])
         space[tile].mul_(unpack(keep_bits[tile], weight.shape[1]))
     return space

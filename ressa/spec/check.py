@@ -177,6 +177,13 @@ def _check_precision(spec: SweepSpec) -> Iterator[Problem]:
             "Choose bfloat16 or float32."
         )
         yield Problem(("repair", "dtype"), message)
+    elif repair.method != "none" and spec.model.dtype == "float16" != repair.dtype:
+        both = "Set repair.dtype to float16 too, or this" if on_gpus else "Set it"
+        message = (
+            "most gradients of a model in float16 vanish unless the loss is scaled, which "
+            f"repair.dtype {repair.dtype} does not. {both} to bfloat16 or float32."
+        )
+        yield Problem(("model", "dtype"), message)
     if repair.offload == "cpu" and not on_gpus:
         message = (
             "cpu takes the optimiser's state off GPUs; without one (resources.gpus_per_worker is "

@@ -108,23 +108,32 @@ class Worker:
         """Joins the process group; rank, size and rendezvous come from Ray, never host names."""
         from ressa import workers
 
+        self._settle()
         workers.join(rank, world_size, address, port, own=self._address())
+
+    def _settle(self) -> None:
+        """Takes the share of this machine that the trial was given."""
+        from ressa import workers
+
+        workers.use_device(
+            self._resources.gpus_per_worker, deterministic=self._resources.deterministic
+        )
+        workers.set_threads(self._resources.cpus_per_worker)
 
     def begin(self, trial: TrialSpec, earlier: Sequence[str], subject: Subject) -> None:
         """Starts an attempt, which may go on from repair checkpoints of the trial's other keys."""
-        from ressa import workers
         from ressa.kept import Kept
+        from ressa.memory import free_cache
         from ressa.sweep.claims import RayClaims
         from ressa.trial import run
 
         if self._steps is not None:
             self._steps.close()  # of a trial that early stopping ended: its engine goes first
+            self._steps = None
+            free_cache()  # or the next model would find the last one's memory taken
         check_seen(subject)
         self._diary.begin(subject)
-        workers.use_device(
-            self._resources.gpus_per_worker, deterministic=self._resources.deterministic
-        )
-        workers.set_threads(self._resources.cpus_per_worker)
+        self._settle()
         self._kept = self._kept or Kept()
         self._steps = self._follow(
             run(
@@ -208,8 +217,12 @@ class Actors:
             ).remote(index, resources, fresh)
             for index in range(resources.workers)
         ]
-        address, port = ray.get(self._actors[0].rendezvous.remote())
-        self._all("join", lambda rank: (rank, resources.workers, address, port))
+        try:
+            address, port = ray.get(self._actors[0].rendezvous.remote())
+            self._all("join", lambda rank: (rank, resources.workers, address, port))
+        except BaseException:
+            self.close()  # nobody else would: those who still wait for one that died hold a GPU
+            raise
 
     def _all(self, method: str, arguments: Callable[[int], tuple[Any, ...]]) -> list[Any]:
         """Calls a method of every worker; raises what is to blame if one of them fails.

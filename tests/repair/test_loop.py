@@ -26,11 +26,19 @@ from ressa.data.easy_vqa import EasyVQA
 from ressa.errors import RepairError
 from ressa.models.vlm import VLM
 from ressa.records import Example
-from ressa.repair import REPAIR_METHODS, Teacher, attach, merge, teacher_logits, train
+from ressa.repair import (
+    REPAIR_METHODS,
+    RepairStep,
+    Teacher,
+    attach,
+    merge,
+    teacher_logits,
+    train,
+)
 from ressa.repair.batches import global_batches
 from ressa.repair.curve import learning_rate
 from ressa.repair.engine import deepspeed_config
-from ressa.spec import Distillation, Repair
+from ressa.spec import Decoding, Distillation, Repair
 
 Curve = list[dict[str, Any]]
 
@@ -159,6 +167,25 @@ def test_deepspeed_follows_plain_torch(name: str, plain: tuple[Curve, dict[str, 
     wanted = plain if learns_the_same(PLANS[name]) else plain_repair(PLANS[name])
     assert plain[0][0]["gradient_norm"] > 1.0, "or clipping was not tested"
     assert_same_repair(repaired(PLANS[name]), wanted)
+
+
+def test_answers_between_steps_are_the_same_where_blocks_run_again_in_backward() -> None:
+    def answers(plan: Repair) -> list[list[str]]:
+        vlm = dense_vlm("llava")
+        teacher = teacher_of(vlm, plan)
+        adapters = attach(vlm.model, prune(vlm), vlm.towers, plan, seed=0)
+        found = []
+
+        def look(_: RepairStep) -> None:
+            batch = vlm.encode(questions(8), task().image, answers=False)
+            found.append(vlm.generate(batch, 4, Decoding(min_new_tokens=4)))
+
+        list(train(vlm, adapters, questions(), task(), teacher, plan, seed=0, at_step=look))
+        return found
+
+    without = answers(repair_plan(steps=1))
+    assert answers(repair_plan(steps=1, gradient_checkpointing=True)) == without
+    assert all(len(answer.split()) > 1 for answer in without[0]), "or nothing was cached"
 
 
 @cache

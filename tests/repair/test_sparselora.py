@@ -244,3 +244,9 @@ def test_adapters_of_another_rank_are_refused() -> None:
     fewer = attach(other.model, prune(other), other.towers, plan, seed=0)
     with pytest.raises(RepairError, match="other layers or ranks"):
         fewer.load(adapters.to_bytes())
+
+
+def test_a_run_of_rows_is_cut_for_a_cpus_cache_alone() -> None:
+    run = torch.empty(40, 1 << 15)
+    assert [len(run[tile]) for tile in bits.tiles(run)] == [4] * 10
+    assert list(bits.tiles(run.to("meta"))) == [slice(0, 40)]
