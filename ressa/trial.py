@@ -246,6 +246,7 @@ class _Trial:
         assert plan is not None
         adapters = yield from self.trained(plan, teacher)
         trained = adapters.trainable_weights()
+        yield Progress(stage="merge")
         if plan.method == "lora":  # the paper's baseline: its zeros hold only beside a dense update
             yield Progress(stage="score unmerged")
             self.score_model("repaired_unmerged")

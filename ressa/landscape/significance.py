@@ -262,7 +262,7 @@ def allocations(one: Floats, other: Floats) -> Spread:
     both = float((rest**2).sum()) / ((seeds - 1) * (pictures - 1)) / (seeds * pictures)
     scores = np.stack([one.mean(axis=1), other.mean(axis=1)])
     is_share = bool((scores > -_TINY).all() and (scores < 1 + _TINY).all())
-    varies = max(np.ptp(one), np.ptp(other)) > _TINY
+    varies = bool(max(np.ptp(one), np.ptp(other)) > _TINY)
     return Spread(
         value=mean,
         seeds=seeds,

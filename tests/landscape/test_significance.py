@@ -135,7 +135,7 @@ def test_p_is_the_level_at_which_the_bound_reaches() -> None:
 
 @pytest.mark.parametrize("errors", [2, 10, 50])
 def test_p_has_no_least_value_and_is_students_where_only_seeds_differ(errors: float) -> None:
-    """Of one allocation against a known number, on the scale of CIDEr and without pictures' part."""
+    """Of one allocation against a known number, on the scale of CIDEr."""
     from scipy.stats import t as student
 
     runs = 2 + np.array([-1.0, 0.0, 1.0, -1.0, 1.0]) * 0.1
