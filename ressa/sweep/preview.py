@@ -150,7 +150,7 @@ def _shared(plan: SweepPlan, count: int, points: list[dict[str, str]]) -> list[F
     """What trials will share, how often each is made, and what is there already."""
     spec = plan.spec
     known = list(trials_of(plan, points[:_MOST_KEYS]).values())
-    asked = how_often(known or [plan.baseline("dense_repaired")])
+    asked = how_often(known or [plan.baseline("dense_repaired")], plan.inventory)
     samples, repaired = spec.prune.calibration.samples, spec.repair.data
     questions = repaired.samples or "all"
     names = {
@@ -188,7 +188,7 @@ def _times(count: int) -> str:
 def _made(plan: SweepPlan, trials: list[TrialSpec]) -> dict[str, int]:
     """What is in the store already; nothing where there is no store or no way to ask."""
     try:
-        return already_made(trials, open_store(plan.spec.store))
+        return already_made(trials, plan.inventory, open_store(plan.spec.store))
     except NotFoundError:
         return {}
     except ModuleNotFoundError:  # a base install, without what prunes

@@ -82,6 +82,16 @@ def test_sums_are_those_of_questions_that_go_through_alone(vlm, chunk):
         assert layer.samples == len(tiny.questions())
 
 
+def test_moments_are_the_same_without_gram_matrices(vlm):
+    known, less = tiny.calibrate_all(vlm), tiny.calibrate_all(vlm, gram=False)
+    assert less.layers.keys() == known.layers.keys()
+    for name, layer in less.layers.items():
+        assert layer.gram is None
+        assert layer.sums.equal(known.layers[name].sums)
+        assert layer.square_sums.equal(known.layers[name].square_sums)
+    assert len(less.to_bytes()) < len(known.to_bytes())
+
+
 def test_layers_of_one_input_share_their_statistics(vlm):
     statistics = tiny.calibrate_all(vlm)
     shared: dict[int, list[str]] = {}

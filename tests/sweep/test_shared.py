@@ -34,8 +34,9 @@ def spec_of(name: str, store: Path, **changes: object) -> SweepSpec:
 
 
 def keys_of(spec: SweepSpec, point: dict[str, str]) -> list[str]:
-    trial = make_plan(spec).trial(point)
-    return [f"{stage}/{key}" for stage, key in stages_of(trial, versions_of(trial))]
+    plan = make_plan(spec)
+    trial = plan.trial(point)
+    return [f"{stage}/{key}" for stage, key in stages_of(trial, versions_of(trial), plan.inventory)]
 
 
 def begin(store: Store, spec: SweepSpec) -> SweepStore:
