@@ -23,6 +23,10 @@ Versions = Mapping[Tower, tuple[int, ...]]
 """The versions of the rules that each tower's masks follow from: `PruneMethod.versions`."""
 
 
+NO_VERSIONS: Versions = dict.fromkeys(TOWERS, ())
+"""Where keys need only differ where the stages do: the methods are then not imported."""
+
+
 def stage_key(trial: TrialSpec, *parts: Any) -> str:
     """Names a stage by all that can change it: its options, the weights, the code's version.
 

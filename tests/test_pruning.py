@@ -12,6 +12,7 @@ from ressa.records import TrialSpec
 from ressa.sparsity import TOWERS
 from ressa.spec import spec_from_mapping
 from ressa.store import open_store
+from ressa.sweep.cost import statistics_bytes
 from ressa.sweep.plan import SweepPlan, make_plan
 
 LARGE = "Salesforce/instructblip-vicuna-7b"
@@ -63,7 +64,7 @@ def test_what_methods_read_is_known_without_importing_them():
 def test_a_large_tower_has_what_its_method_reads_and_a_small_one_its_gram_matrices(
     prune, vision, language, monkeypatch
 ):
-    monkeypatch.setattr("ressa.sweep.plan._fingerprint", lambda model: "weights")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert taken_by(plan_of(**prune)) == dict.fromkeys(TOWERS, "gram")
     assert taken_by(plan_of(LARGE, **prune)) == {"vision": vision, "language": language}
 
@@ -115,3 +116,16 @@ def test_masks_are_those_of_a_trial_that_takes_every_gram_matrix(
         for name, known in layers:
             (tower,) = {one.tower for each in reports.values() for one in each if one.name == name}
             assert (known.gram is not None) == (tower in with_error)
+
+
+@pytest.mark.parametrize("model", ["pocket-llava", "pocket-blip2"])
+def test_a_plans_estimate_of_statistics_is_their_size(model, tmp_path):
+    plan = plan_of(model)
+    pruned(plan.trial({"sparsity": "0.5"}), tmp_path)
+    stored = sum(
+        stage.size
+        for stage in open_store(tmp_path).stages.inventory()
+        if stage.stage == "calibration"
+    )
+    estimated = sum(statistics_bytes(plan.inventory.tower(tower), "gram") for tower in TOWERS)
+    assert estimated == pytest.approx(stored, rel=0.1)

@@ -15,7 +15,7 @@ from typing import Any
 
 from ressa.catalog import METHODS
 from ressa.errors import InfeasibleAllocation, RessaError
-from ressa.keys import Versions, stages_of
+from ressa.keys import NO_VERSIONS, Versions, stages_of
 from ressa.records import TrialSpec
 from ressa.sparsity import TOWERS, Inventory
 from ressa.spec import grid_points
@@ -29,7 +29,6 @@ OF_ONE_TRIAL = frozenset(
 """Stages that no two trials share; their keys begin with the trial's."""
 
 _MOST_LISTED = 100_000  # points of a space whose stages are kept for a sweep that goes on
-_NO_VERSIONS: Versions = dict.fromkeys(TOWERS, ())
 _LONG_AGO = datetime.min.replace(tzinfo=UTC)
 
 
@@ -60,7 +59,7 @@ def how_often(trials: Iterable[TrialSpec], inventory: Inventory) -> dict[str, tu
     asked = Counter(
         stage
         for trial in trials
-        for stage in stages_of(trial, _NO_VERSIONS, inventory)
+        for stage in stages_of(trial, NO_VERSIONS, inventory)
         if stage[0] != "outcome"
     )
     kinds = dict.fromkeys(stage for stage, _ in asked)

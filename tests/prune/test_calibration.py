@@ -147,8 +147,10 @@ def test_two_workers_get_the_same_bytes_as_one(tmp_path):
         alone = tiny.calibrate_all(build(), chunk=4).to_bytes()
         assert (tmp_path / f"{name}-0").read_bytes() == alone
         assert (tmp_path / f"{name}-1").read_bytes() == alone
+        moments = tiny.calibrate_all(build(), chunk=4, gram=False).to_bytes()
         masks = tiny.mask_hashes(tiny.prune_both_towers(build(), Wanda(), chunk=4))
         for rank in (0, 1):
+            assert (tmp_path / f"{name}-{rank}-moments").read_bytes() == moments
             assert json.loads((tmp_path / f"{name}-{rank}-masks").read_text()) == masks
 
 
