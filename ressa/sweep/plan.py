@@ -24,6 +24,7 @@ from ressa.spec import (
     apply_point,
     baseline,
     check_inventory,
+    draws,
 )
 
 
@@ -98,11 +99,26 @@ class SweepPlan:
                 continue
             contents = {text: self._fingerprint_of(name, source, use) for text, use in own.items()}
             if source.model is not None and self.reads_data:
-                contents["model"] = _fingerprint(ModelRef(id=source.model))
+                revision, contents["model"] = self._matching_models[name]
+                source = source.model_copy(update={"model_revision": revision})
             found.append(
                 TaskData(name=name, source=_absolute(source), contents=tuple(contents.items()))
             )
         return tuple(found)
+
+    @cached_property
+    def _matching_models(self) -> dict[str, tuple[str | None, str]]:
+        """Of data sets' matching models: the commit of today, if on the hub, and fingerprint."""
+        from ressa.models.identity import is_on_hub, pinned
+
+        found = {}
+        for name, source in self.spec.data.items():
+            if source.model is not None:
+                ref = ModelRef(id=source.model, revision=source.model_revision)
+                if is_on_hub(ref):
+                    ref, _ = pinned(ref, weights=True)
+                found[name] = ref.revision, _fingerprint(ref)
+        return found
 
     def _fingerprint_of(self, name: str, source: DataSource, use: Calibration | DataRef) -> str:
         if not self.reads_data:
@@ -136,24 +152,19 @@ class SweepPlan:
 
     @cached_property
     def data(self) -> list[dict[str, Any]]:
-        """Rows of the `data` table: which examples each purpose uses.
+        """Rows of the `data` table: which examples each purpose uses, in any trial.
 
         Raises:
             SpecError: two purposes share an image, or a split has too few examples.
         """
-        spec = self.spec
-        calibration = spec.prune.calibration
-        uses: list[tuple[str, Calibration | DataRef]] = [
-            ("calibration", calibration.model_copy(update={"seed": calibration.seed + run}))
-            for run in range(spec.replicates)
-        ]
-        if spec.repair.method != "none":
-            uses.append(("repair", spec.repair.data))
-        uses += [("evaluate", ref) for ref in spec.evaluate]
-        rows = [_data_row(purpose, ref, spec.data.get(ref.task)) for purpose, ref in uses]
-        for one, other in combinations(rows, 2):
-            shared = set(one["image_ids"]) & set(other["image_ids"])
-            if shared and one["purpose"] != other["purpose"]:
+        sources = self.spec.data
+        rows = [_data_row(purpose, ref, sources.get(ref.task)) for purpose, ref in draws(self.spec)]
+        seen = [(row, set(row["image_ids"])) for row in rows]
+        for (one, images), (other, others) in combinations(seen, 2):
+            if one["purpose"] == other["purpose"]:
+                continue
+            shared = images & others
+            if shared:
                 raise SpecError(
                     f"{one['purpose']} ({one['task']}) and {other['purpose']} ({other['task']}) "
                     f"share {len(shared)} images, such as {min(shared)}; purposes must be disjoint "
