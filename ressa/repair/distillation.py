@@ -146,7 +146,8 @@ def trimmed(batch: Batch) -> Batch:
     for name in inputs.keys() - batch.of_pictures:
         if inputs[name].shape[:2] == shape:
             inputs[name] = inputs[name][:, :longest]
-    return replace(batch, inputs=inputs, labels=batch.labels[:, :answers])
+    # T5's own loss wants labels without gaps.
+    return replace(batch, inputs=inputs, labels=batch.labels[:, :answers].contiguous())
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """The losses of repair, and the teacher that it learns from."""
 
 import dataclasses
+import weakref
 from typing import cast
 
 import pytest
@@ -225,6 +226,28 @@ def test_a_live_teacher_is_the_dense_model_before_and_after(method: str) -> None
     assert torch.equal(teacher.of(questions(12), batch), dense)
     with torch.no_grad():
         assert not torch.equal(vlm.all_logits(batch), dense)
+
+
+def test_a_live_teacher_speaks_of_one_micro_batch_at_a_time() -> None:
+    said: list[weakref.ref[Tensor]] = []
+
+    class Heard(LiveTeacher):
+        def of(self, examples, batch):
+            assert not any(logits() is not None for logits in said)
+            logits = super().of(examples, batch)
+            said.append(weakref.ref(logits))
+            return logits
+
+    vlm = dense_vlm()
+    teacher = Heard(vlm)
+    plan = repair_plan(
+        steps=2,
+        micro_batch=4,
+        distillation=Distillation(weight=0.5, reduction="reference"),
+    )
+    adapters = attach(vlm.model, prune(vlm), vlm.towers, plan, seed=0)
+    list(train(vlm, adapters, questions(), task(), teacher, plan, seed=0))
+    assert len(said) == 8
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
