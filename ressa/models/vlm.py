@@ -40,6 +40,9 @@ GREEDY = Decoding()
 
 _OPEN = 256
 """Pictures that are open at a time while they become tensors: each may take a megabyte."""
+_ALL_LOGITS = 2**28
+"""Bytes. Where logits at all places take no more, those that no answer needs are computed too:
+picking places first gains nothing then, and would round some of them otherwise."""
 _SEEN_BYTES = 8  # times the pixels': hidden states of very many blocks are not kept
 _SEEN_WEIGHTS = 2**26  # bytes; to tell more of them apart takes as long as to look again
 
@@ -233,7 +236,27 @@ class VLM:
 
         The token that ends an answer counts as one of its tokens.
         """
-        return self.at_answers(self.all_logits(batch), batch)
+        places = self._answering(batch)
+        if places is None:
+            return self.at_answers(self.all_logits(batch), batch)
+        length = batch.labels.shape[1]  # type: ignore[union-attr]
+        # Counted from the end, as GIT's has places for the picture in front.
+        logits = self._logits(batch, logits_to_keep=places - length)
+        labels = batch.labels[:, places + 1]  # type: ignore[index]
+        kept = labels != NO_LABEL
+        return logits[kept], labels[kept]
+
+    def _answering(self, batch: Batch) -> Int[Tensor, " place"] | None:
+        """Where a decoder predicts answer tokens, if logits of all else are much to be spared."""
+        if batch.labels is None or self.has_encoder:
+            return None
+        parameter = inspect.signature(self.model.forward).parameters.get("logits_to_keep")
+        if parameter is None or "Tensor" not in str(parameter.annotation):
+            return None
+        vocabulary = getattr(self.model.config.get_text_config(), "vocab_size", 0)
+        if batch.labels.numel() * vocabulary * self.model.dtype.itemsize <= _ALL_LOGITS:
+            return None
+        return (batch.labels[:, 1:] != NO_LABEL).any(dim=0).nonzero()[:, 0]
 
     def at_answers(
         self, logits: Float[Tensor, "batch time vocabulary"], batch: Batch
@@ -253,9 +276,13 @@ class VLM:
         With an encoder that is the decoder's sequence, the padded answers; without one all of the
         text, image tokens and padding included.
         """
+        return self._logits(batch)
+
+    def _logits(self, batch: Batch, **options: Any) -> Float[Tensor, "batch place vocabulary"]:
         if batch.labels is None:
             raise ValueError("logits need a batch that was encoded with answers=True")
-        options: dict[str, Any] = {"labels": batch.labels} if self.has_encoder else {}
+        if self.has_encoder:
+            options["labels"] = batch.labels
         parameters = inspect.signature(self.model.forward).parameters
         if "use_cache" in parameters or "kwargs" in parameters:
             options["use_cache"] = False

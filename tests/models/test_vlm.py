@@ -88,6 +88,25 @@ def test_pictures_of_one_row_and_of_several_are_joined_as_if_made_at_once() -> N
     assert joined["pixel_values"].sum() == 2 * small.numel() + large.numel()
 
 
+@pytest.mark.parametrize("count", [1, 30])
+def test_large_logits_are_made_only_where_an_answer_is_predicted(
+    vlm: VLM, task: EasyVQA, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    batch = vlm.encode(task.examples("validation", count), task.image, answers=True)
+    places = []
+    head = vlm.model.get_output_embeddings()
+    hook = head.register_forward_hook(lambda *_: places.append(_[2].shape[1]))
+    with torch.no_grad():
+        everywhere, tokens = vlm.answer_logits(batch)
+        monkeypatch.setattr(module, "_ALL_LOGITS", 0)
+        there, same = vlm.answer_logits(batch)
+    hook.remove()
+    assert same.equal(tokens)
+    torch.testing.assert_close(there, everywhere, rtol=1e-4, atol=1e-4)
+    if not vlm.has_encoder:  # whose decoder has the answers alone
+        assert places[1] < 10 < places[0]
+
+
 def test_generating_and_scoring_answers_agree(vlm: VLM, task: EasyVQA) -> None:
     examples = task.examples("validation", 50)
     generated = vlm.generate(vlm.encode(examples, task.image, answers=False), 3)

@@ -92,6 +92,23 @@ def test_the_teacher_has_the_logits_of_each_example_alone(
     torch.testing.assert_close(teacher.of(examples[::-1]), wanted, rtol=1e-4, atol=1e-4)
 
 
+def test_a_teacher_for_whom_a_chunk_is_too_much_is_asked_less_at_once() -> None:
+    vlm, examples = dense_vlm("llava"), questions(12)
+    wanted = teacher_logits(vlm, examples, task())
+    asked = []
+
+    def little_room(module: object, args: object, inputs: dict[str, Tensor]) -> None:
+        asked.append(len(inputs["input_ids"]))
+        if asked[-1] > 8:
+            raise torch.OutOfMemoryError
+
+    vlm.model.register_forward_pre_hook(little_room, with_kwargs=True)
+    got = teacher_logits(vlm, examples, task())
+    assert asked[-2:] == [8, 4]
+    assert got.lengths.equal(wanted.lengths)
+    torch.testing.assert_close(got.logits, wanted.logits, rtol=1e-4, atol=1e-4)
+
+
 def test_the_teacher_knows_how_many_tokens_each_answer_has() -> None:
     teacher = teacher_logits(dense_vlm(), questions(7), task())
     words = [len(example.answer.split()) for example in questions(7)]
