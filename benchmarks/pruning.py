@@ -61,8 +61,8 @@ def _wanda(path: object, compressor: peers.LLMCompressor | None) -> Iterator[Row
             )
         _assert_equal_zeros(weight, statistics, peer)
         for name, sparsities, floor, goal in (
-            ("Wanda masks, one ratio", [0.5], 5, 8),
-            ("Wanda masks, eight ratios", EIGHT, 40, 60),
+            ("Wanda masks, one sparsity", [0.5], 5, 8),
+            ("Wanda masks, eight sparsities", EIGHT, 40, 60),
             ("Wanda masks, 2:4", [None], 5, 8),
         ):
             yield from _compare_masks(
@@ -122,8 +122,8 @@ def _sparsegpt(path: object, compressor: peers.LLMCompressor | None) -> Iterator
             theirs["llmcompressor"] = lambda w, s, gram=gram: compressor.prune_sparsegpt(w, gram, s)
         shape, large = f"{out}×{columns}", columns > 4096
         for name, sparsities, floor, goal in (
-            ("SparseGPT, one ratio", [0.5], 3, 5),
-            ("SparseGPT, eight ratios", EIGHT, 5, 10),
+            ("SparseGPT, one sparsity", [0.5], 3, 5),
+            ("SparseGPT, eight sparsities", EIGHT, 5, 10),
             ("SparseGPT, 2:4", [None], None, None),
         ):
             rounds = 1 if large or len(sparsities) > 1 else 3
@@ -232,7 +232,7 @@ def _peers_work(
     return {
         peer: partial(run, prune)
         for peer, prune in theirs.items()
-        # It takes one ratio a run, as the others do; eight times its row for one ratio.
+        # It takes one sparsity a run, as the others do; eight times its row for one sparsity.
         if len(sparsities) == 1 or peer != "llmcompressor"
     }
 

@@ -1,4 +1,4 @@
-"""A whole tower: eight ratios from one calibration, and the memory that pruning takes.
+"""A whole tower: eight sparsities from one calibration, and the memory that pruning takes.
 
 The tower is a CLIP vision tower of random weights, 1024 wide as ViT-L is, inside a LLaVA with a
 small language model; 128 pictures, 65 tokens each. Memory is measured on its 24 blocks (303 million
@@ -143,7 +143,7 @@ def rows(given: argparse.Namespace) -> Iterator[Row]:
 
 
 def _eight_ratios(name: str) -> Row:
-    """One calibration and eight mask passes, beside a calibration for each ratio."""
+    """One calibration and eight mask passes, beside a calibration for each sparsity."""
     vlm = random_vlm(WORKED_ON)
     with tempfile.TemporaryDirectory() as folder:
         began = time.process_time()
@@ -153,9 +153,9 @@ def _eight_ratios(name: str) -> Row:
             prune(vlm, name, ratio, parts, apply=False)
         ours = time.process_time() - began
     return Row(
-        name=f"a tower at eight ratios, {name}",
+        name=f"a tower at eight sparsities, {name}",
         shape=f"{WORKED_ON} blocks of {WIDTH}",
-        peer_name="a calibration for each ratio (derived)",
+        peer_name="a calibration for each sparsity (derived)",
         ours=ours,
         peer=ours + (len(RATIOS) - 1) * calibration,
         unit="s",

@@ -5,7 +5,7 @@ same tensors whoever encodes them, and pictures look the same to vision towers o
 """
 
 import copy
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Generator, Hashable, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -38,16 +38,31 @@ class Kept:
         vlm = self._model[1]
         return replace(vlm, model=copy.deepcopy(vlm.model))
 
-    def encoded(self, name: Hashable, encode: Callable[[], list[Batch]]) -> list[Batch]:
-        """Returns what `encode` made under a name the first time."""
-        if name not in self._batches:
-            batches = encode()
-            size = sum(map(_bytes, batches))
-            if self._model is None or self._bytes + size > _BATCH_BYTES:
-                return batches
+    def encoded(
+        self, name: Hashable, encode: Callable[[], Iterable[Batch]]
+    ) -> Generator[Batch, None, None]:
+        """Yields what `encode` yielded under a name the first time.
+
+        That first time each batch is handed on as it is made. All are kept once they are read to
+        the end, and no more than may be kept is held on the way there.
+        """
+        if name in self._batches:
+            yield from self._batches[name]
+            return
+        held: list[Batch] = []
+        room = 0 if self._model is None else _BATCH_BYTES - self._bytes
+        size = 0
+        for batch in encode():
+            size += _bytes(batch)
+            if size > room:
+                held.clear()
+                yield batch
+            else:
+                held.append(replace(batch, seen={}))
+                yield held[-1]
+        if size <= room:
             self._bytes += size
-            self._batches[name] = [replace(batch, seen={}) for batch in batches]
-        return self._batches[name]
+            self._batches[name] = held
 
 
 def _bytes(batch: Batch) -> int:

@@ -328,7 +328,8 @@ class _Trial:
             asked = ("repair", plan.data, contents, plan.objective, *batches)
 
             def keep(encode: Callable[[], Batch]) -> Batch:
-                return self.kept.encoded(asked, lambda: [encode()])[0]
+                [whole] = self.kept.encoded(asked, lambda: [encode()])
+                return whole
 
             for step in train(
                 self.vlm,

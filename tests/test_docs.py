@@ -43,6 +43,7 @@ VERBS: dict[str, Any] = get_command(app).commands  # type: ignore[attr-defined]
 
 NOT_RUN = {
     "make": "installs, or takes minutes; its target must exist",
+    "python3.11 -m venv|pip install": "installs",
     "for file in": "hours",
     "ressa run sweeps/half.yaml": "minutes; the slow test of the study runs it",
     "ressa best half": "of that sweep, likewise",

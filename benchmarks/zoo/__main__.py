@@ -1,4 +1,4 @@
-"""`make models`: every model type through every stage; writes docs/models.md and docs/models.json.
+"""`make models`: every model type through every stage; docs/model-types.md and docs/models.json.
 
 python -m benchmarks.zoo TYPE … tries some types and replaces their rows.
 """
@@ -8,6 +8,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from textwrap import wrap
 
 import transformers
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
@@ -18,9 +19,10 @@ from benchmarks.zoo.stages import STAGES, quiet, run
 DOCS = Path(__file__).parents[2] / "docs"
 
 _JSON = DOCS / "models.json"
-_WIDTH = 200  # letters of a reason; all of it is in models.json
+_WIDTH = 160  # letters of a reason; all of it is in models.json
+_LINE = 100
 
-_HEAD = """# Which models work
+_HEAD = """# Which types of model work
 
 Written by `make models`, with transformers {version}. Each type behind
 `AutoModelForImageTextToText` is built small and random, and taken through the stages of a trial by
@@ -31,33 +33,12 @@ logits equal to 1e-5.
 
 The inputs are tensors made from the configuration (`benchmarks/zoo/tensors.py`), not by each type's
 processor: most processors need torchvision, or a vocabulary and template that come with a
-checkpoint. So the table speaks for model classes. The pocket models, a BLIP-2 and a LLaVA, run with
+checkpoint. So this page speaks for model classes. The pocket models, a BLIP-2 and a LLaVA, run with
 their processors in every test of trials.
 
-**{found} types have their towers found; {passed} pass every stage, of {types} tried.** Transformers
-has {known}; one that is not in the table has not been tried yet. The stage that a type fails says
-why, [models.json](models.json) in full. A variant (another language model) stands behind a colon
-and is not counted as a type. `ONLY="llava git" make models` tries some.
-
-`ressa models MODEL` shows the parts of a checkpoint, from its configuration alone. Where one is not
-found, the sweep file names it:
-
-```yaml
-model:
-  id: org/name
-  towers: {{vision: model.encoder, connector: [model.bridge]}}   # language, other: likewise
-```
-
-A tower that is given replaces what is found; connector and other are added to it. A parameter that
-no part claims is an error, at `validate` already. Experts of mixtures are matrices of their own;
-one that no calibration token reached is pruned as if its inputs were alike. Embeddings, heads,
-norms, routers, connector and query tokens stay dense; repair may train the connector.
-
-Weights come from safetensors, one file or several, and are mapped into memory: workers of a node
-share them until one changes them. Seen with a LLaVA of 524 MB in six bfloat16 files, two processes
-and every weight read: the files are 262 MB of each process's memory (PSS), and 10 MB more are its
-own (`python -m pytest -m slow tests/models/test_loading.py`). A `model.dtype` that is not the
-files' makes each worker a copy of its own.
+Of the {known} types that transformers has, {types} were tried: **{passed} pass every stage, and of
+{found} the towers are found.** `ONLY="llava git" make models` tries some. A variant (another
+language model) stands behind a colon and is not counted.
 
 """
 
@@ -98,15 +79,22 @@ def _write(rows: list[dict[str, str]]) -> None:
         found=sum(row["towers"] == "yes" for row in types),
         passed=sum(row["loaded"] == "yes" for row in types),
     )
-    lines = [f"| type | {' | '.join(STAGES)} |", "|---" * (len(STAGES) + 1) + "|"]
-    lines += [f"| {row['type']} | {' | '.join(map(_cell, map(row.get, STAGES)))} |" for row in rows]
-    (DOCS / "models.md").write_text(head + "\n".join(lines) + "\n", encoding="utf-8")
+    fine = [row["type"] for row in rows if row[STAGES[-1]] == "yes"]
+    lines = ["## Every stage", "", *wrap(", ".join(fine), _LINE, break_on_hyphens=False), ""]
+    lines += ["## Not every stage", "", "In full: [models.json](models.json).", ""]
+    lines += ["| type | first stage that fails | why |", "|---|---|---|"]
+    for row in rows:
+        stage = next((stage for stage in STAGES if row[stage] != "yes"), None)
+        if stage is not None:
+            lines.append(f"| {row['type']} | {stage} | {_cell(row[stage])} |")
+    (DOCS / "model-types.md").write_text(head + "\n".join(lines) + "\n", encoding="utf-8")
     _JSON.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
 
 
 def _cell(answer: str) -> str:
-    """A stage's "yes", nothing, or the reason why not, as much of it as a table holds."""
-    reason = answer.replace("|", "\\|")
+    """The first sentence of the reason why not, as much of it as a table holds."""
+    _, _, reason = answer.replace("|", "\\|").partition(": ")
+    reason = reason.partition(". ")[0]
     return reason if len(reason) <= _WIDTH else f"{reason[:_WIDTH]} …"
 
 

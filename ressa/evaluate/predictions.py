@@ -1,6 +1,6 @@
 """Answers of a model to a task's questions."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby
 from typing import Protocol, TypeAlias, runtime_checkable
 
@@ -13,7 +13,7 @@ from ressa.spec import Decoding
 
 _SPARE_TOKENS = 1  # beyond the longest answer and its end: room to be wrong at length
 
-Keep: TypeAlias = Callable[[Callable[[], list[Batch]]], list[Batch]]
+Keep: TypeAlias = Callable[[Callable[[], Iterable[Batch]]], Iterable[Batch]]
 
 
 @runtime_checkable
@@ -52,7 +52,7 @@ def predictions(
             only by rounding.
         blank: True shows the task's blank picture instead of each, so that only distinct questions
             are left to compute.
-        keep: returns the questions as tensors, by the function that it is given or from the last
+        keep: yields the questions as tensors, by the function that it is given or from the last
             time. None encodes batch after batch, and holds one.
     """
     tokens = _longest_answer(vlm, task) + _SPARE_TOKENS
@@ -82,7 +82,7 @@ def generated(
                 yield vlm.encode(chunk, task.image, answers=False, blank=picture)
 
         is_kept = size == batch_size  # smaller ones are other batches
-        encoded = keep(lambda: list(encode())) if keep and is_kept else encode()
+        encoded = keep(encode) if keep and is_kept else encode()
         found: dict[tuple[str, str], str] = {}
         for chunk, batch in zip(chunks, encoded, strict=True):
             answers = vlm.generate(batch, decoding.max_new_tokens, decoding)

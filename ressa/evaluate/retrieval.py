@@ -22,12 +22,14 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from ressa.errors import EvaluationError
+from ressa.errors import EvaluationError, SpecError
 from ressa.evaluate.answers import Answer
 from ressa.evaluate.metrics import Scores, clustered_error, mean
 from ressa.evaluate.predictions import Keep
+from ressa.models.loading import reading
 from ressa.models.vlm import VLM
 from ressa.records import Example
+from ressa.spec import ModelRef
 from ressa.workers import agree, spread
 
 _MOST_TOKENS = 35  # of a caption, as in the paper's code
@@ -54,7 +56,8 @@ class RetrievalMeasure:
         picture and it itself stand.
         """
         source = task.source
-        matching = Matching(vlm, source.model, source.batch_size)
+        revision = source.model_revision
+        matching = Matching(vlm, source.model, source.batch_size, revision=revision)
         images = list(dict.fromkeys(example.image_id for example in examples))
         row = {image: index for index, image in enumerate(images)}
         owner = torch.tensor([row[example.image_id] for example in examples])
@@ -105,14 +108,17 @@ class Matching:
         vlm: whose vision tower is looked through.
         name: folder or hub id of the matching model.
         batch_size: pictures, captions or pairs per forward pass.
+        revision: commit of the matching model, if it is on the hub.
 
     Raises:
-        EvaluationError: the vision tower does not fit the matching model.
+        EvaluationError: the matching model cannot be loaded, or the vision tower does not fit it.
     """
 
-    def __init__(self, vlm: VLM, name: str, batch_size: int) -> None:
+    def __init__(
+        self, vlm: VLM, name: str, batch_size: int, *, revision: str | None = None
+    ) -> None:
         self.vlm, self.batch_size = vlm, batch_size
-        self.model, self.processor = _load(name, str(vlm.model.dtype).removeprefix("torch."))
+        self.model, self.processor = _load(name, revision, vlm.model.dtype)
         self.device: torch.device = vlm.model.device
         self.model.to(self.device)
         tower, wanted = vlm.vision_tower, self.model.config.vision_config.hidden_size
@@ -245,18 +251,18 @@ class Matching:
 
 
 @lru_cache(maxsize=1)
-def _load(name: str, dtype: str) -> tuple[Any, Any]:
+def _load(name: str, revision: str | None, dtype: torch.dtype) -> tuple[Any, Any]:
     from transformers import AutoProcessor, Blip2ForImageTextRetrieval
 
     try:
-        model = Blip2ForImageTextRetrieval.from_pretrained(name, dtype=getattr(torch, dtype))
-        processor = AutoProcessor.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:400]
+        with reading(ModelRef(id=name, revision=revision), weights=True) as (source, options):
+            model = Blip2ForImageTextRetrieval.from_pretrained(
+                source, dtype=dtype, use_safetensors=True, **options
+            )
+            processor = AutoProcessor.from_pretrained(source, **options)
+    except SpecError as error:
         raise EvaluationError(
-            f"the matching model {name} cannot be loaded: {reason} Give the folder of a copy in "
-            "data.*.model.",
-            "data",
+            f"the matching model: {error} Give the folder of a copy in data.*.model.", "data"
         ) from error
     model.vision_model.encoder = torch.nn.Identity()  # never looked through: give its memory back
     return model.eval(), processor

@@ -34,7 +34,7 @@ def load_vlm(ref: ModelRef | str) -> VLM:
         SpecError: it is not there, cannot be reached, or is no vision-language model.
     """
     ref = ModelRef(id=ref) if isinstance(ref, str) else ref
-    with _reading(ref, weights=True) as (source, options):
+    with reading(ref, weights=True) as (source, options):
         processor = AutoProcessor.from_pretrained(source, **options)
         # Pickled weights could run code of their own, and cannot be mapped into memory.
         model = AutoModelForImageTextToText.from_pretrained(
@@ -59,7 +59,7 @@ def plan_towers(ref: ModelRef | str) -> Towers:
         SpecError: as for `load_vlm`.
     """
     ref = ModelRef(id=ref) if isinstance(ref, str) else ref
-    with _reading(ref) as (source, options):
+    with reading(ref) as (source, options):
         config = AutoConfig.from_pretrained(source, **options)
         with torch.device("meta"):
             model = AutoModelForImageTextToText.from_config(
@@ -75,8 +75,11 @@ def plan_towers(ref: ModelRef | str) -> Towers:
 
 
 @contextmanager
-def _reading(ref: ModelRef, *, weights: bool = False) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Says where to read a model from and how, and turns what goes wrong into a SpecError."""
+def reading(ref: ModelRef, *, weights: bool = False) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Says where to read a model from and how, and turns what goes wrong into a SpecError.
+
+    Of a hub model only the commit that its revision stands for is read.
+    """
     folder = _folder(ref.id)
     if ref.trust_remote_code and os.environ.get(TRUST) != "1":
         raise SpecError(

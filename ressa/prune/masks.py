@@ -25,17 +25,19 @@ Removal: TypeAlias = Int[np.ndarray, " out"] | int | Pattern
 """What a layer loses: zeros of each row, zeros of the whole matrix, or an N:M pattern."""
 
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by their size in bytes
-_NOT_FINITE = "a saliency is not finite: check the weights for NaN."
 _CACHE_VALUES = 2**17  # half a megabyte of floats, and what is made of them
 
 
-def keep_mask(saliency: Float[Tensor, "out in"], removal: Removal) -> Bool[Tensor, "out in"]:
+def keep_mask(
+    saliency: Float[Tensor, "out in"], removal: Removal, *, check: bool = True
+) -> Bool[Tensor, "out in"]:
     """Chooses which weights of a layer stay.
 
     Args:
         saliency: how much each weight matters; any float dtype, finite.
         removal: an array prunes that many weights in each row, an integer that many in the whole
             matrix, a pattern N:M all but the N highest of each aligned group of M inputs.
+        check: False leaves `check_finite`, which waits for a GPU, to the caller.
 
     Returns:
         True where the weight is kept; on the saliency's device.
@@ -47,39 +49,61 @@ def keep_mask(saliency: Float[Tensor, "out in"], removal: Removal) -> Bool[Tenso
         >>> keep_mask(torch.tensor([[3.0, 8.0, 2.0, 4.0]]), np.array([2]))
         tensor([[False,  True, False,  True]])
     """
-    return next(keep_masks(saliency, [removal]))
+    return next(keep_masks(saliency, [removal], check=check))
 
 
 def keep_masks(
-    saliency: Float[Tensor, "out in"], removals: Sequence[Removal]
+    saliency: Float[Tensor, "out in"], removals: Sequence[Removal], *, check: bool = True
 ) -> Iterator[Bool[Tensor, "out in"]]:
     """Chooses several times from one saliency, which is sorted once: a `keep_mask` per removal."""
-    if saliency.device.type != "cpu":
-        return _by_rank(saliency, removals)
+    is_on_cpu = saliency.device.type == "cpu"
     # By numpy, whose sorts are several times faster than torch's on a CPU.
-    return _by_threshold(_to_numpy(saliency), removals)
+    values = torch.from_numpy(_to_numpy(saliency)) if is_on_cpu else saliency.detach()
+    if check:
+        check_finite(values)
+    return _by_threshold(values.numpy(), removals) if is_on_cpu else _by_rank(values, removals)
+
+
+def check_finite(saliency: Float[Tensor, "out in"]) -> None:
+    """Raises a PruneError if a saliency is not finite."""
+    if saliency.device.type != "cpu":
+        is_finite = bool(saliency.isfinite().all())
+    else:
+        array = _to_numpy(saliency)
+        is_finite = all(np.isfinite(array[rows]).all() for rows in _cache_fuls(array))
+    if not is_finite:
+        raise PruneError("a saliency is not finite: check the weights for NaN.", "numeric")
 
 
 def _by_rank(
     saliency: Float[Tensor, "out in"], removals: Sequence[Removal]
 ) -> Iterator[Bool[Tensor, "out in"]]:
     """Chooses by each weight's rank among those it competes with, on the saliency's device."""
-    if not saliency.isfinite().all():
-        raise PruneError(_NOT_FINITE, "numeric")
-    values = saliency.detach() + 0.0  # turns -0.0, which equals it, into 0.0
+    values = saliency + 0.0  # turns -0.0, which equals it, into 0.0
     ranks: dict[int, Int[Tensor, "row column"]] = {}
     for removal in removals:
         if isinstance(removal, Pattern):
-            width, zeros = removal.group, torch.tensor([removal.group - removal.kept])
-        elif isinstance(removal, int):
-            width, zeros = values.numel(), torch.tensor([removal])
-        else:
-            width, zeros = values.shape[1], torch.from_numpy(removal)
+            yield _keep_pattern_by_rank(values.reshape(-1, removal.group), removal).view_as(values)
+            continue
+        width = values.numel() if isinstance(removal, int) else values.shape[1]
         if width not in ranks:
             order = values.reshape(-1, width).argsort(dim=1, stable=True)
             places = torch.arange(width, device=order.device).expand_as(order)
             ranks[width] = torch.empty_like(order).scatter_(1, order, places)
-        yield (ranks[width] >= zeros[:, None].to(values.device)).reshape(values.shape)
+        zeros = torch.tensor(removal) if isinstance(removal, int) else torch.from_numpy(removal)
+        yield (ranks[width] >= zeros.reshape(-1, 1).to(values.device)).view_as(values)
+
+
+def _keep_pattern_by_rank(
+    values: Float[Tensor, "row column"], pattern: Pattern
+) -> Bool[Tensor, "row column"]:
+    """Keeps what `_keep_pattern` does, by comparisons that a GPU is not waited for."""
+    rank = torch.zeros(values.shape, dtype=torch.int16, device=values.device)
+    for late in range(1, pattern.group):
+        late_is_higher = values[:, :late] <= values[:, late : late + 1]
+        rank[:, late] = late_is_higher.sum(dim=1)
+        rank[:, :late] += ~late_is_higher
+    return rank >= pattern.group - pattern.kept
 
 
 def _by_threshold(
@@ -104,8 +128,6 @@ def _to_numpy(saliency: Float[Tensor, "out in"]) -> Float[np.ndarray, "out in"]:
     if values.dtype in (torch.float16, torch.bfloat16):
         values = values.float()  # numpy knows no bfloat16
     array: Float[np.ndarray, "out in"] = values.contiguous().numpy()
-    if not all(np.isfinite(array[rows]).all() for rows in _cache_fuls(array)):
-        raise PruneError(_NOT_FINITE, "numeric")
     return array
 
 

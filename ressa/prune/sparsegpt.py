@@ -29,7 +29,7 @@ from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
 from ressa.errors import PruneError
-from ressa.prune.masks import Removal, keep_mask
+from ressa.prune.masks import Removal, check_finite, keep_mask
 from ressa.prune.method import Need, Pruned, PruneMethod
 from ressa.prune.statistics import LayerStatistics
 from ressa.sparsity import Pattern
@@ -270,14 +270,15 @@ def _prune_block(
     each = torch.stack([own[cut, cut] for cut in cuts])  # a block is whole groups of a pattern
     unit = torch.eye(step, dtype=own.dtype, device=own.device).expand_as(each)
     inverses = torch.linalg.solve_triangular(each, unit, upper=False, unitriangular=True)
-    masks = []
+    masks, saliency = [], torch.empty_like(change)
     for cut, inverse in zip(cuts, inverses, strict=True):
         offset = moved[cut]
         if cut.start:
             offset.addmm_(own[cut, : cut.start], change[: cut.start])
-        mask = _choose(change[cut], offset, inverse, scale[cut], share)
+        mask = _choose(saliency[cut].copy_(change[cut]), offset, inverse, scale[cut], share)
         _make_up(change[cut], mask, offset, before[cut, cut])
         masks.append(mask)
+    check_finite(saliency)  # of all groups of a pattern at once: a GPU is waited for
     return torch.cat(masks, dim=1) if len(masks) > 1 else masks[0]
 
 
@@ -290,13 +291,13 @@ def _choose(
 ) -> Bool[Tensor, "out choice"]:
     """Chooses among some columns, by their weights as all columns before have moved them.
 
-    The inverse is that of the columns' own part of the factor: a product with it takes half the
-    time of a triangular solve with so many right sides.
+    The dense weights become the saliencies, which may not be finite. The inverse is that of the
+    columns' own part of the factor: a product with it takes half the time of a triangular solve
+    with so many right sides.
     """
-    scaled = dense.clone()
     for cut in (slice(*ends) for ends in _cuts(0, len(inverse), BLOCK // 2)):  # it is triangular
-        scaled[cut].addmm_(inverse[cut, : cut.stop], offset[: cut.stop])
-    return keep_mask(scaled.mul_(scale[:, None]).square_().T, share)
+        dense[cut].addmm_(inverse[cut, : cut.stop], offset[: cut.stop])
+    return keep_mask(dense.mul_(scale[:, None]).square_().T, share, check=False)
 
 
 def _make_up(

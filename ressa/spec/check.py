@@ -378,6 +378,18 @@ def _check_data(spec: SweepSpec) -> Iterator[Problem]:
         if source.task == "retrieval" and source.model is None:
             message = "retrieval needs a BLIP-2 image-text matching model: a folder or a hub id."
             yield Problem((*path, "model"), message)
+        if source.model is not None:
+            yield from _check_matching(source.model, source.model_revision, path)
+
+
+def _check_matching(name: str, revision: str | None, path: Path) -> Iterator[Problem]:
+    is_folder = FilePath(os.path.expanduser(name)).is_dir()
+    if not is_folder and _HUB_ID.fullmatch(name) is None:
+        message = f"no folder {name!r}, and no hub id such as org/name."
+        yield Problem((*path, "model"), message)
+    elif is_folder and revision is not None:
+        message = "only hub models have revisions. Leave it out."
+        yield Problem((*path, "model_revision"), message)
 
 
 def _check_name(registry: Registry[Any], name: str, path: Path) -> Iterator[Problem]:

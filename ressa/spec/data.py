@@ -14,7 +14,7 @@ SPLITS = ("train", "calibration", "validation", "test")
 """What a task's examples are dealt to, disjoint by image."""
 
 _SLICE = re.compile(r"(?P<name>[^\[\]\s]+)(\[(?P<low>\d{0,3})%?:(?P<high>\d{0,3})%?\])?")
-_PLACES = ("path", "images", "model")
+_PLACES = ("path", "images", "model", "model_revision")
 HUB = "hf://datasets/"
 """What the path of a data set on the hub begins with."""
 
@@ -106,6 +106,10 @@ class DataSource(SpecModel):
     model: str | None = Field(
         default=None,
         description="The BLIP-2 image-text matching model of retrieval: a folder or a hub id.",
+    )
+    model_revision: str | None = Field(
+        default=None,
+        description="Commit, tag or branch of that model on the hub; none takes the newest.",
     )
     rerank: int = Field(
         default=128,

@@ -100,7 +100,7 @@ _HEAD = f"""\
 
 *Made from the spec's models by `make docs`; do not edit. The same as JSON Schema, for completion
 and checks in an editor: [{SCHEMA_FILE}]({SCHEMA_FILE}), by a first line
-`# yaml-language-server: $schema=…/docs/{SCHEMA_FILE}`.*
+`# yaml-language-server: $schema=../docs/{SCHEMA_FILE}`, the path from the sweep file to it.*
 
 `ressa: 1`, `model` and `space` (or `points`) are all that a file needs. `ressa validate FILE` finds
 every fault at once, with its line; `ressa plan FILE` shows what the file would run. Any field can
@@ -240,7 +240,8 @@ def _following() -> str:
     return f"""\
 - `repair.data`: {repaired}. An entry of `evaluate`: {evaluated}.
 - `repair.train`: the connector, and the towers that the space does not fix at 0.
-- `objective`: the first metric of what is evaluated; of several tasks `macro`, the mean.
+- `objective`: the first metric of what is evaluated; of several tasks `macro`, the mean,
+  unless easy-vqa is one of them.
 - `baselines`: `dense` alone with `repair.method: none`, else both.
 - Prompt, decoding and splits of a data set: by its task and format, see [tasks.md](tasks.md).
 - `repair` of the models that come with ressa: the table. `warmup_steps` shrinks with `steps`."""

@@ -474,14 +474,14 @@ class StopWhen(SpecModel):
         default=1.0,
         gt=0,
         le=100,
-        description="The best allocation that ran lies less than this below the best of its line, "
-        "in points of the objective (1 is 0.01), in (0, 100].",
+        description="How far below its line's best the best allocation that ran may lie, in points "
+        "of the objective (1 is 0.01), in (0, 100].",
     )
     confidence: Number = Field(
         default=0.9,
         gt=0.5,
         lt=1,
-        description="So sure, of each line, in (0.5, 1).",
+        description="How probable that must be, on every line, in (0.5, 1).",
     )
 
 

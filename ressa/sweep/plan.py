@@ -98,11 +98,26 @@ class SweepPlan:
                 continue
             contents = {text: self._fingerprint_of(name, source, use) for text, use in own.items()}
             if source.model is not None and self.reads_data:
-                contents["model"] = _fingerprint(ModelRef(id=source.model))
+                revision, contents["model"] = self._matching_models[name]
+                source = source.model_copy(update={"model_revision": revision})
             found.append(
                 TaskData(name=name, source=_absolute(source), contents=tuple(contents.items()))
             )
         return tuple(found)
+
+    @cached_property
+    def _matching_models(self) -> dict[str, tuple[str | None, str]]:
+        """Of data sets' matching models: the commit of today, if on the hub, and fingerprint."""
+        from ressa.models.identity import is_on_hub, pinned
+
+        found = {}
+        for name, source in self.spec.data.items():
+            if source.model is not None:
+                ref = ModelRef(id=source.model, revision=source.model_revision)
+                if is_on_hub(ref):
+                    ref, _ = pinned(ref, weights=True)
+                found[name] = ref.revision, _fingerprint(ref)
+        return found
 
     def _fingerprint_of(self, name: str, source: DataSource, use: Calibration | DataRef) -> str:
         if not self.reads_data:

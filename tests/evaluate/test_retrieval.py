@@ -1,10 +1,12 @@
 """Retrieval through a pruned tower, against transformers' own matching model."""
 
+import shutil
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import Blip2Config, Blip2ForImageTextRetrieval
 from transformers.models.blip_2 import Blip2Processor
 
@@ -14,6 +16,9 @@ from ressa.evaluate import Answer
 from ressa.evaluate.measures import measure_of
 from ressa.evaluate.retrieval import Matching
 from ressa.models import load_vlm
+from ressa.spec import spec_from_mapping
+from ressa.sweep.plan import make_plan
+from tests.data import published
 
 CAPTIONS = ("a red circle", "there is a blue triangle in the image", "what is it ?")
 
@@ -56,7 +61,7 @@ def folder(tmp_path_factory) -> str:
 @pytest.fixture
 def task(folder):
     easy = EasyVQA()
-    source = SimpleNamespace(model=folder, batch_size=3, rerank=128)
+    source = SimpleNamespace(model=folder, model_revision=None, batch_size=3, rerank=128)
     return SimpleNamespace(image=easy.image, measure="retrieval", source=source, easy=easy)
 
 
@@ -132,6 +137,50 @@ def test_recall_counts_a_picture_by_its_best_caption(task):
     scores, _ = measure_of(task).score(task, examples, answers)
     assert (scores["ir1"], scores["ir5"], scores["ir10"]) == (0.5, 0.75, 1)
     assert (scores["tr1"], scores["tr5"], scores["tr10"]) == (0.5, 1, 1)
+
+
+def test_of_a_matching_model_on_the_hub_the_commit_counts_that_is_read(
+    folder, tmp_path, monkeypatch
+):
+    """The hub's local copy: what was called newest when it was fetched, and the files of it."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    own = tmp_path / "hub" / "models--org--matching"
+    (own / "refs").mkdir(parents=True)
+    commits = ["a" * 40, "b" * 40]
+    for commit in commits:
+        shutil.copytree(folder, own / "snapshots" / commit)
+    published.karpathy(tmp_path / "flickr", pictures=6)
+    splits = {"validation": "test"}
+    data = {"task": "retrieval", "format": "karpathy", "splits": splits, "model": "org/matching"}
+    sweep = {
+        "ressa": 1,
+        "model": "pocket-blip2",
+        "data": {"flickr": {**data, "path": str(tmp_path / "flickr")}},
+        "space": {"vision_sparsity": 0.5, "language_sparsity": 0.5},
+        "evaluate": [{"task": "flickr", "samples": None}],
+    }
+    trials = []
+    for newest in commits:
+        (own / "refs" / "main").write_text(newest)
+        plan = make_plan(spec_from_mapping(sweep).spec)
+        trials.append(plan.trial({"vision_sparsity": "0.5", "language_sparsity": "0.5"}))
+    assert [trial.data[0].source.model_revision for trial in trials] == commits
+    assert trials[0].key != trials[1].key
+    # The first commit is read, though another is the newest by now.
+    shutil.rmtree(own / "snapshots" / commits[1])
+    Matching(load_vlm("pocket-blip2"), "org/matching", 2, revision=commits[0])
+    with pytest.raises(EvaluationError, match="org/matching cannot be loaded from the hub"):
+        Matching(load_vlm("pocket-blip2"), "org/matching", 2, revision=commits[1])
+
+
+def test_a_matching_model_of_pickled_weights_is_refused(folder, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / "pickled")
+    weights = load_file(copy / "model.safetensors")
+    (copy / "model.safetensors").unlink()
+    torch.save(weights, copy / "pytorch_model.bin")
+    with pytest.raises(EvaluationError, match=r"has no \*.safetensors, only pytorch_model.bin"):
+        Matching(load_vlm("pocket-blip2"), str(copy), 2)
 
 
 def test_another_kind_of_tower_is_refused_by_name(folder):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ressa.errors import PruneError
 from ressa.prune import masks as module
@@ -135,9 +136,29 @@ def test_ranks_as_gpus_take_them_choose_the_same(draw, dtype):
     saliency[:, 3], saliency[:, 5] = 0.0, -0.0
     rows = np.random.default_rng(1).integers(0, 17, size=10)
     removals = [rows, 0, np.full(10, 3), Pattern(2, 4), 77, np.full(10, 16), 160, Pattern(1, 8)]
+    removals += [Pattern(4, 8), Pattern(15, 16)]
     ranked = module._by_rank(saliency, removals)
     for one, other in zip(keep_masks(saliency, removals), ranked, strict=True):
         assert one.equal(other)
+
+
+class Operations(TorchDispatchMode):
+    """Notes which operations run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.add(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+def test_patterns_are_chosen_without_a_sort_and_without_a_word_to_the_host():
+    with Operations() as seen:
+        list(module._by_rank(drawn(8, 16), [Pattern(2, 4), Pattern(4, 8)]))
+    assert "le" in seen.names
+    assert not seen.names & {"sort", "_local_scalar_dense", "_to_copy", "nonzero"}
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -312,3 +312,12 @@ def test_a_factor_is_let_go_of_with_the_statistics_that_it_was_made_of():
     assert method._last is not None
     del statistics
     assert method._last is None
+
+
+@pytest.mark.parametrize("removal", [HALF_OF_EACH_ROW, 100, Pattern(2, 4)])
+def test_a_saliency_that_is_not_finite_is_refused(removal):
+    statistics, weight = statistics_of(correlated_inputs()), drawn_weight()
+    weight[3, 5] = float("nan")
+    with pytest.raises(PruneError, match="not finite") as caught:
+        SparseGPT().prune(weight, statistics, removal, NO_CHANCE)
+    assert caught.value.failure == "numeric"

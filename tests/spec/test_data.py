@@ -51,6 +51,8 @@ def test_several_tasks_are_searched_by_their_mean(load, least):
         (MINE.replace("path", "splits: {dev: val}, path"), "of train, calibration, validation"),
         (MINE.replace("path", "splits: {train: 'a[9:3]'}, path"), "a split such as train or"),
         (MINE.replace("vqa, format: vqav2", "retrieval, format: karpathy"), "matching model"),
+        (MINE.replace("path", "model: ./gone, path"), "data.mine.model: no folder './gone'"),
+        (MINE.replace("path", "model: ., model_revision: a1, path"), "only hub models have revis"),
         (SCORED + "objective: {maximize: macro}", "macro is over several tasks"),
         (SCORED + "objective: {maximize: mine.acuracy}", "Did you mean 'mine.accuracy'?"),
     ],

@@ -43,7 +43,7 @@ def works(pid: int) -> bool:
 
 
 def test_a_stuck_trial_is_ended_and_a_hopeless_sweep_says_its_last_words(place: Place) -> None:
-    limits = "limits={failed_trials: 1, trial_hours: 0.02}"  # 72 seconds
+    limits = "limits={failed_trials: 1, trial_hours: 0.014}"  # 50 seconds
     driver = place.start("run", "small.yaml", "--set", limits, "--set", "search.parallel=1")
     # Not while it starts: Tune has no actor to end yet.
     (stuck,) = wait_for(lambda: [pid for pid in targets(driver, "trial") if works(pid)])
