@@ -302,7 +302,7 @@ EVENTS = Table(
 DATA = Table(
     name="data",
     meaning="which examples each purpose used; purposes are disjoint by image",
-    key=("purpose", "task", "split", "seed"),
+    key=("purpose", "task", "split", "samples", "seed"),
     of_attempts=False,
     own_columns=(
         Column("purpose", "text", "calibration, repair or evaluate"),

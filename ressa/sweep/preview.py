@@ -239,14 +239,24 @@ def _data_words(plan: SweepPlan) -> list[Fact]:
     except ModuleNotFoundError as missing:
         needed = f"were not read: they need {missing.name}, of the packages that run trials"
         return [("data", needed)]
+    alike: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    for row in data:
+        alike.setdefault((row["purpose"], row["task"], row["split"]), []).append(row)
     return [
         (
-            row["purpose"],
-            f"{row['samples']:,} questions on {len(row['image_ids']):,} images of "
-            f"{row['task']}/{row['split']}, disjoint from the other purposes",
+            purpose,
+            f"{f'{len(rows)} draws of ' if len(rows) > 1 else ''}"
+            f"{_span([row['samples'] for row in rows])} questions on "
+            f"{_span([len(row['image_ids']) for row in rows])} images of {task}/{split}, disjoint "
+            "from the other purposes",
         )
-        for row in data
+        for (purpose, task, split), rows in alike.items()
     ]
+
+
+def _span(counts: list[int]) -> str:
+    low, high = min(counts), max(counts)
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
 
 def _unconfirmed(spec: SweepSpec) -> list[Fact]:
