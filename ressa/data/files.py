@@ -50,7 +50,7 @@ class Record:
 
     id: str
     image_id: str
-    """Equal for equal pictures, across data sets where these share them (COCO's)."""
+    """Equal for equal pictures of a data set; of two, `ressa.data.picture_of` it is."""
     text: str = ""
     """The question, if there is one."""
     answers: tuple[str, ...] = ()

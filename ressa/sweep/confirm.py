@@ -13,6 +13,7 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import Any
 
+from ressa.data import picture_of
 from ressa.errors import ConflictError, InfeasibleAllocation, NotFoundError, SpecError
 from ressa.sparsity import Target, solve_language
 from ressa.spec import SweepSpec, apply_point, spec_from_yaml
@@ -285,7 +286,12 @@ def _spec(
         "baselines": ("dense",),
         "early_stopping": None,
     }
-    content["search"] |= {"sampler": "grid", "trials": len(points) * seeds, "asynchronous": False}
+    content["search"] |= {
+        "sampler": "grid",
+        "trials": len(points) * seeds,
+        "asynchronous": False,
+        "stop_when": None,  # it decides lines of equal size, and all points are to run
+    }
     _advance(content, first)
     return SweepSpec.model_validate(content)
 
@@ -304,10 +310,10 @@ def check_unseen(sweep: SweepStore, plan: SweepPlan) -> None:
         SpecError: there are some.
     """
     used = sweep.read("data", columns=["purpose", "image_ids"], where={"purpose": "evaluate"})
-    seen = {image for row in used.to_pylist() for image in row["image_ids"]}
+    seen = {picture_of(image) for row in used.to_pylist() for image in row["image_ids"]}
     for row in plan.data:
-        shared = seen.intersection(row["image_ids"]) if row["purpose"] == "evaluate" else set()
-        if shared:
+        shared = seen.intersection(map(picture_of, row["image_ids"]))
+        if shared and row["purpose"] == "evaluate":
             raise SpecError(
                 f"confirm: {row['task']}/{row['split']} shares {len(shared)} images with what "
                 f"{sweep.name} was scored on, such as {min(shared)}. Name other slices in "

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ressa.catalog import MODELS
+from ressa.data import picture_of
 from ressa.errors import SpecError, UnknownNameError
 from ressa.records import TaskData, TrialSpec, use_of
 from ressa.sparsity import TOWERS, Inventory, Tower, tower_zeros
@@ -166,8 +167,9 @@ class SweepPlan:
             uses.append(("repair", spec.repair.data))
         uses += [("evaluate", ref) for ref in spec.evaluate]
         rows = [_data_row(purpose, ref, spec.data.get(ref.task)) for purpose, ref in uses]
-        for one, other in combinations(rows, 2):
-            shared = set(one["image_ids"]) & set(other["image_ids"])
+        pictures = [{picture_of(image) for image in row["image_ids"]} for row in rows]
+        for (one, ours), (other, theirs) in combinations(zip(rows, pictures, strict=True), 2):
+            shared = ours & theirs
             if shared and one["purpose"] != other["purpose"]:
                 raise SpecError(
                     f"{one['purpose']} ({one['task']}) and {other['purpose']} ({other['task']}) "

@@ -124,6 +124,13 @@ def test_seeds_and_pictures_are_such_as_no_search_saw(tmp_path: Path) -> None:
     check_unseen(sweep, plan)
 
 
+def test_a_sweep_that_ended_when_its_lines_were_decided_is_confirmed_too(tmp_path: Path) -> None:
+    space = {"vision_sparsity": {"choices": ["0.3", "0.4", "0.5"]}}
+    sweep = searched_sweep(tmp_path, space=space, search={"stop_when": {}, "trials": 1})
+    spec = confirmation(sweep, top=1, per_line=True, seeds=2).spec
+    assert spec.search.stop_when is None
+
+
 def test_seeds_that_the_search_chose_from_are_not_used_again(tmp_path: Path) -> None:
     space = {"vision_sparsity": {"choices": ["0.4", "0.5"]}, "repair.seed": {"choices": [0, 7]}}
     sweep = searched_sweep(tmp_path, space=space, replicates=1)
