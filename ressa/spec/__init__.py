@@ -2,7 +2,15 @@
 
 from ressa.spec.check import Problem, check_inventory
 from ressa.spec.data import Columns, DataSource, Decoding
-from ressa.spec.points import Effective, Point, TowerTarget, apply_point, baseline, grid_points
+from ressa.spec.points import (
+    Effective,
+    Point,
+    TowerTarget,
+    apply_point,
+    baseline,
+    draws,
+    grid_points,
+)
 from ressa.spec.resolve import (
     LoadedSpec,
     load_spec,
@@ -69,6 +77,7 @@ __all__ = [
     "apply_point",
     "baseline",
     "check_inventory",
+    "draws",
     "endings",
     "grid_points",
     "load_spec",

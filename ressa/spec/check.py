@@ -33,7 +33,15 @@ from ressa.spec.constraints import parse_constraint
 from ressa.spec.data import HUB, SPLITS
 from ressa.spec.deepspeed import deepspeed_faults
 from ressa.spec.faults import explain
-from ressa.spec.points import allocate, conflicts, no_pattern_for_all, no_point, override
+from ressa.spec.points import (
+    CALIBRATION,
+    REPAIR_DATA,
+    allocate,
+    conflicts,
+    no_pattern_for_all,
+    no_point,
+    override,
+)
 from ressa.spec.schema import (
     AGGREGATES,
     ALL_TASKS,
@@ -55,6 +63,7 @@ COUNTED = ("sparsity", "vision_sparsity", "language_sparsity", "whole_sparsity")
 _SHARES = ("accuracy", "balanced_accuracy", "exact_match")
 """Metrics that lie in [0, 1] and of which more is better."""
 _MOST_VALUES = 10_000  # of one axis, and points of a grid
+_MOST_DRAWS = 256  # of calibration examples, and of repair's
 _DATA_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
@@ -525,6 +534,25 @@ def _check_size(spec: SweepSpec, name: str, entry: Choices | Range) -> Iterator[
         yield Problem(("space", name), message)
 
 
+def _check_draws(spec: SweepSpec) -> Iterator[Problem]:
+    if spec.points is not None:
+        return
+    for section, times in ((CALIBRATION, spec.replicates), (REPAIR_DATA, 1)):
+        own = [
+            axis
+            for axis in spec.dimensions
+            if axis.name.startswith(section) and axis.name != f"{CALIBRATION}activations"
+        ]
+        count = times * math.prod(axis.size or 1 for axis in own)
+        if own and count > _MOST_DRAWS:
+            widest = max(own, key=lambda axis: axis.size or 1)
+            message = (
+                f"{count} draws of examples; at most {_MOST_DRAWS}: all are made beforehand, so "
+                "that no picture serves two purposes. Take fewer values."
+            )
+            yield Problem(("space", widest.name), message)
+
+
 def _check_search(spec: SweepSpec) -> Iterator[Problem]:
     search = spec.search
     if search.parallel > search.window and not search.asynchronous:
@@ -649,6 +677,7 @@ _CHECKS: tuple[tuple[_Check, tuple[str, ...]], ...] = (
     (_check_objective, ("evaluate", "objective", "data")),
     (_check_towers, ("space", BUDGET)),
     (_check_space, ()),
+    (_check_draws, ("space", "points")),
     (_check_constraints, ("constraints", "prune")),
     (_check_search, ("space", "search", BUDGET)),
     (_check_map, ("space", "search", "objective", BUDGET, "early_stopping")),

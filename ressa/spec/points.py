@@ -28,6 +28,7 @@ from ressa.sparsity import (
 from ressa.spec.constraints import parse_constraint, quantities
 from ressa.spec.schema import (
     Calibration,
+    DataRef,
     Distillation,
     Ecoflap,
     Owl,
@@ -41,6 +42,9 @@ from ressa.spec.yaml import Path
 
 Point = Mapping[str, Any]
 """A value for every dimension, by name: text, or what the text stands for."""
+
+CALIBRATION, REPAIR_DATA = "prune.calibration.", "repair.data."
+"""How the names of fields begin that say which examples are drawn."""
 
 LayerTable = tuple[tuple[str, Fraction], ...]
 """Sparsities of some layers, by name, in the order of the layers."""
@@ -318,6 +322,36 @@ def override(spec: SweepSpec, fields: Point) -> tuple[Prune, Repair]:
             section = section[parent]
         section[last] = parse_scalar(value) if isinstance(value, str) else value
     return Prune.model_validate(content["prune"]), Repair.model_validate(content["repair"])
+
+
+def draws(spec: SweepSpec) -> list[tuple[str, Calibration | DataRef]]:
+    """Lists each draw of examples that a trial may make, baselines included, with its purpose."""
+    uses: list[tuple[str, Calibration | DataRef]] = []
+    for prune, _ in _over(spec, CALIBRATION):
+        for run in range(spec.replicates):
+            uses.append(("calibration", _replicate(prune, spec.repair, run)[0].calibration))
+    if any(repair.method != "none" for _, repair in _over(spec, "repair.method")):
+        uses += [("repair", repair.data) for _, repair in _over(spec, REPAIR_DATA)]
+    for name in spec.baselines:
+        alone = baseline(spec, name)
+        uses.append(("calibration", alone.calibration))
+        if alone.repair is not None:
+            uses.append(("repair", alone.repair.data))
+    uses += [("evaluate", ref) for ref in spec.evaluate]
+    once = {(purpose, use.task, use.split, use.samples, use.seed): use for purpose, use in uses}
+    return [(purpose, use) for (purpose, *_), use in once.items()]
+
+
+def _over(spec: SweepSpec, section: str) -> Iterator[tuple[Prune, Repair]]:
+    """Yields prune and repair with every value that the space has for the fields of a section."""
+    names = [name for name in spec.space if name.startswith(section)]
+    if spec.points is not None:
+        values = dict.fromkeys(tuple(point[name] for name in names) for point in spec.points)
+    else:
+        axes = [axis.values or () for axis in spec.dimensions if axis.name in names]
+        values = dict.fromkeys(itertools.product(*axes))
+    for one in values:
+        yield override(spec, dict(zip(names, one, strict=True)))
 
 
 def grid_points(

@@ -25,6 +25,7 @@ from ressa.spec import (
     apply_point,
     baseline,
     check_inventory,
+    draws,
 )
 
 
@@ -152,25 +153,19 @@ class SweepPlan:
 
     @cached_property
     def data(self) -> list[dict[str, Any]]:
-        """Rows of the `data` table: which examples each purpose uses.
+        """Rows of the `data` table: which examples each purpose uses, in any trial.
 
         Raises:
             SpecError: two purposes share an image, or a split has too few examples.
         """
-        spec = self.spec
-        calibration = spec.prune.calibration
-        uses: list[tuple[str, Calibration | DataRef]] = [
-            ("calibration", calibration.model_copy(update={"seed": calibration.seed + run}))
-            for run in range(spec.replicates)
-        ]
-        if spec.repair.method != "none":
-            uses.append(("repair", spec.repair.data))
-        uses += [("evaluate", ref) for ref in spec.evaluate]
-        rows = [_data_row(purpose, ref, spec.data.get(ref.task)) for purpose, ref in uses]
-        pictures = [{picture_of(image) for image in row["image_ids"]} for row in rows]
-        for (one, ours), (other, theirs) in combinations(zip(rows, pictures, strict=True), 2):
-            shared = ours & theirs
-            if shared and one["purpose"] != other["purpose"]:
+        sources = self.spec.data
+        rows = [_data_row(purpose, ref, sources.get(ref.task)) for purpose, ref in draws(self.spec)]
+        seen = [(row, set(map(picture_of, row["image_ids"]))) for row in rows]
+        for (one, images), (other, others) in combinations(seen, 2):
+            if one["purpose"] == other["purpose"]:
+                continue
+            shared = images & others
+            if shared:
                 raise SpecError(
                     f"{one['purpose']} ({one['task']}) and {other['purpose']} ({other['task']}) "
                     f"share {len(shared)} images, such as {min(shared)}; purposes must be disjoint "

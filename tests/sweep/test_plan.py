@@ -1,15 +1,19 @@
 """What a sweep asks of each tower, before anything runs, and how it is written down."""
 
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 
-from ressa.records import Failure
-from ressa.spec import spec_from_mapping
+from ressa.errors import SpecError
+from ressa.records import Failure, use_of
+from ressa.spec import grid_points, spec_from_mapping
+from ressa.store.schema import DATA
 from ressa.sweep.ledger import Attempt
 from ressa.sweep.plan import SweepPlan, make_plan
 from ressa.sweep.preview import preview
 from ressa.sweep.rows import unsuccessful
+from tests.data import published
 
 
 def plan_of(**prune: object) -> SweepPlan:
@@ -59,6 +63,71 @@ def test_of_a_shared_sparsity_each_towers_part_is_not_known_before() -> None:
 def test_of_a_baseline_it_is_known_that_nothing_goes() -> None:
     row = row_of(plan_of(group="all", counting="reference", layers="uniform"), "dense")
     assert (row["vision_target"], row["vision_zeros_requested"], row["budget"]) == ("0", 0, None)
+
+
+LEAST = {"ressa": 1, "model": "pocket-llava", "space": {"sparsity": "0.3"}}
+SWEPT = {
+    "nothing": {},
+    "seeds and sizes": {
+        "space": {
+            "sparsity": {"choices": ["0.3", "0.4"]},
+            "prune.calibration.seed": {"low": 3, "high": 5},
+            "prune.calibration.samples": {"choices": [8, 16]},
+            "prune.calibration.activations": {"choices": ["dense", "tower"]},
+            "repair.data.seed": {"choices": [7, 9]},
+        },
+        "baselines": [],
+    },
+    "beside baselines, by replicates": {
+        "space": {"sparsity": 0.3, "prune.calibration.seed": {"choices": [4, 5]}},
+        "replicates": 2,
+        "baselines": ["dense", "dense_repaired"],
+    },
+    "points": {
+        "space": {
+            "sparsity": {"choices": ["0.3", "0.4"]},
+            "repair.data.samples": {"choices": [8, 9]},
+        },
+        "points": [
+            {"sparsity": "0.3", "repair.data.samples": 8},
+            {"sparsity": "0.4", "repair.data.samples": 9},
+        ],
+    },
+    "whether it is repaired": {
+        "space": {"sparsity": 0.3, "repair.method": {"choices": ["none", "sparselora"]}}
+    },
+}
+
+
+@pytest.mark.parametrize("swept", SWEPT)
+def test_the_examples_are_known_beforehand_that_trials_take(swept: str) -> None:
+    plan = make_plan(spec_from_mapping(LEAST | SWEPT[swept]).spec)
+    trials = [plan.trial(point) for point in grid_points(plan.spec, plan.inventory)[0]]
+    trials += [plan.baseline(name) for name in plan.baselines]
+    taken = {("calibration", use_of(trial.calibration)) for trial in trials}
+    taken |= {("repair", use_of(trial.repair.data)) for trial in trials if trial.repair}
+    taken |= {("evaluate", use_of(ref)) for trial in trials for ref in trial.evaluate}
+    rows = [(row["purpose"], f"{row['split']} {row['samples']} {row['seed']}") for row in plan.data]
+    assert sorted(rows) == sorted(taken)
+    assert len({tuple(row[name] for name in DATA.key) for row in plan.data}) == len(rows)
+
+
+def test_examples_that_only_some_trials_take_are_held_against_the_others(tmp_path: Path) -> None:
+    published.karpathy(tmp_path, pictures=30)
+    splits = {"train": "train", "calibration": "train", "validation": "test"}
+    mine = {"task": "captioning", "format": "karpathy", "path": str(tmp_path), "splits": splits}
+    content = {
+        **LEAST,
+        "data": {"mine": mine},
+        "space": {"sparsity": 0.3, "prune.calibration.task": {"choices": ["easy-vqa", "mine"]}},
+        "prune": {"calibration": {"samples": 16}},
+        "repair": {"data": {"task": "mine", "samples": 16}},
+    }
+    with pytest.raises(SpecError, match=r"calibration \(mine\) and repair \(mine\) share"):
+        _ = make_plan(spec_from_mapping(content).spec).data
+    few = {"sparsity": 0.3, "repair.data.samples": {"choices": [16, 32_760]}}
+    with pytest.raises(SpecError, match="train split has 32759 questions; 32760 were asked for"):
+        _ = make_plan(spec_from_mapping({**LEAST, "space": few}).spec).data
 
 
 @pytest.mark.parametrize("group", ["row", "all"])
