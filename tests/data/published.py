@@ -212,3 +212,12 @@ def saved(root: Path, *, pictures: int = 12) -> Path:
         splits[split] = Dataset.from_dict(rows, features=features)
     DatasetDict(splits).save_to_disk(str(root))
     return root
+
+
+def questions_on_one_picture(root: Path, *, pictures: int) -> Path:
+    """Saves a Hugging Face data set whose every picture has two rows, of one split, and no id."""
+    from datasets import DatasetDict, concatenate_datasets, load_from_disk
+
+    rows = load_from_disk(str(saved(root.with_name("once"), pictures=pictures)))["validation"]
+    DatasetDict({"validation": concatenate_datasets([rows, rows])}).save_to_disk(str(root))
+    return root
