@@ -207,7 +207,9 @@ def test_near_optimal_is_shown_and_not_assumed() -> None:
 
 
 def test_too_few_seeds_decide_nothing() -> None:
-    for verdict in judge(_line(-0.3, 0.0, 0.3, runs=2), margin=1, confidence=0.95):
+    verdicts = judge(_line(-0.3, 0.0, 0.3, runs=2), margin=1, confidence=0.95)
+    assert len(verdicts) == 2
+    for verdict in verdicts:
         assert verdict.answer == "not decided"
         assert "at least 3 seeds" in verdict.why
         assert verdict.more_trials == 3
