@@ -26,6 +26,7 @@ from ressa.errors import RepairError
 from ressa.evaluate import Answer, Scores, aggregates, measure_of
 from ressa.kept import Kept
 from ressa.keys import contents_of, dense_key, teacher_key
+from ressa.memory import in_batches
 from ressa.models import VLM, Batch
 from ressa.prune import count_zeros, mask_hash
 from ressa.pruning import Pruning
@@ -166,6 +167,7 @@ class _Trial:
         self.inventory = self.vlm.towers.inventory
         task, examples = self._data(trial.calibration)
         self.pruning = Pruning(trial, self.vlm, stages, examples, task.image)
+        self._probed = PROBE
         self.seconds: dict[str, float] = {}
         self.outcome = Outcome(summary=machine())
 
@@ -461,8 +463,16 @@ class _Trial:
     def probe(self) -> Tensor:
         """Answers a few questions of the first evaluation: logits, to compare bit by bit."""
         task, examples = self._data(self.spec.evaluate[0])
-        batch = self.vlm.encode(examples[:PROBE], task.image, answers=True)
-        return self.vlm.answer_logits(batch)[0]
+        few = examples[:PROBE]
+
+        def logits(size: int) -> Tensor:
+            self._probed = size
+            chunks = [few[first : first + size] for first in range(0, len(few), size)]
+            batches = (self.vlm.encode(chunk, task.image, answers=True) for chunk in chunks)
+            return torch.cat([self.vlm.answer_logits(batch)[0] for batch in batches])
+
+        # As many at once as last time: other batches would differ by rounding.
+        return in_batches(logits, self._probed)
 
     def _positions(self) -> dict[str, int]:
         """Counts the rows that each layer reads for the first question of the first evaluation."""
