@@ -311,6 +311,28 @@ def test_two_trials_are_compared_question_by_question(answered: SweepStore) -> N
     assert back["difference_points"] == pytest.approx(-37.5)
 
 
+def test_sweeps_of_one_sparsity_for_both_towers_are_compared_at_each(tmp_path: Path) -> None:
+    store = open_store(tmp_path, create=True)
+    for name, order in (("one", (0.3, 0.7)), ("other", (0.7, 0.3))):
+        sweep = store.create_sweep(name, "")
+        for number, shared in enumerate(order):
+            answers = [
+                {
+                    **{"task": "easy-vqa", "split": "validation", "state": "pruned"},
+                    **{"image": "real", "example_id": f"q{at}", "image_id": f"p{at}"},
+                    **{"value": at % 2, "true_answer": "yes"},
+                }
+                for at in range(4)
+            ]
+            sweep.commit("answers", answers, trial=f"t00{number}", epoch=1)
+            _finish(sweep, f"t00{number}", state="succeeded", budget=shared)
+    rows = compare(store, "one", "other", confidence=0.95)
+    assert [(row["one"], row["other"], row["sparsity"]) for row in rows] == [
+        ("one/t000", "other/t001", 0.3),
+        ("one/t001", "other/t000", 0.7),
+    ]
+
+
 @pytest.mark.parametrize(
     ("one", "other", "error", "message"),
     [
