@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from ressa.errors import SpecError
 from ressa.registry import Registry
@@ -24,6 +24,18 @@ METHODS: Registry[Any] = Registry(
         "dsnot": "ressa.prune.dsnot:DSnoT",
     },
 )
+
+Need: TypeAlias = Literal["nothing", "moments", "gram"]
+"""Which statistics a method reads: none, sums of its inputs and their squares, or XᵀX as well."""
+
+NEEDS: Mapping[str, Need] = {
+    "random": "nothing",
+    "magnitude": "nothing",
+    "wanda": "moments",
+    "sparsegpt": "gram",
+    "dsnot": "moments",
+}
+"""What the methods here read, known without importing them."""
 
 TASKS: Registry[Any] = Registry(
     "task",

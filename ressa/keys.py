@@ -5,17 +5,26 @@ gc` what a sweep still needs.
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, get_args
 
+from ressa.catalog import METHODS, NEEDS, Need
 from ressa.records import TrialSpec, content_key
-from ressa.sparsity import TOWERS, Tower
-from ressa.spec import Calibration, DataRef, Ecoflap, Owl
+from ressa.sparsity import TOWERS, Inventory, Tower
+from ressa.spec import Calibration, DataRef, Ecoflap, Owl, TowerTarget
 
 STAGE_VERSION = 1
 """Raised when a stage's content would change though its key would not."""
 
+GRAM_BYTES = 2**28
+"""The most that the Gram matrices of a tower take, each layer's counted, if its method does not
+read them: 256 MiB. They say how much of each layer's output is lost."""
+
 Versions = Mapping[Tower, tuple[int, ...]]
 """The versions of the rules that each tower's masks follow from: `PruneMethod.versions`."""
+
+
+NO_VERSIONS: Versions = dict.fromkeys(TOWERS, ())
+"""Where keys need only differ where the stages do: the methods are then not imported."""
 
 
 def stage_key(trial: TrialSpec, *parts: Any) -> str:
@@ -50,11 +59,30 @@ def teacher_key(trial: TrialSpec) -> str | None:
     return stage_key(trial, "teacher", plan.data, plan.objective == "text")
 
 
-def calibration_key(trial: TrialSpec, tower: Tower) -> str | None:
-    """The key of a tower's statistics; None where they are taken behind pruned blocks."""
-    if trial.calibration.activations != "dense":
+def statistics_of(trial: TrialSpec, tower: Tower, inventory: Inventory) -> Need:
+    """Which statistics of a tower are taken: what its method reads, and small Gram matrices.
+
+    What OWL reads where this is nothing, it takes by itself.
+    """
+    needs = _needs(trial.tower(tower))
+    grams = 4 * sum(layer.columns**2 for layer in inventory.tower(tower))
+    return "gram" if grams <= GRAM_BYTES else needs
+
+
+def _needs(wanted: TowerTarget) -> Need:
+    """What a tower's method reads, and the one that it refines; imports those of plug-ins alone."""
+    names = [name for name in (wanted.method, wanted.initial) if name is not None]
+    needs = [NEEDS.get(name) or METHODS[name].from_spec(wanted).needs for name in names]
+    return max(needs, key=get_args(Need).index)
+
+
+def calibration_key(trial: TrialSpec, tower: Tower, inventory: Inventory) -> str | None:
+    """The key of a tower's statistics; None where there are none, or none of the dense model."""
+    taken = statistics_of(trial, tower, inventory)
+    if trial.calibration.activations != "dense" or taken == "nothing":
         return None
-    return stage_key(trial, "calibration", tower, trial.calibration)
+    less = () if taken == "gram" else (taken,)
+    return stage_key(trial, "calibration", tower, trial.calibration, *less)
 
 
 def on_the_dense_model(trial: TrialSpec) -> Calibration:
@@ -100,11 +128,13 @@ def mask_keys(trial: TrialSpec, versions: Versions) -> dict[Tower, str]:
     return keys
 
 
-def stages_of(trial: TrialSpec, versions: Versions) -> Iterator[tuple[str, str]]:
+def stages_of(
+    trial: TrialSpec, versions: Versions, inventory: Inventory
+) -> Iterator[tuple[str, str]]:
     """Yields the stages that a trial reads or makes, as (stage, key); its outcome comes last."""
     yield "dense", dense_key(trial)
     for tower in TOWERS:
-        calibration = calibration_key(trial, tower)
+        calibration = calibration_key(trial, tower, inventory)
         if calibration is not None:
             yield "calibration", calibration
     teacher = teacher_key(trial)

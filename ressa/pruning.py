@@ -9,12 +9,12 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from functools import partial
-from itertools import cycle
+from itertools import cycle, groupby
 
 from PIL.Image import Image
 from torch import Tensor
 
-from ressa.catalog import METHODS
+from ressa.catalog import METHODS, Need
 from ressa.errors import PruneError
 from ressa.keys import (
     calibration_key,
@@ -23,6 +23,7 @@ from ressa.keys import (
     importance_key,
     mask_keys,
     outliers_key,
+    statistics_of,
     threshold_key,
 )
 from ressa.models import VLM
@@ -47,7 +48,7 @@ from ressa.records import Example, TrialSpec
 from ressa.sparsity import TOWERS, LayerShape, Tower
 from ressa.spec import Ecoflap, Owl
 from ressa.stages import Parts, Shared, Stages
-from ressa.workers import agree, device
+from ressa.workers import agree, device, gather, rank_and_world_size
 
 
 class Pruning:
@@ -86,10 +87,10 @@ class Pruning:
     def calibrate(self) -> Shared[None]:
         """Sums up the inputs of both towers' layers on the dense model, block by block.
 
-        Unless each block's are to be taken when its turn to be pruned has come.
+        Unless each block's are to be taken when its turn to be pruned has come, or none at all.
         """
         for tower in TOWERS:
-            key = calibration_key(self.spec, tower)
+            key = calibration_key(self.spec, tower, self.inventory)
             if key is None:
                 self.statistics[tower] = None
                 continue
@@ -134,35 +135,49 @@ class Pruning:
             lost: what each layer is to lose, and what its share of the target is.
         """
         wanted, method, ref = self.spec.tower(tower), self.methods[tower], self.spec.calibration
-        layers, statistics = self.inventory.tower(tower), self.statistics[tower]
         made: list[str] = []
 
         def make() -> Iterator[bytes]:
-            blocks = (
-                self._walk(tower, prunes=True)
-                if statistics is None
-                else map(Statistics.from_bytes, statistics)
-            )
-            for known in blocks:
-                block = [layer for layer in layers if layer.name in known.layers]
+            rank, workers = rank_and_world_size()
+            for block, known in self._blocks(tower):
+                own = dealt(block, known, workers)[rank]
                 pruned = prune_layers(
                     self.vlm.model,
-                    block,
+                    own,
                     method,
-                    [lost[layer.name][0] for layer in block],
-                    requested=[lost[layer.name][1] for layer in block],
+                    [lost[layer.name][0] for layer in own],
+                    requested=[lost[layer.name][1] for layer in own],
                     group=wanted.group,
-                    statistics=known.layers,
+                    statistics=known,
                     seed=ref.seed,
                 )
-                # One worker's, lest processors that round differently give them other weights.
-                content = agree(pruned.to_bytes())
+                # All take each layer as one worker made it, however their processors round.
+                names = [layer.name for layer in block]
+                content = PrunedLayers.joined(gather(pruned), names).to_bytes()
                 made.append(mask_hash(self._apply_block(content).masks))
                 del known, pruned  # before the next block's are made
                 yield content
 
         parts = yield from self.stages.once_in_parts(f"{tower}-mask", key, make)
         self._apply(tower, parts, made)
+
+    def _blocks(
+        self, tower: Tower
+    ) -> Iterator[tuple[list[LayerShape], Mapping[str, LayerStatistics]]]:
+        """Yields the layers of one block after another, with their statistics if any are taken."""
+        layers, parts = self.inventory.tower(tower), self.statistics[tower]
+        if self._taken(tower) == "nothing":
+            for _, block in groupby(layers, key=lambda layer: layer.block):
+                yield list(block), {}
+            return
+        for known in (
+            self._walk(tower, prunes=True) if parts is None else map(Statistics.from_bytes, parts)
+        ):
+            yield [layer for layer in layers if layer.name in known.layers], known.layers
+            del known
+
+    def _taken(self, tower: Tower) -> Need:
+        return statistics_of(self.spec, tower, self.inventory)
 
     def _apply(self, tower: Tower, parts: Parts, made: Sequence[str] = ()) -> None:
         """Prunes a tower by stored masks; `made` are the digests of what it was pruned by here."""
@@ -235,7 +250,7 @@ class Pruning:
         def outliers(threshold: float) -> bytes:
             blocks = self.statistics[tower]
             known = (
-                self._walk(tower, prunes=False)
+                self._walk(tower, prunes=False, gram=False)
                 if blocks is None
                 else map(Statistics.from_bytes, blocks)
             )
@@ -269,8 +284,45 @@ class Pruning:
         assert isinstance(weight, Tensor)
         return weight
 
-    def _walk(self, tower: Tower, *, prunes: bool) -> Iterator[Statistics]:
-        return walk(self.vlm, self.examples, self.images, tower, prunes=prunes, device=device())
+    def _walk(
+        self, tower: Tower, *, prunes: bool, gram: bool | None = None
+    ) -> Iterator[Statistics]:
+        """Takes the statistics of a tower's blocks; Gram matrices as the trial does if not said."""
+        gram = self._taken(tower) == "gram" if gram is None else gram
+        return walk(
+            self.vlm,
+            self.examples,
+            self.images,
+            tower,
+            prunes=prunes,
+            gram=gram,
+            device=device(),
+        )
+
+
+def dealt(
+    block: Sequence[LayerShape], known: Mapping[str, LayerStatistics], workers: int
+) -> list[list[LayerShape]]:
+    """Deals the layers of a block to the workers: the largest first, each to who has least.
+
+    Those of one input go to one worker, which makes of their statistics once what they share.
+    """
+    groups: dict[object, list[LayerShape]] = {}
+    for layer in block:
+        shared = id(known[layer.name]) if layer.name in known else layer.name
+        groups.setdefault(shared, []).append(layer)
+
+    def work(group: Sequence[LayerShape]) -> int:  # of SparseGPT, which takes the longest
+        columns = group[0].columns
+        return columns**2 * (columns // 3 + sum(layer.rows for layer in group))
+
+    hands: list[list[LayerShape]] = [[] for _ in range(workers)]
+    loads = [0] * workers
+    for group in sorted(groups.values(), key=work, reverse=True):
+        least = loads.index(min(loads))
+        hands[least] += group
+        loads[least] += work(group)
+    return hands
 
 
 class _Known:

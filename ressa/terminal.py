@@ -66,12 +66,14 @@ def show(
 def _write_parquet(frame: "pandas.DataFrame") -> None:
     from ressa.store import parquet_bytes
 
-    if sys.stdout.isatty():
+    check_takes(Output.parquet)
+    write_bytes(parquet_bytes(frame))
+
+
+def check_takes(output: Output) -> None:
+    """Refuses bytes that would go to a terminal."""
+    if output is Output.parquet and sys.stdout.isatty():
         raise SpecError("-o parquet writes bytes, no text: send them to a file, > rows.parquet")
-    content = parquet_bytes(frame)
-    with _explained():
-        sys.stdout.buffer.write(content)
-        sys.stdout.flush()
 
 
 def draw(shown: RenderableType) -> None:
@@ -113,6 +115,14 @@ def write(text: str) -> None:
     """Writes data at once: a full disk shows here, not when Python ends."""
     with _explained():
         sys.stdout.write(text)
+        sys.stdout.flush()
+
+
+def write_bytes(content: bytes) -> None:
+    """Writes data that are no text, or text that is encoded already."""
+    with _explained():
+        sys.stdout.flush()
+        sys.stdout.buffer.write(content)
         sys.stdout.flush()
 
 

@@ -26,6 +26,7 @@ from ressa.errors import RepairError
 from ressa.evaluate import Answer, Scores, aggregates, measure_of
 from ressa.kept import Kept
 from ressa.keys import contents_of, dense_key, teacher_key
+from ressa.memory import in_batches
 from ressa.models import VLM, Batch
 from ressa.prune import count_zeros, mask_hash
 from ressa.pruning import Pruning
@@ -120,13 +121,18 @@ class Remade:
     """Scores the model as it is by then."""
 
 
-def remake(trial: TrialSpec, store: str) -> Generator[Progress, None, Remade]:
+def remake(trial: TrialSpec, store: str, learnt: str | None) -> Generator[Progress, None, Remade]:
     """Makes a finished trial's model again: quickly where the store holds its masks and adapters.
 
     What it does not hold is computed as the trial did, and left there.
+
+    Args:
+        trial: what was done.
+        store: where it was.
+        learnt: the hash of what its repair trained, by its row.
     """
     work = _Trial(replace(trial, rungs=()), Stages(open_store(store)), Kept())
-    adapters = yield from work.remake()
+    adapters = yield from work.remake(learnt)
     return Remade(
         vlm=work.vlm,
         adapters=adapters,
@@ -166,6 +172,7 @@ class _Trial:
         self.inventory = self.vlm.towers.inventory
         task, examples = self._data(trial.calibration)
         self.pruning = Pruning(trial, self.vlm, stages, examples, task.image)
+        self._probed = PROBE
         self.seconds: dict[str, float] = {}
         self.outcome = Outcome(summary=machine())
 
@@ -246,6 +253,7 @@ class _Trial:
         assert plan is not None
         adapters = yield from self.trained(plan, teacher)
         trained = adapters.trainable_weights()
+        yield Progress(stage="merge")
         if plan.method == "lora":  # the paper's baseline: its zeros hold only beside a dense update
             yield Progress(stage="score unmerged")
             self.score_model("repaired_unmerged")
@@ -267,15 +275,20 @@ class _Trial:
 
     def leave(self, adapters: Adapters) -> str:
         """Keeps what was trained for an export, unless it is whole weights; returns its hash."""
+        digest = adapters.digest()
         if adapters.are_updates:
-            # In place of what an attempt left that was killed before its outcome was stored.
-            self.stages.replace(ADAPTERS, self.spec.key, adapters.to_bytes())
-        return adapters.digest()
+            # By its hash: two drivers that run the trial at once may train other bits on GPUs, and
+            # the outcome that counts is of the first.
+            self.stages.leave(ADAPTERS, self._adapters_key(digest), adapters.to_bytes())
+        return digest
 
-    def remake(self) -> Generator[Progress, None, Adapters]:
+    def _adapters_key(self, digest: str | None) -> str:
+        return f"{self.spec.key}-{digest}"
+
+    def remake(self, digest: str | None) -> Generator[Progress, None, Adapters]:
         """Prunes and repairs without scoring; what the store holds is read, all else made again."""
         plan = self.spec.repair
-        learnt = None if plan is None else self.stages.find(ADAPTERS, self.spec.key)
+        learnt = None if plan is None else self.stages.find(ADAPTERS, self._adapters_key(digest))
         teacher = None
         if plan is not None and learnt is None:
             yield Progress(stage="teacher")
@@ -461,8 +474,16 @@ class _Trial:
     def probe(self) -> Tensor:
         """Answers a few questions of the first evaluation: logits, to compare bit by bit."""
         task, examples = self._data(self.spec.evaluate[0])
-        batch = self.vlm.encode(examples[:PROBE], task.image, answers=True)
-        return self.vlm.answer_logits(batch)[0]
+        few = examples[:PROBE]
+
+        def logits(size: int) -> Tensor:
+            self._probed = size
+            chunks = [few[first : first + size] for first in range(0, len(few), size)]
+            batches = (self.vlm.encode(chunk, task.image, answers=True) for chunk in chunks)
+            return torch.cat([self.vlm.answer_logits(batch)[0] for batch in batches])
+
+        # As many at once as last time: other batches would differ by rounding.
+        return in_batches(logits, self._probed)
 
     def _positions(self) -> dict[str, int]:
         """Counts the rows that each layer reads for the first question of the first evaluation."""

@@ -1,15 +1,18 @@
 """Verbs with an address: what is sent, and what the far end makes of it, without a cluster."""
 
+import io
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import pandas
 import pytest
 
 from ressa.cli import relay
 from ressa.cli.relay import passed_on
+from ressa.errors import ClusterError, StoreError
 from ressa.store import SweepStore
 from ressa.sweep.jobs import Frame, Request
 from ressa.sweep.versions import CODE, installed
@@ -106,13 +109,13 @@ def test_the_far_end_answers_what_the_verb_says_here(
     assert content(frames, "exit") == "0"
     frames = answered(
         Request(
-            words=["landscape", store, "--out=map.svg", "--", "quickstart"],
+            words=["landscape", store, "--out=my map.svg", "--", "quickstart"],
             versions={**installed(), CODE: "0.0.1"},
         )
     )
     assert "warning: ressa 0.0.1 here" in content(frames, "err")
-    assert passed_on(frames, tmp_path) == 0
-    assert (tmp_path / "map.svg").read_text().startswith("<?xml")
+    assert passed_on(frames, tmp_path, file="my map.svg") == 0
+    assert (tmp_path / "my map.svg").read_text().startswith("<?xml")
 
 
 def test_the_far_end_ends_as_the_verb_does(sweep: SweepStore) -> None:  # noqa: F811
@@ -134,6 +137,54 @@ def test_a_driver_with_other_packages_is_refused() -> None:
     assert "torch 1.0 here" in content(frames, "err")
     assert "--ship-code" in content(frames, "err")
     assert content(frames, "exit") == "5"
+
+
+def test_bytes_and_cut_characters_come_as_they_were_sent(
+    tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent = "±–ü".encode() + bytes(range(256))
+    frames = [Frame("out", sent[:4]), Frame("out", sent[4:])]
+    frames += [Frame("err", sent[:4]), Frame("err", sent[4:7]), Frame("exit", b"0")]
+    assert passed_on(frames, tmp_path) == 0
+    said = capfdbinary.readouterr()
+    assert (said.out, said.err) == (sent, "±–ü".encode())
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert passed_on([Frame("out", sent[:4]), Frame("out", sent[4:7]), frames[-1]], tmp_path) == 0
+    assert capfdbinary.readouterr().out == "±–ü".encode()
+
+
+def test_rows_come_whole_from_the_far_end(
+    sweep: SweepStore,  # noqa: F811
+    tmp_path: Path,
+    capfdbinary: pytest.CaptureFixture[bytes],
+) -> None:
+    sql = "SELECT trial, repeat('–', 50000) AS dashes FROM trials"  # more than is read at once
+    words = ["query", f"--store={sweep.store.location}", "--output=parquet", "--", sql]
+    assert passed_on(answered(Request(words=words, versions=installed())), tmp_path) == 0
+    rows = pandas.read_parquet(io.BytesIO(capfdbinary.readouterr().out))
+    assert len(rows) == 7
+    assert set(rows["dashes"]) == {"–" * 50_000}
+
+
+def test_a_parquet_file_is_refused_to_this_terminal_before_anything_is_asked(
+    ressa: Ressa,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    said = ressa("ls", "--store", "/s", "--address", AT, "-o", "parquet")
+    assert said.code == 2
+    assert "> rows.parquet" in said.err
+
+
+def test_the_file_that_was_asked_for_comes_or_its_lack_is_said(tmp_path: Path) -> None:
+    frames = [Frame("file", b"x", "map.svg"), Frame("exit", b"0")]
+    folder = tmp_path / "made" / "on the way"
+    assert passed_on(frames, folder, file="map.svg") == 0
+    assert (folder / "map.svg").read_bytes() == b"x"
+    with pytest.raises(ClusterError, match=r"sent no 'other\.svg'"):
+        passed_on(frames, folder, file="other.svg")
+    with pytest.raises(StoreError, match="cannot write"):
+        passed_on(frames, folder / "map.svg", file="map.svg")
 
 
 def test_a_file_goes_where_it_was_asked_for_whatever_its_name_says(tmp_path: Path) -> None:

@@ -14,10 +14,13 @@ from PIL import Image
 from ressa import trial
 from ressa.catalog import METHODS, TASKS
 from ressa.errors import PruneError, RepairError
+from ressa.kept import Kept
 from ressa.prune.magnitude import Magnitude
 from ressa.records import Example, Outcome, TrialSpec
 from ressa.repair import REPAIR_METHODS
 from ressa.spec import apply_point, spec_from_mapping
+from ressa.stages import Stages
+from ressa.store import open_store
 
 LEAST = {
     "ressa": 1,
@@ -83,6 +86,22 @@ def test_what_is_pruned_stays_pruned_and_every_layer_says_what_it_lost(tmp_path,
         assert outcome.summary[f"{tower}_macs"] == kept * read > kept
         # Half of 4-byte weights stay: of 2:4 two bits for each, else one bit for each place.
         assert outcome.summary[f"{tower}_packed_bytes"] == pytest.approx(4.25 * kept, rel=1e-3)
+
+
+def test_merging_is_looked_at_with_as_many_questions_as_memory_has_room_for(tmp_path):
+    work = trial._Trial(specify(), Stages(open_store(str(tmp_path), create=True)), Kept())
+    wanted, asked = work.probe(), []
+
+    def little_room(module, args, inputs):
+        asked.append(len(inputs["input_ids"]))
+        if asked[-1] > 15:
+            raise torch.OutOfMemoryError
+
+    work.vlm.model.register_forward_pre_hook(little_room, with_kwargs=True)
+    first = work.probe()
+    torch.testing.assert_close(first, wanted, rtol=1e-4, atol=1e-3)
+    assert work.probe().equal(first)
+    assert asked == [40, 32, 16, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8]
 
 
 def test_who_is_second_to_store_masks_goes_on_with_the_first_ones_alone(tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ export RAY_worker_niceness=0 # not Ray's 15, where all else on the machine comes
 # Jobs run the `python` that is first in the path, which must be the one with ressa.
 venv=$(realpath "${RESSA_VENV:-$(dirname "$0")/../../.venv}")
 export PATH="$venv/bin:$PATH"
-ray get-auth-token --generate >/dev/null 2>&1
+ray get-auth-token --generate >/dev/null # what it says of errors stays to be seen
 chmod 600 ~/.ray/auth_token
 # Port 0, any that is free: where another Ray has the usual one, jobs would be refused.
 exec ray start --head --block --disable-usage-stats --dashboard-host=127.0.0.1 \

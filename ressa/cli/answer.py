@@ -48,8 +48,10 @@ def _caught(frames: _Frames) -> "Iterator[None]":
         arguments = (reader, kind, frames)
         threads.append(threading.Thread(target=_send_all, args=arguments, daemon=True))
         threads[-1].start()
-    # Python's own streams still think of the log as a file.
-    sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in (1, 2))
+    # Python's own streams still think of the log as a file; the client reads UTF-8.
+    sys.stdout, sys.stderr = (
+        os.fdopen(number, "w", encoding="utf-8", closefd=False) for number in (1, 2)
+    )
     try:
         yield
     finally:

@@ -10,7 +10,7 @@ import typer
 from ressa.cli.app import File, OutputOption, Sets, app, placed, warn_of_idle_gpus
 from ressa.cli.relay import Address, Wait, follow, results_of, terminal, there, told_address
 from ressa.errors import SpecError
-from ressa.terminal import Output, say
+from ressa.terminal import Output, check_takes, say
 
 if TYPE_CHECKING:
     from ressa.spec import Resources
@@ -44,6 +44,8 @@ def submit(
             "submit needs a cluster: --address http://HEAD:8265, or RESSA_ADDRESS. "
             "`ressa run` runs a sweep on this machine."
         )
+    if wait:
+        check_takes(output)
     from ressa.spec import load_spec
     from ressa.sweep.jobs import Head, Request
     from ressa.sweep.versions import installed

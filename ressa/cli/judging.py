@@ -54,6 +54,8 @@ def best(
         return
     apart = bool((found["below_best"] > 0).any())
     show([_allocated(row, apart=apart) for row in found.to_dict("records")], output)
+    if within and found["standard_error"].isna().any():
+        say("where no standard error is known (–), --within shows the best alone")
     if len(found):
         say(
             "the best of noisy scores is biased upwards; again with fresh seeds, on test examples: "

@@ -5,6 +5,7 @@ travel as they were given, but for the store: with an address it must be named, 
 working directory means nothing on another machine.
 """
 
+import codecs
 import functools
 import inspect
 import os
@@ -17,8 +18,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ressa.errors import SpecError
-from ressa.terminal import Output, say, write
+from ressa.errors import ClusterError, SpecError, StoreError
+from ressa.terminal import Output, check_takes, say, write, write_bytes
 
 if TYPE_CHECKING:
     from ressa.sweep.jobs import Frame, Head, Request
@@ -71,6 +72,7 @@ def relay(address: str, context: typer.Context) -> None:
     from ressa.sweep.jobs import Head, Request
     from ressa.sweep.versions import installed
 
+    check_takes(Output(context.params.get("output", Output.table)))
     out = context.params.get("out")
     words = words_of(context)
     head = Head(address)
@@ -83,7 +85,8 @@ def relay(address: str, context: typer.Context) -> None:
         )
     )
     try:
-        code = passed_on(head.frames(job), Path(out).parent if out else Path())
+        folder, file = (Path(out).parent, Path(out).name) if out else (Path(), None)
+        code = passed_on(head.frames(job), folder, file=file)
     except KeyboardInterrupt:
         head.end(job)
         raise
@@ -92,28 +95,53 @@ def relay(address: str, context: typer.Context) -> None:
         raise typer.Exit(code)
 
 
-def passed_on(frames: Iterable["Frame"], folder: Path, *, until: str = "exit") -> int:
+def passed_on(
+    frames: Iterable["Frame"], folder: Path, *, file: str | None = None, until: str = "exit"
+) -> int:
     """Writes an answer's output here, and its files into a folder; returns its exit code.
 
     Args:
         frames: of the answer.
         folder: where files go.
+        file: the name of one that was asked for.
         until: "taken" returns 0 as soon as a driver holds its sweep.
+
+    Raises:
+        StoreError: a file cannot be written here.
+        ClusterError: all went well there, and the file that was asked for did not come.
     """
+    # A character may be cut between two frames.
+    text = {kind: codecs.getincrementaldecoder("utf-8")("replace") for kind in ("out", "err")}
+    came = set()
     for frame in frames:
         if frame.kind == until == "taken":
             return 0
-        if frame.kind == "out":
-            write(frame.content.decode(errors="replace"))
+        if frame.kind == "out" and sys.stdout.isatty():
+            write(text["out"].decode(frame.content))
+        elif frame.kind == "out":
+            write_bytes(frame.content)  # it may be a Parquet file
         elif frame.kind == "err":
-            sys.stderr.write(frame.content.decode(errors="replace"))
+            sys.stderr.write(text["err"].decode(frame.content))
             sys.stderr.flush()
         elif frame.kind == "file":
             # Its name alone: a file goes where the user asked, whatever the cluster says.
-            (folder / Path(frame.name).name).write_bytes(frame.content)
+            name = Path(frame.name).name
+            _save(folder / name, frame.content)
+            came.add(name)
         elif frame.kind == "exit":
-            return int(frame.content)
+            code = int(frame.content)
+            if not code and file is not None and file not in came:
+                raise ClusterError(f"the cluster sent no {file!r}, though all went well there.")
+            return code
     raise AssertionError("frames end with an exit or an error")
+
+
+def _save(path: Path, content: bytes) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    except OSError as error:
+        raise StoreError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def words_of(context: typer.Context) -> list[str]:
@@ -197,6 +225,8 @@ def resume_there(
     from ressa.sweep.jobs import Head, Request
     from ressa.sweep.versions import installed
 
+    if wait:
+        check_takes(output)
     words = [word for word in words_of(context) if word != "--wait"]
     head = Head(address)
     request = Request(

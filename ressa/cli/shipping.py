@@ -65,13 +65,17 @@ def verify(
             help="Where the dense model of exported adapters is, if not where it was.",
         ),
     ] = None,
+    trust_remote_code: Annotated[
+        bool,
+        typer.Option("--trust-remote-code", help="Lets the model's own Python code run."),
+    ] = False,
 ) -> None:
     """Counts an export's zeros again, offline. Faults are named, and exit 7."""
     if not folder.is_dir():  # said before torch is imported
         raise NotFoundError(f"there is no folder {folder}.")
     from ressa.export import verify as check
 
-    said = check(folder, base=base)
+    said = check(folder, base=base, trust_remote_code=trust_remote_code)
     pruned = sum(tower["pruned"] for tower in said["towers"].values())
     say(
         f"{folder} is what its certificate says: {len(said['files'])} files, "

@@ -32,17 +32,20 @@ _SLACK = 1e-5  # of a layer's largest answer: what sums in another order may dif
 _LISTED = 20  # faults of one kind that are named one by one
 
 
-def verify(folder: Path, *, base: str | None = None) -> dict[str, Any]:
+def verify(
+    folder: Path, *, base: str | None = None, trust_remote_code: bool = False
+) -> dict[str, Any]:
     """Returns an export's certificate once all that it says was found true.
 
     Args:
         folder: what `write` wrote, wherever it was moved.
         base: where the dense model of an export of adapters is, if not where it was.
+        trust_remote_code: whether Python code that the model brings may run, if it is said to.
 
     Raises:
         VerificationError: something is not as it says; each fault has a line.
     """
-    found = faults(folder, base=base)
+    found = faults(folder, base=base, trust_remote_code=trust_remote_code)
     if found:
         count = "1 fault" if len(found) == 1 else f"{len(found)} faults"
         listed = "\n".join(f"- {fault}" for fault in found)
@@ -50,12 +53,13 @@ def verify(folder: Path, *, base: str | None = None) -> dict[str, Any]:
     return certificate.read(folder)
 
 
-def load(folder: Path, *, base: str | None = None) -> VLM:
+def load(folder: Path, *, base: str | None = None, trust_remote_code: bool = False) -> VLM:
     """Loads an export of either format as a plain, merged model.
 
     Args:
         folder: what `write` wrote; it is not verified.
         base: as of `verify`.
+        trust_remote_code: as of `verify`.
 
     Raises:
         VerificationError: it has no certificate, or is of other layers than it says.
@@ -64,13 +68,15 @@ def load(folder: Path, *, base: str | None = None) -> VLM:
     said = certificate.read(folder)
     if said["format"] == "merged":
         size = said["model"]["image_size"]
-        return load_vlm(_own_model(folder, said).model_copy(update={"image_size": size}))
-    vlm, adapters = _adapted(folder, said, base)
+        return load_vlm(
+            _own_model(folder, said, trust_remote_code).model_copy(update={"image_size": size})
+        )
+    vlm, adapters = _adapted(folder, said, base, trust_remote_code)
     merge(adapters)
     return vlm
 
 
-def faults(folder: Path, *, base: str | None = None) -> list[str]:
+def faults(folder: Path, *, base: str | None = None, trust_remote_code: bool = False) -> list[str]:
     """Lists what is not as an export's certificate says, each in a sentence.
 
     Raises:
@@ -78,12 +84,12 @@ def faults(folder: Path, *, base: str | None = None) -> list[str]:
     """
     said = certificate.read(folder)
     try:
-        return list(_faults(folder, said, base))
+        return list(_faults(folder, said, base, trust_remote_code))
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         return [f"{certificate.NAME} lacks what a certificate says, or says it otherwise: {error}"]
 
 
-def _faults(folder: Path, said: dict[str, Any], base: str | None) -> Iterator[str]:
+def _faults(folder: Path, said: dict[str, Any], base: str | None, trust: bool) -> Iterator[str]:
     if said.get("digest") != certificate.digest(said):
         yield f"{certificate.NAME} was edited: its digest is not that of what it says"
     yield from _of_files(folder, said["files"])
@@ -93,10 +99,10 @@ def _faults(folder: Path, said: dict[str, Any], base: str | None) -> Iterator[st
     if masks and mask_hash(masks) != said["mask_hash"]:
         yield f"{MASKS} holds other masks than those of the trial"
     if said["format"] == "adapters":
-        yield from _of_adapters(folder, said, base, masks)
+        yield from _of_adapters(folder, said, base, masks, trust)
         return
     try:
-        vlm = load_vlm(_own_model(folder, said))
+        vlm = load_vlm(_own_model(folder, said, trust))
     except (RessaError, safetensors.SafetensorError, RuntimeError) as error:
         yield f"transformers cannot load it: {error}"
         return
@@ -119,9 +125,10 @@ def _of_files(folder: Path, said: Mapping[str, dict[str, Any]]) -> Iterator[str]
 
 
 def _of_tensors(folder: Path, said: Mapping[str, dict[str, Any]]) -> Iterator[str]:
+    there = certificate.files_of(folder)  # a name in a certificate may point anywhere
     for name in said:
-        path = folder / name
-        if not path.is_file():
+        path = there.get(name)
+        if path is None or not path.is_file():
             continue  # it was named already
         try:
             found = dict(certificate.tensors_of(path))
@@ -218,9 +225,10 @@ def _of_adapters(
     said: dict[str, Any],
     base: str | None,
     masks: Mapping[str, Bool[Tensor, "out in"]],
+    trust: bool,
 ) -> Iterator[str]:
     """Merges the adapters into the dense model again, if that is the one, and counts the zeros."""
-    model, wanted = _base_model(said, base), said["model_files"]
+    model, wanted = _base_model(said, base, trust), said["model_files"]
     there = file_hashes(model)
     if not there:
         yield f"the dense model {model.id} is not here. Name its folder: --base FOLDER"
@@ -230,7 +238,7 @@ def _of_adapters(
         yield from _named(f"the dense model {model.id} is another one: a file differs", others)
         return
     try:
-        vlm, adapters = _adapted(folder, said, base)
+        vlm, adapters = _adapted(folder, said, base, trust)
     except (RessaError, safetensors.SafetensorError, OSError, ValueError, RuntimeError) as error:
         yield f"the adapters do not fit: {error}"
         return
@@ -250,9 +258,11 @@ def _of_adapters(
     yield from _of_towers(said)
 
 
-def _adapted(folder: Path, said: dict[str, Any], base: str | None) -> tuple[VLM, Adapters]:
+def _adapted(
+    folder: Path, said: dict[str, Any], base: str | None, trust: bool
+) -> tuple[VLM, Adapters]:
     """Loads the dense model and makes of it what the folder says, not merged yet."""
-    vlm = load_vlm(_base_model(said, base))
+    vlm = load_vlm(_base_model(said, base, trust))
     masks, missing = _read_masks(folder, said["matrices"])
     if missing:
         raise VerificationError("\n".join(missing))
@@ -272,16 +282,22 @@ def _adapted(folder: Path, said: dict[str, Any], base: str | None) -> tuple[VLM,
     return vlm, adapters
 
 
-def _own_model(folder: Path, said: dict[str, Any]) -> ModelRef:
+def _own_model(folder: Path, said: dict[str, Any], trust: bool) -> ModelRef:
     """The merged model in the folder: its towers are where those of the dense one are."""
-    model = ModelRef.model_validate(said["model"])
+    model = _said_model(said, trust)
     # Absolute, lest a folder of that name be taken for a model of the catalog.
     changes = {"id": str(folder.absolute()), "revision": None, "image_size": None}
     return model.model_copy(update=changes)
 
 
-def _base_model(said: dict[str, Any], base: str | None) -> ModelRef:
+def _said_model(said: dict[str, Any], trust: bool) -> ModelRef:
+    """The dense model, whose code a certificate alone does not let run: it may be a stranger's."""
     model = ModelRef.model_validate(said["model"])
+    return model.model_copy(update={"trust_remote_code": model.trust_remote_code and trust})
+
+
+def _base_model(said: dict[str, Any], base: str | None, trust: bool) -> ModelRef:
+    model = _said_model(said, trust)
     return model if base is None else model.model_copy(update={"id": base, "revision": None})
 
 

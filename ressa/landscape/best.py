@@ -34,7 +34,8 @@ def best_table(
         budget: of one line alone.
         pareto: all that no other allocation beats in sparsity and score; with several objectives,
             in those.
-        within: "1se" keeps all that lie within one standard error of the best of their line.
+        within: "1se" keeps all that lie within one standard error of the best of their line; of a
+            line without one, the best alone.
 
     Raises:
         SpecError: there is no such budget, or `within` is not of that form.
@@ -56,7 +57,8 @@ def best_table(
     if within:
         error = found["standard_error"].where(found["below_best"] == 0).groupby(line)
         reach = _errors(within) * error.transform("first").astype(float)
-        found = found[found["below_best"] <= reach]
+        # Where no error is known, nothing but the best itself is known to be as good.
+        found = found[found["below_best"] <= reach.fillna(0.0)]
     else:
         found = found[(found["below_best"] == 0) & ~found.duplicated(["budget", "score"])]
     return found.sort_values(["budget", "score"], ascending=[True, False]).reset_index(drop=True)

@@ -163,10 +163,10 @@ def draw_layers(sweeps: Sequence[SweepStore], frame: "pandas.DataFrame") -> "Fig
 
     layers = layers_of(sweeps, frame)
     trial = layers["trial"].iloc[0]
-    knows = bool(layers["output_error"].notna().any())
     figure = Figure(figsize=(11.6, 6.4), layout="constrained")
     for axes, tower in zip(figure.subplots(2, 1, sharey=True), ("vision", "language"), strict=True):
         own = layers[layers["tower"] == tower].reset_index(drop=True)
+        knows = bool(own["output_error"].notna().any())
         values = 100 * own["output_error" if knows else "sparsity"].astype(float)
         blocks = own["block"].drop_duplicates().tolist()
         odd = own["block"].map(blocks.index) % 2

@@ -11,9 +11,10 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, TypeAlias, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -27,6 +28,7 @@ from transformers.utils.generic import ModelOutput
 
 from ressa.errors import SpecError
 from ressa.models.opened import closed
+from ressa.models.prompts import Recent, Room, Texts, room_in
 from ressa.models.seen import asked_once
 from ressa.models.towers import Towers, has_encoder
 from ressa.records import Example
@@ -37,6 +39,11 @@ NO_LABEL = -100
 
 GREEDY = Decoding()
 
+_OPEN = 256
+"""Pictures that are open at a time while they become tensors: each may take a megabyte."""
+_ALL_LOGITS = 2**28
+"""Bytes. Where logits at all places take no more, those that no answer needs are computed too:
+picking places first gains nothing then, and would round some of them otherwise."""
 _SEEN_BYTES = 8  # times the pixels': hidden states of very many blocks are not kept
 _SEEN_WEIGHTS = 2**26  # bytes; to tell more of them apart takes as long as to look again
 
@@ -58,6 +65,10 @@ _BARE = ("blip-2",)
 # Their connectors read pictures alone and put out [image token hidden], so that these too are
 # spared for a second question about a picture. In others the vision tower is.
 _SHARED_BEHIND_CONNECTOR = ("blip-2", "llava")
+
+
+_Pictures: TypeAlias = tuple[dict[str, Tensor], dict[str, tuple[int, ...]] | None]
+"""What pictures become, and how many rows of it are whose, as a batch has them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,6 +134,15 @@ class Batch:
             inputs[name] = torch.cat([parts[number] for number in index.tolist()])
         return inputs
 
+    def to(self, device: torch.device) -> "Batch":
+        """Returns the same questions on a device; those that are there already, as they are."""
+        return replace(
+            self,
+            inputs={name: tensor.to(device) for name, tensor in self.inputs.items()},
+            image_index=self.image_index.to(device),
+            labels=None if self.labels is None else self.labels.to(device),
+        )
+
     def select(self, rows: Sequence[int]) -> "Batch":
         """Picks questions, and once each the pictures that they look at."""
         index = torch.tensor(rows, device=self.image_index.device)
@@ -146,10 +166,14 @@ class VLM:
     model: PreTrainedModel
     processor: ProcessorMixin
     towers: Towers
-    _prompts: dict[tuple[str, bool, tuple[int, int]], dict[str, Tensor]] = field(
-        default_factory=dict, repr=False
+    _prompts: Recent[tuple[str, bool, tuple[int, int]], Texts] = field(
+        default_factory=Recent, repr=False
     )
-    """What the prompts seen so far become with a picture of a size: data sets ask few questions."""
+    """What prompts become with a picture of a size: small data sets ask few questions."""
+    _rooms: Recent[tuple[bool, tuple[int, int]], Room | Literal[False]] = field(
+        default_factory=Recent, repr=False
+    )
+    """What is put into prompts, verbatim or not, for a picture of a size; False if that varies."""
 
     @property
     def has_encoder(self) -> bool:
@@ -174,31 +198,41 @@ class VLM:
         *,
         answers: bool,
         blank: Image | None = None,
+        device: torch.device | None = None,
     ) -> Batch:
-        """Turns questions, and their answers where wanted, into tensors on the model's device.
+        """Turns questions, and their answers where wanted, into tensors.
 
         Args:
             examples: at least one; those about one picture share its row of pixel values.
             images: opens a picture by its id.
             answers: True to teach or to score answers, False to generate them.
             blank: shown instead of every picture, if given.
+            device: where the tensors go; None for where the model is.
         """
-        shown = [None] if blank is not None else list(dict.fromkeys(e.image_id for e in examples))
-        pictures = [blank if name is None else images(name) for name in shown]
-        row = {name: index for index, name in enumerate(shown)}
-        image_index = [0 if blank is not None else row[e.image_id] for e in examples]
-        opened = cast("list[Image]", pictures)
-        prompts = [self._prompt(e, opened[i]) for e, i in zip(examples, image_index, strict=True)]
-        inputs, labels = self._texts(prompts, [e.answer for e in examples] if answers else None)
-        asked = {i: e for e, i in zip(examples, image_index, strict=True)}
-        pixels, rows = self._pictures(opened, [asked[i] for i in range(len(opened))])
-        device = self.model.device
-        return Batch(
-            inputs={name: tensor.to(device) for name, tensor in (inputs | pixels).items()},
-            image_index=torch.tensor(image_index, device=device),
-            labels=None if labels is None else labels.to(device),
+        about: dict[str, list[int]] = {}  # the questions about each picture
+        for index, example in enumerate(examples):
+            about.setdefault("" if blank is not None else example.image_id, []).append(index)
+        prompts: dict[int, dict[str, Tensor]] = {}
+
+        def processed(names: Sequence[str]) -> _Pictures:
+            opened = [images(name) if blank is None else blank for name in names]
+            for name, picture in zip(names, opened, strict=True):
+                prompts.update({n: self._prompt(examples[n], picture) for n in about[name]})
+            return self._pictures(opened, [examples[about[name][-1]] for name in names])
+
+        shown = list(about)
+        parts = [processed(shown[first : first + _OPEN]) for first in range(0, len(shown), _OPEN)]
+        pixels, rows = _end_to_end(parts)
+        texts = [prompts[index] for index in range(len(examples))]
+        inputs, labels = self._texts(texts, [e.answer for e in examples] if answers else None)
+        row = {index: number for number, name in enumerate(shown) for index in about[name]}
+        batch = Batch(
+            inputs=inputs | pixels,
+            image_index=torch.tensor([row[index] for index in range(len(examples))]),
+            labels=labels,
             rows=rows,
         )
+        return batch.to(self.model.device if device is None else device)
 
     def answer_logits(
         self, batch: Batch
@@ -207,7 +241,27 @@ class VLM:
 
         The token that ends an answer counts as one of its tokens.
         """
-        return self.at_answers(self.all_logits(batch), batch)
+        places = self._answering(batch)
+        if places is None:
+            return self.at_answers(self.all_logits(batch), batch)
+        length = batch.labels.shape[1]  # type: ignore[union-attr]
+        # Counted from the end, as GIT's has places for the picture in front.
+        logits = self._logits(batch, logits_to_keep=places - length)
+        labels = batch.labels[:, places + 1]  # type: ignore[index]
+        kept = labels != NO_LABEL
+        return logits[kept], labels[kept]
+
+    def _answering(self, batch: Batch) -> Int[Tensor, " place"] | None:
+        """Where a decoder predicts answer tokens, if logits of all else are much to be spared."""
+        if batch.labels is None or self.has_encoder:
+            return None
+        parameter = inspect.signature(self.model.forward).parameters.get("logits_to_keep")
+        if parameter is None or "Tensor" not in str(parameter.annotation):
+            return None
+        vocabulary = getattr(self.model.config.get_text_config(), "vocab_size", 0)
+        if batch.labels.numel() * vocabulary * self.model.dtype.itemsize <= _ALL_LOGITS:
+            return None
+        return (batch.labels[:, 1:] != NO_LABEL).any(dim=0).nonzero()[:, 0]
 
     def at_answers(
         self, logits: Float[Tensor, "batch time vocabulary"], batch: Batch
@@ -227,9 +281,13 @@ class VLM:
         With an encoder that is the decoder's sequence, the padded answers; without one all of the
         text, image tokens and padding included.
         """
+        return self._logits(batch)
+
+    def _logits(self, batch: Batch, **options: Any) -> Float[Tensor, "batch place vocabulary"]:
         if batch.labels is None:
             raise ValueError("logits need a batch that was encoded with answers=True")
-        options: dict[str, Any] = {"labels": batch.labels} if self.has_encoder else {}
+        if self.has_encoder:
+            options["labels"] = batch.labels
         parameters = inspect.signature(self.model.forward).parameters
         if "use_cache" in parameters or "kwargs" in parameters:
             options["use_cache"] = False
@@ -347,20 +405,43 @@ class VLM:
     def _tokenizer(self) -> Any:
         return self.processor.tokenizer
 
-    def _prompt(self, example: Example, picture: Image) -> dict[str, Tensor]:
+    def _prompt(self, example: Example, picture: Image) -> Texts:
         """What a question becomes, [time …] each; how many image tokens follows from the size."""
         key = (example.question, example.verbatim, picture.size)
-        if key not in self._prompts:
-            encoded = self._processed(example, picture)
-            shape = encoded["input_ids"].shape
-            texts = {name: t[0] for name, t in encoded.items() if _is_text(name, t, shape)}
-            ones = torch.ones_like(texts["input_ids"])
-            self._prompts[key] = {"attention_mask": ones, **texts}
-        return self._prompts[key]
+        found = self._prompts.get(key)
+        if found is None:
+            found = self._with_room(example, picture)
+            self._prompts.put(key, found)
+        return found
 
-    def _pictures(
-        self, pictures: list[Image], examples: list[Example]
-    ) -> tuple[dict[str, Tensor], dict[str, tuple[int, ...]] | None]:
+    def _with_room(self, example: Example, picture: Image) -> Texts:
+        """Does so without processing the picture, once it is known what that puts in."""
+        key = (example.verbatim, picture.size)
+        ids = self._tokenizer(self.prompt(example.question, verbatim=example.verbatim))["input_ids"]
+        room = self._rooms.get(key)
+        if room and room.is_sure:
+            made = room.made(ids)
+            if made is not None:
+                return made
+        encoded = self._processed(example, picture)
+        shape = encoded["input_ids"].shape
+        texts = {name: t[0] for name, t in encoded.items() if _is_text(name, t, shape)}
+        texts = {"attention_mask": torch.ones_like(texts["input_ids"]), **texts}
+        if room is None:
+            self._rooms.put(key, room_in(texts, ids, self._image_token) or False)
+        elif room and not room.is_sure and len(ids) != room.tokens:
+            self._rooms.put(key, room.makes(texts, ids) and replace(room, is_sure=True))
+        return texts
+
+    @property
+    def _image_token(self) -> int:
+        """The token that may stand for a picture in a prompt; -1 if it is not known."""
+        config = self.model.config
+        names = ("image_token_id", "image_token_index")
+        found = (getattr(config, name, None) for name in names)
+        return next((token for token in found if token is not None), -1)
+
+    def _pictures(self, pictures: list[Image], examples: list[Example]) -> _Pictures:
         """What pictures become, and how many rows of it are whose; each with a question."""
         first = self._of_picture(examples[0], pictures[0])
         pixels = first.get("pixel_values")
@@ -534,6 +615,17 @@ def _continued(name: str, prompt: Tensor, answer: Tensor) -> Tensor:
             answer if name == "input_ids" else prompt[-1:].expand(len(answer), *prompt.shape[1:]),
         ]
     )
+
+
+def _end_to_end(parts: list[_Pictures]) -> _Pictures:
+    """Joins what was made of some pictures and of the next, as if it were made of all at once."""
+    if len(parts) == 1:
+        return parts[0]
+    if all(rows is None for _, rows in parts):
+        return {n: torch.cat([one[n] for one, _ in parts]) for n in parts[0][0]}, None
+    each = [rows or {name: (1,) * len(one[name]) for name in one} for one, rows in parts]
+    joined = {name: tuple(chain.from_iterable(rows[name] for rows in each)) for name in each[0]}
+    return {name: _stacked([one[name] for one, _ in parts]) for name in joined}, joined
 
 
 def _stacked(parts: list[Tensor]) -> Tensor:

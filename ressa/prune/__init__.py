@@ -1,5 +1,6 @@
 """Pruning: statistics · masks · one module per method · calibration and layers, block by block."""
 
+from ressa.catalog import Need
 from ressa.prune.calibration import calibrate, walk
 from ressa.prune.layers import (
     LayerReport,
@@ -12,7 +13,7 @@ from ressa.prune.layers import (
     saliency_of,
 )
 from ressa.prune.masks import PackedMasks, Removal, keep_mask, mask_hash
-from ressa.prune.method import Need, Pruned, PruneMethod
+from ressa.prune.method import Pruned, PruneMethod
 from ressa.prune.removal import removals, requested_zeros
 from ressa.prune.statistics import LayerStatistics, Statistics
 

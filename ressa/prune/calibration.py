@@ -53,8 +53,8 @@ log = logging.getLogger(__name__)
 CHUNK = 16  # examples in a pass; the sums depend on it by rounding only
 _CHECKED = 256  # rows of a Gram matrix that are looked at together
 
-_Sums: TypeAlias = tuple[Tensor, Tensor]
-"""What is summed up of a layer's inputs: moments in doubles, the Gram matrix in floats."""
+_Sums: TypeAlias = tuple[Tensor, ...]
+"""What is summed up of a layer's inputs: moments in doubles, a Gram matrix in floats if wanted."""
 
 
 def calibrate(
@@ -76,6 +76,7 @@ def walk(
     tower: Tower,
     *,
     prunes: bool = False,
+    gram: bool = True,
     chunk: int = CHUNK,
     device: torch.device | None = None,
 ) -> Iterator[Statistics]:
@@ -93,6 +94,7 @@ def walk(
         tower: the tower whose layers are observed.
         prunes: whether the caller changes a block's weights before asking for the next one's
             statistics, which are then those behind the changed block.
+        gram: whether Gram matrices are taken: of wide layers they are far larger than all else.
         chunk: how many examples the model sees at a time. It moves the sums by rounding only.
         device: where blocks compute; by default where the model is. A model that does not fit
             there stays on the CPU and sends one block after another.
@@ -101,7 +103,7 @@ def walk(
         CalibrationError: a layer saw no token, or inputs that are not finite; or the model runs
             its blocks in a way that cannot be followed.
     """
-    steps = _walk(vlm, examples, images, tower, prunes, chunk, device or vlm.model.device)
+    steps = _walk(vlm, examples, images, tower, prunes, gram, chunk, device or vlm.model.device)
     # By hand: `torch.no_grad` around a generator holds what it yielded while the next is made.
     with closing(steps):
         while True:
@@ -119,12 +121,13 @@ def _walk(
     images: Callable[[str], Image],
     tower: Tower,
     prunes: bool,
+    gram: bool,
     chunk: int,
     device: torch.device,
 ) -> Generator[Statistics, None, None]:
     rank, workers = rank_and_world_size()
     chunks = [examples[start : start + chunk] for start in range(0, len(examples), chunk)]
-    observer = _Observer(vlm, tower)
+    observer = _Observer(vlm, tower, gram)
     blocks = observer.blocks
 
     def begin(part: Sequence[Example]) -> _ChunkPass:
@@ -206,8 +209,8 @@ class _ChunkPass(Pass):
 class _Observer:
     """Sums up the inputs of a tower's layers while chunks of examples run through its blocks."""
 
-    def __init__(self, vlm: VLM, tower: Tower) -> None:
-        self._vlm, self._tower = vlm, tower
+    def __init__(self, vlm: VLM, tower: Tower, gram: bool) -> None:
+        self._vlm, self._tower, self._gram = vlm, tower, gram
         self._layers: dict[int, list[LayerShape]] = {}
         for layer in vlm.towers.inventory.tower(tower):
             self._layers.setdefault(layer.block, []).append(layer)
@@ -257,9 +260,10 @@ class _Observer:
         for layer in self._layers.get(block, ()):
             if layer.name in self._calls and self._leaders[layer.name] == layer.name:
                 size = layer.columns
-                moments = torch.zeros(2 * size + 1, dtype=torch.float64, device=device)
-                gram = torch.zeros(size, size, dtype=torch.float32, device=device)
-                self._total[layer.name] = (moments, gram)
+                sums = [torch.zeros(2 * size + 1, dtype=torch.float64, device=device)]
+                if self._gram:
+                    sums.append(torch.zeros(size, size, dtype=torch.float32, device=device))
+                self._total[layer.name] = tuple(sums)
 
     def observe(self, each: _ChunkPass | None, chunks: int, *, keep: bool) -> None:
         """Runs a chunk on every worker through the block they stand before, and adds it all up.
@@ -301,24 +305,26 @@ class _Observer:
                 continue
             if leader in total and not total[leader][0][-1] and self._is_expert(layer):
                 log.warning("%s saw no calibration token: its inputs count as alike", layer.name)
-                found[layer.name] = _alike(layer, samples)
+                found[layer.name] = _alike(layer, samples, self._gram)
                 continue
             if leader not in total or not total[leader][0][-1]:
                 raise CalibrationError(f"{layer.name} saw no calibration token.", "data")
-            moments, gram = total[leader]
-            # In parts: a check of the whole matrix takes as much again, and a half.
-            if not all(part.isfinite().all() for part in (moments, *gram.split(_CHECKED))):
+            # In parts: a check of a whole Gram matrix takes as much again, and a half.
+            parts = (part for sums in total[leader] for part in sums.split(_CHECKED))
+            if not all(part.isfinite().all() for part in parts):
                 raise CalibrationError(
                     f"{layer.name}: its calibration inputs are not finite.", "numeric"
                 )
-            mirror_upper(gram)
+            moments, *grams = total[leader]
+            for gram in grams:
+                mirror_upper(gram)
             sums, square_sums, tokens = moments.cpu().split([layer.columns, layer.columns, 1])
             found[layer.name] = LayerStatistics(
                 samples=samples,
                 tokens=int(tokens),
                 sums=sums.clone(),
                 square_sums=square_sums.clone(),
-                gram=gram,
+                gram=grams[0] if grams else None,
             )
             if leader not in self._mixed:
                 self._shared[leader] = found[layer.name]
@@ -366,12 +372,14 @@ class _Observer:
             rows, weights = rows[counted], weights[counted]
         rows = rows.float()
         if self._workers > 1:
-            moments, gram = _zeros(self._total[layer.name])
-            self._parts[layer.name].append((moments, gram))
+            sums = _zeros(self._total[layer.name])
+            self._parts[layer.name].append(sums)
         else:
-            moments, gram = self._total[layer.name]
+            sums = self._total[layer.name]
+        moments, *grams = sums
         moments += weighted_moments(rows, weights)
-        add_weighted_gram_(gram, rows, weights)
+        for gram in grams:
+            add_weighted_gram_(gram, rows, weights)
 
     def _weights(
         self,
@@ -414,11 +422,15 @@ class _Observer:
         return weights.reshape(-1)
 
 
-def _alike(layer: LayerShape, samples: int) -> LayerStatistics:
+def _alike(layer: LayerShape, samples: int, gram: bool) -> LayerStatistics:
     """Statistics under which every method goes by a weight's size alone."""
     ones = torch.ones(layer.columns, dtype=torch.float64)
     return LayerStatistics(
-        samples=samples, tokens=1, sums=ones * 0, square_sums=ones, gram=torch.eye(layer.columns)
+        samples=samples,
+        tokens=1,
+        sums=ones * 0,
+        square_sums=ones,
+        gram=torch.eye(layer.columns) if gram else None,
     )
 
 
@@ -475,8 +487,7 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def _zeros(sums: _Sums) -> _Sums:
-    moments, gram = sums
-    return torch.zeros_like(moments), torch.zeros_like(gram)
+    return tuple(map(torch.zeros_like, sums))
 
 
 def _gather(part: Tensor, workers: int) -> list[Tensor]:

@@ -23,9 +23,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ressa.catalog import METHODS
+from ressa.catalog import METHODS, Need
 from ressa.prune.masks import Removal, keep_mask
-from ressa.prune.method import Need, Pruned, PruneMethod
+from ressa.prune.method import Pruned, PruneMethod
 from ressa.prune.statistics import LayerStatistics
 from ressa.prune.wanda import Wanda
 from ressa.sparsity import Pattern

@@ -8,19 +8,17 @@ surviving weights, or refines a choice, prunes by itself.
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, TypeAlias
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from ressa.catalog import Need
 from ressa.errors import PruneError
 from ressa.prune.masks import Removal, keep_masks
 from ressa.prune.statistics import LayerStatistics
 from ressa.spec import TowerTarget
-
-Need: TypeAlias = Literal["nothing", "moments", "gram"]
-"""Which statistics a method reads: none, sums of its inputs and their squares, or XᵀX as well."""
 
 
 @dataclass(frozen=True, slots=True)

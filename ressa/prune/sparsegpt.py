@@ -28,9 +28,10 @@ import torch
 from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
+from ressa.catalog import Need
 from ressa.errors import PruneError
 from ressa.prune.masks import Removal, check_finite, keep_mask
-from ressa.prune.method import Need, Pruned, PruneMethod
+from ressa.prune.method import Pruned, PruneMethod
 from ressa.prune.statistics import LayerStatistics
 from ressa.sparsity import Pattern
 from ressa.spec import TowerTarget

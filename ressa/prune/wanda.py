@@ -4,7 +4,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ressa.prune.method import Need, PruneMethod
+from ressa.catalog import Need
+from ressa.prune.method import PruneMethod
 from ressa.prune.statistics import LayerStatistics
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ressa.errors import RepairError
-from ressa.models.vlm import VLM, Batch
+from ressa.models.vlm import NO_LABEL, VLM, Batch
 from ressa.records import Example
 from ressa.repair.distillation import AnyTeacher, Pictures, trimmed
 from ressa.repair.engine import accumulation
@@ -22,7 +22,7 @@ from ressa.spec import Repair
 from ressa.workers import rank_and_world_size
 
 MicroBatch: TypeAlias = tuple[Batch, Tensor | None]
-"""Questions, and what the teacher says of them if there is a teacher."""
+"""Questions, where the model is, and what the teacher says of them if there is a teacher."""
 
 QUESTIONS_PER_IMAGE = 4
 """Per batch: enough that encoding an image is shared, few enough that a batch has many images."""
@@ -100,6 +100,8 @@ class RepairData:
             {index for batch in self._batches for index in share(batch, self.rank, self.world_size)}
         )
         self._row = {index: number for number, index in enumerate(used)}
+        self.device = vlm.model.device
+        """Where the model is."""
 
         def encode() -> Batch:
             return vlm.encode(
@@ -107,15 +109,12 @@ class RepairData:
                 task.image,
                 answers=True,
                 blank=task.blank_image() if repair.objective == "text" else None,
+                device=torch.device("cpu"),
             )
 
-        # Reading, resizing and tokenising once is far cheaper than in every step.
+        # Reading, resizing and tokenising once is far cheaper than in every step. All of it lies in
+        # main memory: a GPU has room for the pictures of a micro-batch, not for those of a repair.
         self._encoded = encode() if keep is None else keep(encode)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the questions are."""
-        return self._encoded.image_index.device
 
     @property
     def is_taught(self) -> bool:
@@ -138,14 +137,21 @@ class RepairData:
                 f"with {how_many} micro-batches each; raise batch_size or micro_batch"
             )
 
-    def micro_batches(self, step: int, size: int) -> list[MicroBatch]:
-        """This worker's micro-batches of a step, counted from 0."""
+    def pieces(self, step: int, size: int) -> list[list[int]]:
+        """What each of this worker's micro-batches of a step, counted from 0, is to hold."""
         how_many = accumulation(self.repair, self.world_size, size)
-        own = share(self._batches[step], self.rank, self.world_size)
-        return [self._micro_batch(piece) for piece in pieces(own, how_many)]
+        return pieces(share(self._batches[step], self.rank, self.world_size), how_many)
 
-    def _micro_batch(self, piece: list[int]) -> MicroBatch:
-        batch = self._encoded.select([self._row[index] for index in piece])
+    def answer_tokens(self, step: int) -> int:
+        """How many tokens the answers of this worker's part of a step have."""
+        own = share(self._batches[step], self.rank, self.world_size)
+        assert self._encoded.labels is not None
+        labels = self._encoded.labels[[self._row[index] for index in own]]
+        return int((labels != NO_LABEL).sum())
+
+    def micro_batch(self, piece: Sequence[int]) -> MicroBatch:
+        """Puts a micro-batch where the model is, and asks the teacher."""
+        batch = self._encoded.select([self._row[index] for index in piece]).to(self.device)
         if self.repair.distillation.reduction == "reference":
             batch = trimmed(batch)
         asked = [self._examples[index] for index in piece]

@@ -34,6 +34,7 @@ from torch import Tensor, distributed
 from torch.nn import functional
 
 from ressa.errors import as_stored
+from ressa.memory import in_batches
 from ressa.models.vlm import NO_LABEL, VLM, Batch
 from ressa.records import Example
 from ressa.spec import Distillation
@@ -146,7 +147,8 @@ def trimmed(batch: Batch) -> Batch:
     for name in inputs.keys() - batch.of_pictures:
         if inputs[name].shape[:2] == shape:
             inputs[name] = inputs[name][:, :longest]
-    return replace(batch, inputs=inputs, labels=batch.labels[:, :answers])
+    # T5's own loss wants labels without gaps.
+    return replace(batch, inputs=inputs, labels=batch.labels[:, :answers].contiguous())
 
 
 @dataclass(frozen=True)
@@ -240,7 +242,11 @@ def teacher_logits(
     """
     rank, world_size = rank_and_world_size()
     chunks = [examples[start : start + CHUNK] for start in range(0, len(examples), CHUNK)]
-    own = [_chunk_logits(vlm, chunk, task, blank) for chunk in chunks[rank::world_size]]
+
+    def answers_to(size: int) -> list[_Rows]:
+        return [_chunk_logits(vlm, chunk, task, blank, size) for chunk in chunks[rank::world_size]]
+
+    own = in_batches(answers_to, CHUNK)
     gathered = [own]
     if world_size > 1:
         gathered = [[] for _ in range(world_size)]
@@ -253,11 +259,19 @@ def teacher_logits(
     )
 
 
+_Rows: TypeAlias = tuple[Float[Tensor, "token vocab"], Int[Tensor, " example"]]
+
+
 def _chunk_logits(
-    vlm: VLM, examples: Sequence[Example], task: Pictures, blank: bool
-) -> tuple[Float[Tensor, "token vocab"], Int[Tensor, " example"]]:
+    vlm: VLM, examples: Sequence[Example], task: Pictures, blank: bool, size: int
+) -> _Rows:
+    """Asks about a chunk, so many examples at a time."""
     picture = task.blank_image() if blank else None
-    batch = vlm.encode(examples, task.image, answers=True, blank=picture)
-    assert batch.labels is not None
-    logits, _ = vlm.answer_logits(batch)
-    return logits.float().cpu(), (batch.labels != NO_LABEL).sum(dim=1).cpu()
+    logits, lengths = [], []
+    for first in range(0, len(examples), size):
+        some = examples[first : first + size]
+        batch = vlm.encode(some, task.image, answers=True, blank=picture)
+        assert batch.labels is not None
+        logits.append(vlm.answer_logits(batch)[0].float().cpu())
+        lengths.append((batch.labels != NO_LABEL).sum(dim=1).cpu())
+    return torch.cat(logits), torch.cat(lengths)

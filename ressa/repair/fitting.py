@@ -38,10 +38,10 @@ def probe_micro_batch(vlm: VLM, adapters: Adapters, data: RepairData) -> int:
     student = Student(vlm, None, data.repair)
 
     def fits(size: int) -> bool:
-        largest = max(data.micro_batches(0, size), key=lambda micro_batch: len(micro_batch[0]))
+        largest = max(data.pieces(0, size), key=len)
         is_full = False
         try:
-            loss, _ = student(*largest, 1)
+            loss, _ = student(*data.micro_batch(largest), 1)
             torch.autograd.grad(loss, list(adapters.parameters()), allow_unused=True)
         except Exception as error:
             is_full = answered(error, recoverable=True)

@@ -9,10 +9,10 @@ from torch import Tensor, distributed
 
 from ressa.errors import RepairError
 from ressa.memory import forget_peak, free_cache, peak_gib
-from ressa.models.vlm import NO_LABEL, VLM, Batch
+from ressa.models.vlm import VLM, Batch
 from ressa.records import Example
 from ressa.repair.adapted import Adapters
-from ressa.repair.batches import MicroBatch, RepairData
+from ressa.repair.batches import RepairData
 from ressa.repair.checkpoint import Checkpoint, Checkpoints, recipe_hash
 from ressa.repair.curve import RepairStep, check_divergence, learning_rate
 from ressa.repair.distillation import AnyTeacher, FeatureTeacher, Pictures
@@ -188,30 +188,20 @@ def _take_step(
         RepairError: out of memory in a backward pass of several workers, or at ZeRO 3: the others
             are in the midst of an exchange then, which nothing can call them back from.
     """
-    full = False
-    micro_batches: list[MicroBatch] = []
-    try:
-        micro_batches = data.micro_batches(step, size)
-    except Exception as error:
-        full = answered(error, recoverable=True)
-    answers = sum(
-        int((b.labels != NO_LABEL).sum()) for b, _ in micro_batches if b.labels is not None
-    )
-    told = torch.tensor([answers, full], dtype=torch.float64, device=data.device)
-    tokens, full_workers = over_workers(told).tolist()
-    if full_workers:
-        return None
+    answers = torch.tensor(float(data.answer_tokens(step)), dtype=torch.float64, device=data.device)
+    tokens = over_workers(answers).item()
     alone = distributed.get_world_size() == 1
     parts: list[Tensor] = []
     norm = None
-    for batch, dense in micro_batches:
-        loss = None
+    for piece in data.pieces(step, size):
+        loss, full = None, False
         try:
-            loss, reported = engine.forward(batch, dense, tokens)
+            # One at a time: what a teacher says of it may be larger than all else of a step.
+            loss, reported = engine.forward(*data.micro_batch(piece), tokens)
             parts.append(reported)
         except Exception as error:
             full = answered(error, recoverable=alone or engine.stage < 3)
-        if full if alone or engine.stage == 3 else anywhere(full, batch.image_index.device):
+        if full if alone or engine.stage == 3 else anywhere(full, data.device):
             return None
         assert loss is not None
         try:

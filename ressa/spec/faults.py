@@ -149,7 +149,12 @@ def _one_of(path: Path, given: Any, expected: str) -> str:
 def _number(path: Path) -> str:
     model = _model_at(path[:-1])
     field = model.by_key().get(str(path[-1])) if model is not None else None
-    return "a number" if field is not None and field.annotation is float else "an integer"
+    return "a number" if field is not None and _holds_float(field.annotation) else "an integer"
+
+
+def _holds_float(kind: Any) -> bool:
+    """Whether a type is float, or one of several of which one is."""
+    return kind is float or any(map(_holds_float, get_args(kind)))
 
 
 def _whole_hint(kind: str, given: Any) -> str:

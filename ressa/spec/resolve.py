@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -16,7 +17,7 @@ from ressa.spec.check import Problem, check_inventory, check_spec, unreachable_b
 from ressa.spec.faults import explain, path_of, slugify
 from ressa.spec.points import grid_points
 from ressa.spec.schema import QUESTION_LENGTH, SweepSpec, is_integer
-from ressa.spec.space import SPARSITIES, SPARSITY
+from ressa.spec.space import SPARSITIES, SPARSITY, scalar_text
 from ressa.spec.yaml import MAX_BYTES, Fault, Node, Path, parse
 
 _ENTRY_KEYS = ("low", "high", "step", "log", "choices")
@@ -166,7 +167,7 @@ def _split(key: str) -> list[str]:
     parts = key.split(".")
     if parts[0] != "space" or len(parts) < 3:
         return parts
-    if parts[1] in SPARSITIES:
+    if parts[1] in (*SPARSITIES, SPARSITY):
         return parts
     end = -1 if len(parts) > 3 and parts[-1] in _ENTRY_KEYS else len(parts)
     return ["space", ".".join(parts[1:end]), *parts[end:]]
@@ -305,9 +306,15 @@ def _space_of(points: Any) -> dict[str, Any]:
     names = dict.fromkeys(name for point in listed for name in point)
     values = {name: [point[name] for point in listed if name in point] for name in names}
     return {
-        name: {"choices": list({str(value): value for value in found}.values())}
+        name: {"choices": list({_spelled(value): value for value in found}.values())}
         for name, found in values.items()
     }
+
+
+def _spelled(value: Any) -> str:
+    """A value as points compare it: 0.50 is 0.5."""
+    is_scalar = isinstance(value, str | bool | int | Decimal)
+    return scalar_text(value) if is_scalar else str(value)
 
 
 def _complete_data(content: dict[str, Any]) -> None:
@@ -345,8 +352,17 @@ def _has_test(content: dict[str, Any], name: Any) -> bool:
 def _trained(content: dict[str, Any]) -> list[str]:
     """The connector and the towers that lose weights in some trial."""
     space = _mapping(content.get("space"))
-    towers = [part for part in ("vision", "language") if space.get(f"{part}_sparsity") != 0]
+    towers = [
+        part for part in ("vision", "language") if not _is_zero(space.get(f"{part}_sparsity"))
+    ]
     return [part for part in ("vision", "connector", "language") if part in (*towers, "connector")]
+
+
+def _is_zero(entry: Any) -> bool:
+    """Whether a field of the space is 0 in every trial, however that is written."""
+    of = _mapping(entry)
+    values = of.get("choices") or [of.get("low"), of.get("high")] if of else [entry]
+    return isinstance(values, list) and all(value == 0 for value in values)
 
 
 def _is_discrete(space: dict[str, Any]) -> bool:

@@ -60,7 +60,11 @@ def _as_plain(value: Any) -> Any:
     """Turns YAML's exact decimals into the numbers that DeepSpeed's configuration holds."""
     if isinstance(value, dict):
         return {key: _as_plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_as_plain(item) for item in value]
     if isinstance(value, Decimal):
+        if not value.is_finite():
+            raise ValueError(f"a finite number, got {value}.")
         return int(value) if value == int(value) else float(value)
     return value
 
@@ -636,7 +640,7 @@ class Retry(SpecModel):
     on: Annotated[tuple[Retriable, ...], BeforeValidator(as_tuple)] = Field(
         default=("node", "preempted", "oom"),
         description="After what: node (its process or machine went away), preempted (it was told "
-        "to end), oom (out of memory; in repair the next try has half the micro-batch).",
+        "to end), oom (out of memory; in a step of repair the next try has half the micro-batch).",
     )
 
 

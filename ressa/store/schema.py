@@ -227,7 +227,12 @@ LAYERS = Table(
             "integer",
             "rows that it reads in one forward pass over the first evaluation question",
         ),
-        Column("output_error", "float", "share of its squared output lost by pruning, if known"),
+        Column(
+            "output_error",
+            "float",
+            "share of its squared output lost by pruning; null without Gram matrix (a tower whose "
+            "own take more than 256 MiB, unless its method reads them) or without output",
+        ),
         Column("seconds", "float", "time to prune it", "seconds"),
     ),
 )

@@ -5,11 +5,21 @@ SparseLoRA costs three products of that size, since its gradient needs the whole
 and inputs, and one more where blocks are computed again in backward. Writing an answer reads all
 weights of the language model once a token. Nothing here was measured: it is for telling hours from
 weeks, and each number that it rests on is printed with it.
+
+In the store lie, of each calibration, 16 bytes an input feature, and where Gram matrices are taken
+(`keys.statistics_of`) 4 bytes a pair of features, counted once for layers that read one input; of
+each mask that trials share a bit a weight, and of SparseGPT the weights that stay. The teacher is
+not counted.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from ressa.catalog import Need
+from ressa.keys import NO_VERSIONS, calibration_key, mask_keys, statistics_of
+from ressa.records import TrialSpec
+from ressa.sparsity import TOWERS, LayerShape
 from ressa.spec import DataRef
 from ressa.sweep.plan import SweepPlan
 
@@ -33,6 +43,9 @@ _SIZES = {
     ("aokvqa", "val"): (1_145, 1_122),
 }
 _UNKNOWN = (10_000, 10_000)
+# How layers are called that stand behind an attention, and modules that look at another tower.
+_BEHIND = ("o", "proj", "dense", "c_proj")
+_CROSS = ("cross", "encdec", "encoder_attn")
 
 
 Fact: TypeAlias = tuple[str, str]
@@ -51,13 +64,16 @@ class Cost:
     """Of weights that each worker holds on its GPU; activations come on top."""
 
 
-def estimate(plan: SweepPlan, trials: int) -> Cost:
+def estimate(plan: SweepPlan, trials: int, points: Sequence[Mapping[str, str]]) -> Cost:
     """Estimates what so many trials and the baselines take.
 
     Args:
         plan: of the sweep; data that were not read count with their published sizes.
         trials: how many the search will run.
+        points: what it may run: all of a list, or some that were drawn from a continuous space.
     """
+    of_points = {trial.key: trial for trial in map(plan.trial, points)}
+    known = list(of_points.values()) or [plan.baseline("dense_repaired")]
     spec, parts = plan.spec, plan.inventory.parameters
     vision, language = parts["vision"], parts["language"]
     weight = _BYTES[spec.model.dtype]
@@ -66,26 +82,21 @@ def estimate(plan: SweepPlan, trials: int) -> Cost:
     scored = [_scoring_flops(plan, ref) for ref in spec.evaluate]
     written = [_writing_seconds(plan, ref) for ref in spec.evaluate]
     states = trials * (2 if repairs else 1) + len(plan.baselines)
-    statistics = 1 if spec.prune.calibration.activations == "dense" else trials
+    questions, statistics = _calibrations(plan, trials, known)
     repaired = (trials + ("dense-repaired" in plan.baselines)) if repairs else 0
     products = 3 + spec.repair.gradient_checkpointing
     live = spec.repair.distillation.reduction == "reference" and spec.repair.distillation.weight > 0
     seen = spec.repair.steps * spec.repair.batch_size
     hours = {
-        "calibration": statistics * 2 * forward * spec.prune.calibration.samples,
+        "calibration": questions * forward,
         "repair": repaired * seen * forward * (products + live),
         "evaluation": states * sum(scored),
     }
     seconds = {name: flops / (TERAFLOPS * 1e12 * USE) for name, flops in hours.items()}
     seconds["evaluation"] += states * sum(written)
-    prunable = plan.inventory.prunable()
-    widths = sum(layer.columns for layer in plan.inventory.layers)
-    grams = sum(layer.columns**2 for layer in plan.inventory.layers)
-    is_gram = "sparsegpt" in {spec.prune.of(tower, "method") for tower in ("vision", "language")}
-    kept = statistics if spec.prune.calibration.activations == "dense" else 0
     store = (
-        trials * prunable * (1 / 8 + (weight if is_gram else 0))
-        + kept * (grams * 4 if is_gram else widths * 16)
+        statistics
+        + _mask_bytes(plan, trials, known)
         + 100.0 * states * sum(_size(plan, ref)[0] for ref in spec.evaluate)
     )
     copies = 2 if repairs and live else 1
@@ -96,11 +107,11 @@ def estimate(plan: SweepPlan, trials: int) -> Cost:
     )
 
 
-def cost_words(plan: SweepPlan, trials: int) -> list[Fact]:
+def cost_words(plan: SweepPlan, trials: int, points: Sequence[Mapping[str, str]]) -> list[Fact]:
     """Says an estimate and what it rests on; nothing for a sweep without GPUs."""
     if not plan.spec.resources.gpus_per_worker:
         return []
-    cost = estimate(plan, trials)
+    cost = estimate(plan, trials, points)
     parts = ", ".join(f"{name} {value:.1f}" for name, value in cost.hours.items())
     sizes = [(ref.task, _size(plan, ref)) for ref in plan.spec.evaluate]
     data = ", ".join(f"{task} {items:,} on {images:,} pictures" for task, (items, images) in sizes)
@@ -119,6 +130,48 @@ def cost_words(plan: SweepPlan, trials: int) -> list[Fact]:
             f"{data}",
         ),
     ]
+
+
+def _calibrations(plan: SweepPlan, trials: int, known: Sequence[TrialSpec]) -> tuple[float, float]:
+    """Counts the questions that go through the model for statistics, and the bytes kept of them."""
+    questions, found = 0.0, {}
+    for trial, tower in ((trial, tower) for trial in known for tower in TOWERS):
+        taken = statistics_of(trial, tower, plan.inventory)
+        key = calibration_key(trial, tower, plan.inventory)
+        if key is not None:
+            size = statistics_bytes(plan.inventory.tower(tower), taken)
+            found[key] = trial.calibration.samples, size
+        elif taken != "nothing":  # behind pruned blocks: by every trial, and not kept
+            questions += trial.calibration.samples * trials / len(known)
+    return questions + sum(asked for asked, _ in found.values()), sum(
+        size for _, size in found.values()
+    )
+
+
+def statistics_bytes(layers: Sequence[LayerShape], taken: Need) -> float:
+    """Estimates what a tower's statistics take in the store."""
+    inputs: dict[tuple[str, int, str], int] = {}
+    for layer in layers:
+        # Layers of one module and width read one input: queries, keys and values; both halves of a
+        # gated unit. But not what comes behind attention, nor what looks at another tower's output.
+        parent, _, name = layer.name.rpartition(".")
+        own = name if name.startswith(_BEHIND) else ""
+        if any(word in parent.lower() for word in _CROSS) and name[0] in "kv":
+            own = "keys and values"
+        inputs[parent, layer.columns, own] = layer.columns
+    widths = inputs.values()
+    return sum(16.0 * width + (4.0 * width**2 if taken == "gram" else 0) for width in widths)
+
+
+def _mask_bytes(plan: SweepPlan, trials: int, known: Sequence[TrialSpec]) -> float:
+    """Estimates what masks take in the store, those that trials share once."""
+    weight, found = _BYTES[plan.spec.model.dtype], {}
+    for trial in known:
+        for tower, key in mask_keys(trial, NO_VERSIONS).items():
+            wanted = trial.tower(tower)
+            stays = 1 - float(wanted.target.sparsity) if wanted.method == "sparsegpt" else 0
+            found[key] = plan.inventory.prunable(tower) * (1 / 8 + weight * stays)
+    return sum(found.values()) * trials / len(known)
 
 
 def _size(plan: SweepPlan, ref: DataRef) -> tuple[int, int]:

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import quote, unquote
 
 from ressa.errors import ClusterError, ConflictError, SpecError
 from ressa.sweep.joined_ray import TOKEN, is_autoscaled, node_name, refused, use_token
@@ -49,7 +50,8 @@ class Frame:
 
     def line(self) -> str:
         """Returns it as one line of a log."""
-        return f"{MARK} {self.kind} {self.name or '-'} {base64.b64encode(self.content).decode()}\n"
+        name = quote(self.name, safe="") or "-"  # it may have blanks, and a line has four parts
+        return f"{MARK} {self.kind} {name} {base64.b64encode(self.content).decode()}\n"
 
     @classmethod
     def of(cls, line: str) -> "Frame | None":
@@ -58,7 +60,8 @@ class Frame:
         if len(parts) != 4 or parts[0] != MARK:
             return None
         try:
-            return cls(parts[1], base64.b64decode(parts[3], validate=True), parts[2])  # type: ignore[arg-type]
+            content = base64.b64decode(parts[3], validate=True)
+            return cls(parts[1], content, unquote(parts[2]))  # type: ignore[arg-type]
         except ValueError:
             return None
 

@@ -12,6 +12,7 @@ from typing import Any
 import pandas
 
 from ressa.catalog import MODELS, TASKS
+from ressa.data import open_data
 from ressa.errors import InfeasibleAllocation, MissingExtraError, NotFoundError, SpecError
 from ressa.records import TrialSpec
 from ressa.sparsity import TOWERS, Inventory
@@ -46,6 +47,7 @@ def preview(spec: SweepSpec) -> Preview:
     rows: list[dict[str, Any]] = []
     distinct = 0
     feasible: list[dict[str, str]] = []
+    drawn: list[dict[str, str]] = []
     if all(dimension.size is not None for dimension in spec.dimensions):
         feasible, skipped = grid_points(spec, plan.inventory)
         rows = [_row(plan, point) for point in feasible[:_MOST_POINTS]]
@@ -54,7 +56,8 @@ def preview(spec: SweepSpec) -> Preview:
         facts.append(("space", f"{len(feasible)} points, {distinct} distinct trials{first}"))
         facts += _skipped(skipped)
     else:
-        facts += _continuous(plan)
+        drawn, said = _continuous(plan)
+        facts += said
     count = min(spec.search.trials, distinct or spec.search.trials)
     facts += [
         ("search", f"{spec.search.sampler}, {count} trials, {spec.search.parallel} at once"),
@@ -63,7 +66,7 @@ def preview(spec: SweepSpec) -> Preview:
         *_shared(plan, count, feasible),
         *_data_words(plan),
         *_unconfirmed(spec),
-        *cost_words(plan, count),
+        *cost_words(plan, count, (feasible or drawn)[:_MOST_KEYS]),
     ]
     return Preview(pandas.DataFrame(rows), facts)
 
@@ -112,21 +115,22 @@ def _with_data(plan: SweepPlan) -> tuple[SweepPlan, list[Fact]]:
     return plan, []
 
 
-def _continuous(plan: SweepPlan) -> list[Fact]:
-    """How much of a space that cannot be listed is excluded, by points drawn from it evenly."""
+def _continuous(plan: SweepPlan) -> tuple[list[dict[str, str]], list[Fact]]:
+    """Draws points evenly from a space that cannot be listed, and says how much is excluded."""
     from ressa.search.fixed import chance  # with optuna, which a base install lacks
 
     facts = [("space", "continuous: the sampler draws from it")]
-    reasons = []
+    reasons, drawn = [], []
     for point in islice(chance(plan.spec.dimensions, 0), _DRAWN):
         try:
             plan.trial(point)
+            drawn.append(point)
         except InfeasibleAllocation as error:
             reasons.append((point, str(error)))
     if reasons:
         share = f"of {_DRAWN} points drawn from it {len(reasons)} are excluded"
         facts += [("space", share), *_skipped(reasons)]
-    return facts
+    return drawn, facts
 
 
 def _row(plan: SweepPlan, point: dict[str, str]) -> dict[str, Any]:
@@ -150,7 +154,7 @@ def _shared(plan: SweepPlan, count: int, points: list[dict[str, str]]) -> list[F
     """What trials will share, how often each is made, and what is there already."""
     spec = plan.spec
     known = list(trials_of(plan, points[:_MOST_KEYS]).values())
-    asked = how_often(known or [plan.baseline("dense_repaired")])
+    asked = how_often(known or [plan.baseline("dense_repaired")], plan.inventory)
     samples, repaired = spec.prune.calibration.samples, spec.repair.data
     questions = repaired.samples or "all"
     names = {
@@ -188,7 +192,7 @@ def _times(count: int) -> str:
 def _made(plan: SweepPlan, trials: list[TrialSpec]) -> dict[str, int]:
     """What is in the store already; nothing where there is no store or no way to ask."""
     try:
-        return already_made(trials, open_store(plan.spec.store))
+        return already_made(trials, plan.inventory, open_store(plan.spec.store))
     except NotFoundError:
         return {}
     except ModuleNotFoundError:  # a base install, without what prunes
@@ -242,7 +246,7 @@ def _data_words(plan: SweepPlan) -> list[Fact]:
     alike: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for row in data:
         alike.setdefault((row["purpose"], row["task"], row["split"]), []).append(row)
-    return [
+    words = [
         (
             purpose,
             f"{f'{len(rows)} draws of ' if len(rows) > 1 else ''}"
@@ -252,6 +256,12 @@ def _data_words(plan: SweepPlan) -> list[Fact]:
         )
         for (purpose, task, split), rows in alike.items()
     ]
+    drawn = {row["task"] for row in data}
+    for name, source in plan.spec.data.items():
+        repeats = open_data(name, source).repeats() if name in drawn else None
+        if repeats is not None:
+            words.append(("pictures", f"{name}: {repeats}"))
+    return words
 
 
 def _span(counts: list[int]) -> str:

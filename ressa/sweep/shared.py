@@ -15,9 +15,9 @@ from typing import Any
 
 from ressa.catalog import METHODS
 from ressa.errors import InfeasibleAllocation, RessaError
-from ressa.keys import Versions, stages_of
+from ressa.keys import NO_VERSIONS, Versions, stages_of
 from ressa.records import TrialSpec
-from ressa.sparsity import TOWERS
+from ressa.sparsity import TOWERS, Inventory
 from ressa.spec import grid_points
 from ressa.store import Store, StoredStage, SweepStore
 from ressa.sweep.driver import current_spec
@@ -29,7 +29,6 @@ OF_ONE_TRIAL = frozenset(
 """Stages that no two trials share; their keys begin with the trial's."""
 
 _MOST_LISTED = 100_000  # points of a space whose stages are kept for a sweep that goes on
-_NO_VERSIONS: Versions = dict.fromkeys(TOWERS, ())
 _LONG_AGO = datetime.min.replace(tzinfo=UTC)
 
 
@@ -52,7 +51,7 @@ def trials_of(plan: SweepPlan, points: Iterable[Mapping[str, str]]) -> dict[str,
     return {trial.key: trial for trial in found}
 
 
-def how_often(trials: Iterable[TrialSpec]) -> dict[str, tuple[int, int]]:
+def how_often(trials: Iterable[TrialSpec], inventory: Inventory) -> dict[str, tuple[int, int]]:
     """Says of each kind of stage how many there are, and how often they are asked for.
 
     Worked out without the methods' versions, so without torch.
@@ -60,7 +59,7 @@ def how_often(trials: Iterable[TrialSpec]) -> dict[str, tuple[int, int]]:
     asked = Counter(
         stage
         for trial in trials
-        for stage in stages_of(trial, _NO_VERSIONS)
+        for stage in stages_of(trial, NO_VERSIONS, inventory)
         if stage[0] != "outcome"
     )
     kinds = dict.fromkeys(stage for stage, _ in asked)
@@ -73,12 +72,14 @@ def how_often(trials: Iterable[TrialSpec]) -> dict[str, tuple[int, int]]:
     }
 
 
-def already_made(trials: Iterable[TrialSpec], store: Store) -> dict[str, int]:
+def already_made(trials: Iterable[TrialSpec], inventory: Inventory, store: Store) -> dict[str, int]:
     """Counts, by kind, the stages of these trials that are in a store; looks, reads nothing."""
     made = {(stage.stage, stage.key) for stage in store.stages.inventory() if stage.is_whole}
     if not made:
         return {}
-    wanted = {stage for trial in trials for stage in stages_of(trial, versions_of(trial))}
+    wanted = {
+        stage for trial in trials for stage in stages_of(trial, versions_of(trial), inventory)
+    }
     return dict(Counter(kind for kind, _ in sorted(wanted & made)))
 
 
@@ -153,11 +154,12 @@ def needs_of(store: Store) -> Needs:
             continue
         finished = set(sweep.trials(["key"])["key"])
         try:
-            for trial in _known_trials(sweep):
+            plan = make_plan(current_spec(sweep))
+            for trial in _known_trials(sweep, plan):
                 if trial.key not in finished:
                     needs.of_trials.setdefault(trial.key, set()).add(name)
                 # Also of those that are finished: trials that are proposed yet may share them.
-                for stage, key in stages_of(trial, versions_of(trial)):
+                for stage, key in stages_of(trial, versions_of(trial), plan.inventory):
                     if stage not in OF_ONE_TRIAL:
                         needs.names.setdefault(f"{stage}/{key}", set()).add(name)
         except RessaError as error:  # its model or method is not here any more
@@ -165,8 +167,7 @@ def needs_of(store: Store) -> Needs:
     return needs
 
 
-def _known_trials(sweep: SweepStore) -> Iterable[TrialSpec]:
-    plan = make_plan(current_spec(sweep))
+def _known_trials(sweep: SweepStore, plan: SweepPlan) -> Iterable[TrialSpec]:
     points = [json.loads(point) for point in sweep.proposals()["point"]]
     sizes = [dimension.size for dimension in plan.spec.dimensions]
     if None not in sizes and math.prod(filter(None, sizes)) <= _MOST_LISTED:

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from ressa.catalog import MODELS
 from ressa.errors import VerificationError
-from ressa.export import certificate, load, verify
+from ressa.export import certificate, checking, load, verify
 from ressa.models import load_vlm
 from tests.export.conftest import BLIP2
 from tests.export.shop import change, logits, pruned, reseal
@@ -249,3 +249,14 @@ def test_what_is_exported_is_what_was_merged(folder: Path) -> None:
     said = json.loads((folder / "certificate.json").read_text())
     gaps = [one["merge"] for one in said["matrices"]] + list(said["connector"].values())
     assert all(0 <= gap["gap"] < 1e-5 * gap["scale"] + 1e-6 for gap in gaps)
+
+
+def test_a_certificate_alone_lets_no_code_of_the_model_run(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RESSA_TRUST_REMOTE_CODE", "1")  # for a model of the user's own
+    said = certificate.read(folder)
+    said["model"]["trust_remote_code"] = True
+    asked = [checking._own_model(folder, said, trust) for trust in (False, True)]
+    asked += [checking._base_model(said, None, trust) for trust in (False, True)]
+    assert [model.trust_remote_code for model in asked] == [False, True, False, True]

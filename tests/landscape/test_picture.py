@@ -149,8 +149,12 @@ def test_of_numbers_that_would_overprint_the_better_one_stays(empty_sweep: Sweep
 def test_lines_end_where_the_map_does(kept: SweepStore) -> None:
     found = charts([kept], margin=1.0)["repaired"]
     spans = found.chart.vision, found.chart.language
-    for row in found.bests.to_dict("records"):
-        for place in found.ends(row["line"], row["equal"]):
+    rows = found.bests.to_dict("records")
+    assert rows
+    for row in rows:
+        ends = found.ends(row["line"], row["equal"])
+        assert len(ends) == 2
+        for place in ends:
             for sparsity, span in zip(place, spans, strict=True):
                 assert span[0] - 1e-9 <= sparsity <= span[-1] + 1e-9
 

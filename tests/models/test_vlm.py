@@ -1,16 +1,20 @@
 import subprocess
 import sys
+import weakref
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from PIL.Image import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from ressa.catalog import MODELS
 from ressa.data.easy_vqa import EasyVQA
 from ressa.errors import SpecError
 from ressa.models import NO_LABEL, VLM, load_inventory, load_vlm
+from ressa.models import vlm as module
 from ressa.sparsity import Inventory
 
 torch.set_num_threads(1)
@@ -43,6 +47,33 @@ def test_sharing_pictures_equals_repeating_them(vlm: VLM, task: EasyVQA) -> None
     assert torch.allclose(one, other, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", POCKET)
+def test_prompts_are_what_the_processor_makes_of_them_with_few_pictures_processed(
+    name: str, task: EasyVQA, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vlm = load_vlm(name)
+    processor, calls = type(vlm.processor), 0
+    ask = processor.__call__
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        return ask(*args, **kwargs)
+
+    distinct = {e.question: replace(e, image_id="train/10") for e in task.examples("train")}
+    examples = list(distinct.values())
+    monkeypatch.setattr(processor, "__call__", counted)
+    batch = vlm.encode(examples, task.image, answers=False)
+    monkeypatch.undo()
+    assert calls < 10 < len(examples)
+    for row, example in enumerate(examples):
+        text, picture = vlm.prompt(example.question), task.image("train/10")
+        wanted = vlm.processor(images=[picture], text=[text], return_tensors="pt")
+        is_text = batch.inputs["attention_mask"][row].bool()
+        for given in ("input_ids", "attention_mask"):
+            assert batch.inputs[given][row][is_text].equal(wanted[given][0])
+
+
 def test_padding_changes_no_logit_beyond_rounding(vlm: VLM, task: EasyVQA) -> None:
     examples = sorted(task.examples("validation", 40), key=lambda e: len(e.question))
     chosen = [examples[0], examples[-1]]  # the shortest and the longest question
@@ -50,6 +81,58 @@ def test_padding_changes_no_logit_beyond_rounding(vlm: VLM, task: EasyVQA) -> No
         together, _ = vlm.answer_logits(vlm.encode(chosen, task.image, answers=True))
         alone = [vlm.answer_logits(vlm.encode([e], task.image, answers=True))[0] for e in chosen]
     assert torch.allclose(together, torch.cat(alone), atol=1e-3)
+
+
+def test_few_pictures_are_open_at_a_time_and_come_to_the_same(
+    vlm: VLM, task: EasyVQA, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    examples = task.examples("validation", 60)
+    at_once = vlm.encode(examples, task.image, answers=True)
+    opened: list[weakref.ref[Image]] = []
+
+    def counted(image_id: str) -> Image:
+        picture = task.image(image_id).copy()
+        opened.append(weakref.ref(picture))
+        assert sum(one() is not None for one in opened) <= 2
+        return picture
+
+    monkeypatch.setattr(module, "_OPEN", 2)
+    in_turn = vlm.encode(examples, counted, answers=True)
+    assert in_turn.pictures == at_once.pictures > 3
+    assert in_turn.inputs.keys() == at_once.inputs.keys()
+    assert all(tensor.equal(at_once.inputs[name]) for name, tensor in in_turn.inputs.items())
+    assert in_turn.labels is not None and at_once.labels is not None
+    assert in_turn.labels.equal(at_once.labels)
+    assert in_turn.image_index.equal(at_once.image_index)
+
+
+def test_pictures_of_one_row_and_of_several_are_joined_as_if_made_at_once() -> None:
+    small, large = torch.ones(2, 3, 4, 4), torch.ones(5, 3, 6, 4)
+    alone = {"pixel_values": small}, None
+    cut = {"pixel_values": large}, {"pixel_values": (2, 3)}
+    joined, rows = module._end_to_end([alone, cut, alone])
+    assert rows == {"pixel_values": (1, 1, 2, 3, 1, 1)}
+    assert joined["pixel_values"].shape == (9, 3, 6, 4)
+    assert joined["pixel_values"].sum() == 2 * small.numel() + large.numel()
+
+
+@pytest.mark.parametrize("count", [1, 30])
+def test_large_logits_are_made_only_where_an_answer_is_predicted(
+    vlm: VLM, task: EasyVQA, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    batch = vlm.encode(task.examples("validation", count), task.image, answers=True)
+    places = []
+    head = vlm.model.get_output_embeddings()
+    hook = head.register_forward_hook(lambda *_: places.append(_[2].shape[1]))
+    with torch.no_grad():
+        everywhere, tokens = vlm.answer_logits(batch)
+        monkeypatch.setattr(module, "_ALL_LOGITS", 0)
+        there, same = vlm.answer_logits(batch)
+    hook.remove()
+    assert same.equal(tokens)
+    torch.testing.assert_close(there, everywhere, rtol=1e-4, atol=1e-4)
+    if not vlm.has_encoder:  # whose decoder has the answers alone
+        assert places[1] < 10 < places[0]
 
 
 def test_generating_and_scoring_answers_agree(vlm: VLM, task: EasyVQA) -> None:

@@ -82,6 +82,16 @@ def test_sums_are_those_of_questions_that_go_through_alone(vlm, chunk):
         assert layer.samples == len(tiny.questions())
 
 
+def test_moments_are_the_same_without_gram_matrices(vlm):
+    known, less = tiny.calibrate_all(vlm), tiny.calibrate_all(vlm, gram=False)
+    assert less.layers.keys() == known.layers.keys()
+    for name, layer in less.layers.items():
+        assert layer.gram is None
+        assert layer.sums.equal(known.layers[name].sums)
+        assert layer.square_sums.equal(known.layers[name].square_sums)
+    assert len(less.to_bytes()) < len(known.to_bytes())
+
+
 def test_layers_of_one_input_share_their_statistics(vlm):
     statistics = tiny.calibrate_all(vlm)
     shared: dict[int, list[str]] = {}
@@ -137,8 +147,10 @@ def test_two_workers_get_the_same_bytes_as_one(tmp_path):
         alone = tiny.calibrate_all(build(), chunk=4).to_bytes()
         assert (tmp_path / f"{name}-0").read_bytes() == alone
         assert (tmp_path / f"{name}-1").read_bytes() == alone
+        moments = tiny.calibrate_all(build(), chunk=4, gram=False).to_bytes()
         masks = tiny.mask_hashes(tiny.prune_both_towers(build(), Wanda(), chunk=4))
         for rank in (0, 1):
+            assert (tmp_path / f"{name}-{rank}-moments").read_bytes() == moments
             assert json.loads((tmp_path / f"{name}-{rank}-masks").read_text()) == masks
 
 

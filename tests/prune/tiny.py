@@ -145,6 +145,8 @@ def calibrate_as_worker(rank: int, workers: int, folder: str) -> None:
     for name, build in MODELS.items():
         statistics = calibrate_all(build(), chunk=4)
         Path(folder, f"{name}-{rank}").write_bytes(statistics.to_bytes())
+        moments = calibrate_all(build(), chunk=4, gram=False)
+        Path(folder, f"{name}-{rank}-moments").write_bytes(moments.to_bytes())
         masks = mask_hashes(prune_both_towers(build(), Wanda(), chunk=4))
         Path(folder, f"{name}-{rank}-masks").write_text(json.dumps(masks))
     dist.destroy_process_group()

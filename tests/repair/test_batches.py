@@ -4,10 +4,10 @@ from itertools import islice
 
 import pytest
 import torch
-from pruned import dense_vlm, questions, task
+from pruned import dense_vlm, questions, repair_plan, task
 
 from ressa.records import Example
-from ressa.repair.batches import QUESTIONS_PER_IMAGE, global_batches, pieces, share
+from ressa.repair.batches import QUESTIONS_PER_IMAGE, RepairData, global_batches, pieces, share
 
 
 def asked(*counts: int) -> list[Example]:
@@ -83,3 +83,19 @@ def test_selected_rows_are_what_encoding_them_would_give() -> None:
         got, wanted = vlm.answer_logits(selected), vlm.answer_logits(encoded)
     torch.testing.assert_close(got[0], wanted[0], rtol=1e-4, atol=1e-4)
     assert torch.equal(got[1], wanted[1])
+
+
+def test_questions_wait_in_main_memory_and_go_where_the_model_is_by_the_micro_batch() -> None:
+    vlm = dense_vlm()
+    vlm.model.to("meta")  # as far from main memory as a GPU is
+    kept = []
+
+    def keep(encode):
+        kept.append(encode())
+        return kept[0]
+
+    data = RepairData(vlm, questions(), task(), None, repair_plan(), 0, keep)
+    batch, _ = data.micro_batch(data.pieces(0, 4)[0])
+    for one, place in ((kept[0], "cpu"), (batch, "meta")):
+        tensors = [*one.inputs.values(), one.image_index, one.labels]
+        assert {tensor.device.type for tensor in tensors} == {place}

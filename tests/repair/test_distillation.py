@@ -1,6 +1,7 @@
 """The losses of repair, and the teacher that it learns from."""
 
 import dataclasses
+import weakref
 from typing import cast
 
 import pytest
@@ -89,6 +90,23 @@ def test_the_teacher_has_the_logits_of_each_example_alone(
     teacher = teacher_logits(vlm, examples, task())
     wanted = torch.cat([_alone(vlm, example) for example in reversed(examples)])
     torch.testing.assert_close(teacher.of(examples[::-1]), wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_a_teacher_for_whom_a_chunk_is_too_much_is_asked_less_at_once() -> None:
+    vlm, examples = dense_vlm("llava"), questions(12)
+    wanted = teacher_logits(vlm, examples, task())
+    asked = []
+
+    def little_room(module: object, args: object, inputs: dict[str, Tensor]) -> None:
+        asked.append(len(inputs["input_ids"]))
+        if asked[-1] > 8:
+            raise torch.OutOfMemoryError
+
+    vlm.model.register_forward_pre_hook(little_room, with_kwargs=True)
+    got = teacher_logits(vlm, examples, task())
+    assert asked[-2:] == [8, 4]
+    assert got.lengths.equal(wanted.lengths)
+    torch.testing.assert_close(got.logits, wanted.logits, rtol=1e-4, atol=1e-4)
 
 
 def test_the_teacher_knows_how_many_tokens_each_answer_has() -> None:
@@ -225,6 +243,28 @@ def test_a_live_teacher_is_the_dense_model_before_and_after(method: str) -> None
     assert torch.equal(teacher.of(questions(12), batch), dense)
     with torch.no_grad():
         assert not torch.equal(vlm.all_logits(batch), dense)
+
+
+def test_a_live_teacher_speaks_of_one_micro_batch_at_a_time() -> None:
+    said: list[weakref.ref[Tensor]] = []
+
+    class Heard(LiveTeacher):
+        def of(self, examples, batch):
+            assert not any(logits() is not None for logits in said)
+            logits = super().of(examples, batch)
+            said.append(weakref.ref(logits))
+            return logits
+
+    vlm = dense_vlm()
+    teacher = Heard(vlm)
+    plan = repair_plan(
+        steps=2,
+        micro_batch=4,
+        distillation=Distillation(weight=0.5, reduction="reference"),
+    )
+    adapters = attach(vlm.model, prune(vlm), vlm.towers, plan, seed=0)
+    list(train(vlm, adapters, questions(), task(), teacher, plan, seed=0))
+    assert len(said) == 8
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -44,6 +44,28 @@ def test_a_given_value_stands_and_its_neighbours_keep_their_defaults(load, least
     assert (repair.steps, repair.warmup_steps) == (50, 5)
 
 
+@pytest.mark.parametrize("zero", ["0", "{choices: [0]}", "{low: 0, high: 0}", "0.0"])
+def test_a_tower_that_loses_nothing_is_not_trained_however_that_is_written(load, zero):
+    space = f"{{vision_sparsity: {zero}, language_sparsity: 0.5}}"
+    text = f"ressa: 1\nmodel: pocket-blip2\nspace: {space}\n"
+    assert load(text).spec.repair.train == ("connector", "language")
+
+
+def test_listed_points_may_spell_one_number_in_two_ways(load):
+    text = (
+        "ressa: 1\nmodel: pocket-blip2\npoints:\n"
+        "  - {vision_sparsity: 0.50, language_sparsity: 0.4}\n"
+        "  - {vision_sparsity: 0.5, language_sparsity: 0.6}\n"
+    )
+    assert len(load(text).spec.points) == 2
+
+
+def test_an_end_of_the_shared_sparsity_may_be_set(load):
+    text = "ressa: 1\nmodel: pocket-blip2\nspace: {sparsity: {low: 0.1, high: 0.6, step: 0.1}}\n"
+    spec = load(text, "space.sparsity.low=0.2").spec
+    assert str(spec.space["sparsity"].low) == "0.2"
+
+
 def test_the_sampler_follows_from_the_space(load, least):
     continuous = least.replace("vision_sparsity: 0.5", "vision_sparsity: {low: 0, high: 0.8}")
     assert (load(continuous).spec.search.sampler, load(continuous).spec.search.trials) == (

@@ -11,9 +11,10 @@ from ressa.sweep.versions import CODE, differences, installed
 
 
 def test_any_bytes_travel_in_one_line() -> None:
-    frame = Frame("file", bytes(range(256)) * 3 + b"\n\r\n", "map.png")
-    assert frame.line().count("\n") == 1
-    assert Frame.of(frame.line().rstrip("\n")) == frame
+    for name in ("map.png", "my map – 100%20.png", "a\nb"):
+        frame = Frame("file", bytes(range(256)) * 3 + b"\n\r\n", name)
+        assert frame.line().count("\n") == 1
+        assert Frame.of(frame.line().rstrip("\n")) == frame
     assert Frame.of(Frame("taken").line().rstrip("\n")) == Frame("taken", b"", "-")
 
 

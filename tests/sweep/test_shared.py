@@ -34,8 +34,9 @@ def spec_of(name: str, store: Path, **changes: object) -> SweepSpec:
 
 
 def keys_of(spec: SweepSpec, point: dict[str, str]) -> list[str]:
-    trial = make_plan(spec).trial(point)
-    return [f"{stage}/{key}" for stage, key in stages_of(trial, versions_of(trial))]
+    plan = make_plan(spec)
+    trial = plan.trial(point)
+    return [f"{stage}/{key}" for stage, key in stages_of(trial, versions_of(trial), plan.inventory)]
 
 
 def begin(store: Store, spec: SweepSpec) -> SweepStore:
@@ -66,6 +67,7 @@ def test_a_plan_counts_what_is_shared_and_what_the_store_holds(store: Store) -> 
     said = [text for topic, text in preview(spec).facts if topic == "shared work"]
     assert said == [  # in the order made
         "the dense model's scores: made once, used 7 times",
+        "calibration on 128 questions: made 2 times, used 14 times",
         "language masks: made 3 times, used 7 times",
         "vision masks: made 4 times, used 7 times",
     ]
