@@ -101,9 +101,14 @@ def start(
     grown: dict[str, Any] = {}
     if store.has_sweep(spec.name):
         sweep = store.sweep(spec.name)
-        plan = SweepPlan(continued(sweep, spec), plan.inventory, plan.fingerprint)
-        grown = growth(stored_spec(sweep), plan.spec)
+        known = continued(sweep, spec)
+        if known.model == plan.spec.model:
+            plan = SweepPlan(known, plan.inventory, plan.fingerprint)
+        else:
+            plan = make_plan(known)  # of the commit that it began with, not today's
+        grown = growth(stored_spec(sweep), plan.spec) | _pin(known, plan)
     else:
+        grown = _pin(spec, plan)
         # Where it lies is not part of it: a store may be moved.
         sweep = store.create_sweep(spec.name, spec.model_copy(update={"store": "."}).to_yaml())
     work = _Work(data=data, grown=grown, redo=None, fresh=fresh, address=address)
@@ -132,9 +137,15 @@ def resume(
     spec = current_spec(sweep)
     _check_here(spec, address)
     plan = make_plan(spec)
-    work = _Work(data=plan.data, grown={}, redo=redo, address=address)
+    work = _Work(data=plan.data, grown=_pin(spec, plan), redo=redo, address=address)
     _drive(plan, store, sweep, watcher, work)
     return sweep
+
+
+def _pin(spec: SweepSpec, plan: SweepPlan) -> dict[str, Any]:
+    """The commit of a hub model that was asked for by no commit, kept for when it goes on."""
+    commit = plan.spec.model.revision
+    return {} if commit == spec.model.revision else {"model.revision": commit}
 
 
 def foretell(store: Store, name: str, watcher: Any, *, redo: "Redo | None" = None) -> None:
@@ -257,7 +268,7 @@ def continued(sweep: SweepStore, asked: SweepSpec) -> SweepSpec:
         SpecError: it asks for more parallel trials than the stored window allows.
     """
     stored = current_spec(sweep)
-    if stored.identity != asked.identity:
+    if stored_spec(sweep).identity != asked.identity:
         raise ConflictError(
             f"sweep {sweep.name!r} in {sweep.store.location} was made from another spec; "
             f"{_differences(stored, asked)}. Give this one another name, or go on with the stored "

@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from ressa.errors import SpecError
+from ressa.errors import ConflictError, SpecError
 from ressa.records import Failure, use_of
 from ressa.spec import grid_points, spec_from_mapping
+from ressa.store import open_store
 from ressa.store.schema import DATA
+from ressa.sweep.driver import continued, current_spec
 from ressa.sweep.ledger import Attempt
 from ressa.sweep.plan import SweepPlan, make_plan
 from ressa.sweep.preview import preview
@@ -178,3 +180,21 @@ def test_the_preview_warns_of_pictures_that_count_as_two(tmp_path: Path) -> None
     facts = preview(spec_from_mapping(content).spec).facts
     (said,) = [words for purpose, words in facts if purpose == "pictures"]
     assert said.startswith("mine: 12 of 12 rows show a picture that another row shows too")
+
+
+def test_a_sweep_goes_on_with_the_commit_of_a_hub_model_that_it_began_with(tmp_path: Path) -> None:
+    content = {
+        "ressa": 1,
+        "name": "hub",
+        "model": "Salesforce/blip2-flan-t5-xl",
+        "space": {"vision_sparsity": 0.5, "language_sparsity": 0.5},
+    }
+    asked = spec_from_mapping(content).spec
+    sweep = open_store(tmp_path, create=True).create_sweep("hub", asked.to_yaml())
+    sweep.event("grown", {"model.revision": "a" * 40}, epoch=1)
+    assert current_spec(sweep).model.revision == "a" * 40
+    assert continued(sweep, asked).model.revision == "a" * 40, "the file asks for the same"
+    model = asked.model.model_copy(update={"revision": "v2"})
+    other = asked.model_copy(update={"model": model})
+    with pytest.raises(ConflictError, match="they differ in model"):
+        continued(sweep, other)
