@@ -13,6 +13,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from ressa.console import SafeConsole, but_colours
 from ressa.errors import RessaError, SpecError
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def draw(shown: RenderableType) -> None:
     with _explained(), console.capture() as captured:
         console.print(shown)
     lines = captured.get().split("\n")
-    write("\n".join(lines if console.is_terminal else map(str.rstrip, lines)))
+    put("\n".join(lines if console.is_terminal else map(str.rstrip, lines)))
 
 
 @contextmanager
@@ -112,7 +113,12 @@ def width() -> int:
 
 
 def write(text: str) -> None:
-    """Writes data at once: a full disk shows here, not when Python ends."""
+    """Writes data; on a terminal they may colour it, and do nothing else to it."""
+    put(but_colours(text) if _data().is_terminal else text)
+
+
+def put(text: str) -> None:
+    """Writes text as it is, at once: a full disk shows here, not when Python ends."""
     with _explained():
         sys.stdout.write(text)
         sys.stdout.flush()
@@ -159,11 +165,11 @@ def explain(facts: Iterable[tuple[str, str]]) -> None:
 
 def words() -> Console:
     """Returns where words go."""
-    return Console(stderr=True, highlight=False)
+    return SafeConsole(stderr=True, highlight=False)
 
 
 def _data() -> Console:
-    console = Console()
+    console = SafeConsole()
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = _UNCUT
     return console
