@@ -3,7 +3,7 @@
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from enum import StrEnum
 from io import TextIOWrapper
 from typing import TYPE_CHECKING, Any
@@ -88,23 +88,31 @@ def draw(shown: RenderableType) -> None:
 
 @contextmanager
 def live() -> Iterator[Callable[[Sequence[RenderableType]], None]]:
-    """Shows data that change: in place on a terminal, elsewhere each state once."""
+    """Shows data that change, each state once: on a terminal in place.
+
+    A state that stays is not written again: of a sweep that is followed for days on a cluster all
+    that was written is transferred at each look.
+    """
     console = _data()
-    if console.is_terminal:
-        with Live(console=console, auto_refresh=False) as shown:
-            yield lambda parts: shown.update(Group(*parts), refresh=True)
-        return
-    last: list[str] = []
+    place = Live(console=console, auto_refresh=False) if console.is_terminal else nullcontext()
+    last = ""
+    with place as shown:
 
-    def again(parts: Sequence[RenderableType]) -> None:
-        with console.capture() as captured:
-            console.print(*parts, sep="\n")
-        text = captured.get()
-        if [text] != last:
-            last[:] = [text]
-            write("\n".join(map(str.rstrip, text.split("\n"))))
+        def again(parts: Sequence[RenderableType]) -> None:
+            nonlocal last
+            page = _data()
+            with page.capture() as captured:
+                page.print(*parts, sep="\n")
+            text = captured.get()
+            if text == last:
+                return
+            last = text
+            if shown is not None:
+                shown.update(Group(*parts), refresh=True)
+            else:
+                write("\n".join(map(str.rstrip, text.split("\n"))))
 
-    yield again
+        yield again
 
 
 def width() -> int:

@@ -19,6 +19,7 @@ import pytest
 from ressa.cli import main
 from ressa.spec import load_spec
 from ressa.store import SweepStore, open_store
+from ressa.terminal import live
 from tests.landscape.conftest import commit
 
 ROOT = Path(__file__).parents[1]
@@ -529,6 +530,17 @@ def test_a_reader_that_has_enough_ends_nothing_badly(
     with os.fdopen(write, "w") as pipe:
         monkeypatch.setattr(sys, "stdout", pipe)
         assert ressa("results", "quickstart", "-o", output) == Said(0, "", words)
+
+
+def test_what_stays_is_not_written_again(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for terminal in ("1", ""):
+        monkeypatch.setenv("FORCE_COLOR", terminal)
+        with live() as shown:
+            for text, is_new in (("one", True), ("one", False), ("two", True)):
+                shown([text])
+                assert (text in capsys.readouterr().out) == is_new
 
 
 STEERING = "x\x1b]0;owned\x07\x1b[2J\x9b2J\x00\x1b[8m\rvanished"

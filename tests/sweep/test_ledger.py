@@ -1,16 +1,15 @@
 """Which attempt comes next: what is tried again, how often, and what a new driver makes of it."""
 
-import io
 from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 
+from ressa.cli.app import client
+from ressa.cli.running import board
 from ressa.errors import NotFoundError, SpecError
 from ressa.spec import spec_from_mapping
 from ressa.store import SweepStore, open_store
-from ressa.sweep.board import Board
 from ressa.sweep.driver import resume
 from ressa.sweep.ledger import Attempt, Ledger, Redo
 from ressa.sweep.plan import SweepPlan, make_plan
@@ -62,21 +61,17 @@ def sweep(tmp_path: Path) -> Sweep:
     return Sweep(tmp_path)
 
 
-def test_a_driver_with_nothing_left_to_do_does_not_say_that_it_starts(sweep: Sweep) -> None:
-    told = []
-
-    class Told(Board):
-        def planned(self, *about: Any) -> None:
-            told.append("planned")
-
-        def started(self) -> None:
-            told.append("started")
-
+def test_a_client_is_not_told_that_a_finished_sweep_runs(
+    sweep: Sweep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(client, "taken", lambda: told.append("taken"))
     ledger = sweep.driver()
     for _ in range(3):
         end(ledger, begin(ledger))
-    resume(sweep.rows.store, "small", Told(sweep.plan.spec, Console(file=io.StringIO())))
-    assert told == ["planned"]
+    with board(sweep.plan.spec) as watcher:
+        resume(sweep.rows.store, "small", watcher)
+    assert told == []
 
 
 @pytest.mark.parametrize("kind", ["node", "preempted"])
