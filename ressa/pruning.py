@@ -48,7 +48,7 @@ from ressa.records import Example, TrialSpec
 from ressa.sparsity import TOWERS, LayerShape, Tower
 from ressa.spec import Ecoflap, Owl
 from ressa.stages import Parts, Shared, Stages
-from ressa.workers import agree, device
+from ressa.workers import agree, device, gather, rank_and_world_size
 
 
 class Pruning:
@@ -138,19 +138,22 @@ class Pruning:
         made: list[str] = []
 
         def make() -> Iterator[bytes]:
+            rank, workers = rank_and_world_size()
             for block, known in self._blocks(tower):
+                own = dealt(block, known, workers)[rank]
                 pruned = prune_layers(
                     self.vlm.model,
-                    block,
+                    own,
                     method,
-                    [lost[layer.name][0] for layer in block],
-                    requested=[lost[layer.name][1] for layer in block],
+                    [lost[layer.name][0] for layer in own],
+                    requested=[lost[layer.name][1] for layer in own],
                     group=wanted.group,
                     statistics=known,
                     seed=ref.seed,
                 )
-                # One worker's, lest processors that round differently give them other weights.
-                content = agree(pruned.to_bytes())
+                # All take each layer as one worker made it, however their processors round.
+                names = [layer.name for layer in block]
+                content = PrunedLayers.joined(gather(pruned), names).to_bytes()
                 made.append(mask_hash(self._apply_block(content).masks))
                 del known, pruned  # before the next block's are made
                 yield content
@@ -295,6 +298,31 @@ class Pruning:
             gram=gram,
             device=device(),
         )
+
+
+def dealt(
+    block: Sequence[LayerShape], known: Mapping[str, LayerStatistics], workers: int
+) -> list[list[LayerShape]]:
+    """Deals the layers of a block to the workers: the largest first, each to who has least.
+
+    Those of one input go to one worker, which makes of their statistics once what they share.
+    """
+    groups: dict[object, list[LayerShape]] = {}
+    for layer in block:
+        shared = id(known[layer.name]) if layer.name in known else layer.name
+        groups.setdefault(shared, []).append(layer)
+
+    def work(group: Sequence[LayerShape]) -> int:  # of SparseGPT, which takes the longest
+        columns = group[0].columns
+        return columns**2 * (columns // 3 + sum(layer.rows for layer in group))
+
+    hands: list[list[LayerShape]] = [[] for _ in range(workers)]
+    loads = [0] * workers
+    for group in sorted(groups.values(), key=work, reverse=True):
+        least = loads.index(min(loads))
+        hands[least] += group
+        loads[least] += work(group)
+    return hands
 
 
 class _Known:

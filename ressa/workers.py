@@ -171,21 +171,22 @@ def spread(items: Sequence[T], work: Callable[[Sequence[T]], list[R]]) -> list[R
     """Shares items out in runs, one a worker, and returns everyone's results in order."""
     rank, world_size = rank_and_world_size()
     cuts = [len(items) * index // world_size for index in range(world_size + 1)]
-    own = work(items[cuts[rank] : cuts[rank + 1]])
-    parts = [own]
-    if world_size > 1:
-        parts = [[] for _ in range(world_size)]
-        distributed.all_gather_object(parts, own)
+    parts = gather(work(items[cuts[rank] : cuts[rank + 1]]))
     return [result for part in parts for result in part]
+
+
+def gather(own: T) -> list[T]:
+    """Returns what each worker gives, in the order of their numbers."""
+    _, world_size = rank_and_world_size()
+    parts = [own] * world_size
+    if world_size > 1:
+        distributed.all_gather_object(parts, own)
+    return parts
 
 
 def total(value: float) -> float:
     """Adds up the workers' values."""
-    _, world_size = rank_and_world_size()
-    values = [value] * world_size
-    if world_size > 1:
-        distributed.all_gather_object(values, value)
-    return sum(values)
+    return sum(gather(value))
 
 
 def anywhere(here: bool, device: torch.device) -> bool:

@@ -124,6 +124,8 @@ def sweep(tmp_path: Path) -> SweepStore:
         ("landscape nope", 3, "Sweeps here: quickstart."),
         ("ls --store nowhere", 3, "`ressa run` makes one"),
         ("ls --store file", 5, "is a file, not a folder"),
+        ("ls --store other", 3, "other holds other files and no sweep"),
+        ("verify nowhere", 3, "there is no folder nowhere"),
         ("ls --store=", 5, "the store is a folder or a URL"),
         (
             "export quickstart t000 --to x --store http://head:8265",
@@ -150,12 +152,13 @@ def test_what_is_wrong_is_one_message_and_its_exit_code(
     ressa: Ressa, sweep: SweepStore, tmp_path: Path, arguments: str, code: int, message: str
 ) -> None:
     (tmp_path / "file").write_text("")
+    (tmp_path / "other" / "folder").mkdir(parents=True)
     said = ressa(*(part.replace("\t", " ") for part in arguments.split(" ")))
     assert message in said.err
     assert (said.code, said.out) == (code, "")
     assert [line[:6] for line in said.err.splitlines()].count("error:") == 1
     assert "Traceback" not in said.err
-    assert {path.name for path in tmp_path.iterdir()} == {"file", "results"}
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "other", "results"}
 
 
 @pytest.mark.parametrize("asked", ["export quickstart t000 --to x", "confirm quickstart"])

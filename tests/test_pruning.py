@@ -1,19 +1,25 @@
 """Which statistics a trial takes, and that its masks are the same with no more than it reads."""
 
+import json
 from pathlib import Path
 
 import pytest
+import torch
+from torch import distributed
 
 from ressa import keys, trial
 from ressa.catalog import METHODS, NEEDS
 from ressa.keys import calibration_key, stage_key, statistics_of
-from ressa.prune import LayerReport, Statistics, mask_hash
+from ressa.prune import LayerReport, LayerStatistics, Statistics, mask_hash
+from ressa.prune.sparsegpt import SparseGPT
+from ressa.pruning import dealt
 from ressa.records import TrialSpec
-from ressa.sparsity import TOWERS
+from ressa.sparsity import TOWERS, LayerShape
 from ressa.spec import spec_from_mapping
 from ressa.store import open_store
 from ressa.sweep.cost import statistics_bytes
 from ressa.sweep.plan import SweepPlan, make_plan
+from ressa.workers import free_port, join, use_device
 
 LARGE = "Salesforce/instructblip-vicuna-7b"
 
@@ -129,3 +135,63 @@ def test_a_plans_estimate_of_statistics_is_their_size(model, tmp_path):
     )
     estimated = sum(statistics_bytes(plan.inventory.tower(tower), "gram") for tower in TOWERS)
     assert estimated == pytest.approx(stored, rel=0.1)
+
+
+def test_layers_of_one_input_are_dealt_to_one_worker_and_all_are_dealt_once():
+    shapes = {"q": (8, 8), "k": (8, 8), "v": (8, 8), "o": (8, 8), "up": (32, 8), "down": (8, 32)}
+    block = [
+        LayerShape(name=name, tower="language", block=0, rows=rows, columns=columns)
+        for name, (rows, columns) in shapes.items()
+    ]
+    sums = {name: torch.zeros(columns).double() for name, (_, columns) in shapes.items()}
+    known = {
+        name: LayerStatistics(samples=1, tokens=1, sums=own, square_sums=own)
+        for name, own in sums.items()
+    }
+    known |= dict.fromkeys("kv", known["q"])
+    names = [[layer.name for layer in hand] for hand in dealt(block, known, 3)]
+    assert names == [["down"], ["up"], ["q", "k", "v", "o"]]
+    (all_of_them,) = dealt(block, known, 1)
+    assert sorted(layer.name for layer in all_of_them) == sorted(shapes)
+    alone = dealt(block, {}, 8)
+    assert sorted(len(hand) for hand in alone) == [0, 0, 1, 1, 1, 1, 1, 1]
+
+
+class Counted(SparseGPT):
+    """SparseGPT that remembers how many layers it was asked about."""
+
+    asked = 0
+
+    def prune(self, *args):
+        Counted.asked += 1
+        return super().prune(*args)
+
+
+def prune_as_worker(rank: int, port: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    use_device(0)
+    join(rank, 2, "127.0.0.1", port, own="127.0.0.1")
+    METHODS.register("counted")(Counted)
+    masks, reports = pruned(plan_of(method="counted").trial({"sparsity": "0.5"}), Path(folder))
+    errors = {one.name: one.output_error for tower in TOWERS for one in reports[tower]}
+    said = {"masks": masks, "asked": Counted.asked, "errors": errors}
+    Path(folder, f"{rank}.json").write_text(json.dumps(said))
+    distributed.destroy_process_group()
+
+
+def test_each_layer_is_pruned_by_one_of_two_workers_as_one_alone_would(tmp_path):
+    (tmp_path / "alone").mkdir()
+    spec = plan_of(method="sparsegpt").trial({"sparsity": "0.5"})
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    masks, reports = pruned(spec, tmp_path / "alone")
+    torch.set_num_threads(threads)
+    arguments = (free_port("127.0.0.1"), str(tmp_path))
+    torch.multiprocessing.spawn(prune_as_worker, args=arguments, nprocs=2)
+    found = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
+    errors = {one.name: one.output_error for tower in TOWERS for one in reports[tower]}
+    for each in found:
+        assert each["masks"] == masks
+        assert list(each["errors"].items()) == list(errors.items())
+    asked = [each["asked"] for each in found]
+    assert sum(asked) == len(errors) and min(asked) > 0

@@ -183,6 +183,15 @@ def test_purposes_that_share_pictures_across_data_sets_are_refused(files):
         _ = make_plan(spec_from_mapping(content).spec).data
 
 
+def test_cocos_pictures_are_known_by_their_numbers_in_2014_and_2017(files):
+    """The training pictures of 2017 are A-OKVQA's, and most of VQAv2's validation."""
+    content = sections(files)
+    content["evaluate"] = [{"task": "vqav2", "samples": 12}]
+    content["repair"]["data"] = {"task": "choices", "split": "train", "samples": 16}
+    with pytest.raises(SpecError, match=r"share \d+ images, such as coco/000000000"):
+        _ = make_plan(spec_from_mapping(content).spec).data
+
+
 def test_what_was_left_out_is_in_the_rows_of_the_data(files, tmp_path):
     root = published.vqav2(tmp_path, pictures=4, per_picture=2)
     (root / "val2014" / "COCO_val2014_000000000002.jpg").write_bytes(b"")

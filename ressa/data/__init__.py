@@ -1,5 +1,6 @@
 """Tasks' data: calibration, repair and evaluation examples, disjoint by image."""
 
+import re
 from functools import lru_cache
 from typing import Any
 
@@ -7,7 +8,16 @@ from ressa.catalog import TASKS
 from ressa.records import TaskData
 from ressa.spec import Calibration, DataRef, DataSource
 
-__all__ = ["examples_of", "open_data", "open_task"]
+__all__ = ["examples_of", "open_data", "open_task", "picture_of"]
+
+# COCO dealt one set of numbered pictures in 2014, 2015 and, anew, in 2017.
+_COCO = re.compile(r"(?:COCO_(?:train|val|test)201[45]_|coco2017/|coco_captions/)(\d{12})")
+
+
+def picture_of(image_id: str) -> str:
+    """Returns one name for a picture that data sets give ids of their own: COCO's, by number."""
+    found = _COCO.fullmatch(image_id)
+    return image_id if found is None else f"coco/{found[1]}"
 
 
 def open_task(name: str, data: TaskData | None = None) -> Any:

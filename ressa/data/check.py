@@ -95,6 +95,9 @@ def check(
         f"licence  {said.get('licence') or terms}",
         "pictures were decoded, every one" if decode else "pictures were looked at, not decoded",
     ]
+    repeats = opened.repeats()
+    if repeats is not None:
+        words.append(f"pictures {repeats}")
     return Report(source=opened.source, rows=rows, words=words, bad=bad)
 
 

@@ -50,7 +50,7 @@ class Record:
 
     id: str
     image_id: str
-    """Equal for equal pictures, across data sets where these share them (COCO's)."""
+    """Equal for equal pictures of a data set; of two, `ressa.data.picture_of` it is."""
     text: str = ""
     """The question, if there is one."""
     answers: tuple[str, ...] = ()
@@ -194,6 +194,27 @@ class FileTask(ABC):
             self._prints[key] = digest.hexdigest()[:32]
         return self._prints[key]
 
+    def repeats(self) -> str | None:
+        """Says how many rows drawn so far show another row's picture under an id of their own.
+
+        That may be where the rows of a data set have no ids of pictures: each counts as its own.
+        """
+        if self.source.format != "datasets" or self.source.columns.image_id is not None:
+            return None
+        by_size: dict[int, list[str]] = {}
+        for image_id, size in self._sizes.items():
+            by_size.setdefault(size, []).append(image_id)
+        alike = (ids for size, ids in by_size.items() if size > 0 and len(ids) > 1)
+        files = Counter(_digest(self.layout.picture(one)) for ids in alike for one in ids)
+        count = sum(rows for rows in files.values() if rows > 1)
+        if not count:
+            return None
+        return (
+            f"{count:,} of {len(self._sizes):,} rows show a picture that another row shows too, "
+            "and it counts as two: purposes may share it, and errors and tests take its questions "
+            "as independent. Name the column of pictures' ids in columns.image_id"
+        )
+
     @cached_property
     def layout(self) -> Layout:
         """The arrangement of the files; raises DataError if they are not there."""
@@ -275,6 +296,12 @@ def named(bad: Sequence[BadItem]) -> str:
 def _place(image_id: str) -> float:
     """Where an image stands among all, in [0, 1): by its id alone, so that splits are for ever."""
     return int(hashlib.sha256(image_id.encode()).hexdigest()[:12], 16) / 16**12
+
+
+def _digest(picture: Picture) -> bytes:
+    assert picture is not None, "its bytes were counted"
+    content = picture if isinstance(picture, bytes) else picture.read_bytes()
+    return hashlib.sha256(content).digest()
 
 
 def _size(picture: Picture) -> int:

@@ -66,8 +66,8 @@ class HuggingFace:
         split, number = self._rows[image_id]
         value = self._split(split)[number][column]
         if isinstance(value, str):  # a column of paths
-            root = Path(self.source.images) if self.source.images else self._folder
-            return root / value
+            images = self.source.images
+            return (Path(images).expanduser() if images else self._folder) / value
         if value is None:
             return b""
         content: bytes | None = value["bytes"]
@@ -97,11 +97,10 @@ class HuggingFace:
             if isinstance(right, int):
                 answers = choices[right : right + 1] if right >= 0 else ()
             else:
-                answers = () if right is None else right
-        elif self.source.task == "vqa":
-            answers = value(columns.answers, ())
+                answers = right
         else:
-            answers = value(columns.captions, ())
+            said = columns.answers if self.source.task == "vqa" else columns.captions
+            answers = self._unclassed(split, said, row[said])
         return Record(
             id=str(value(columns.id, own)),
             image_id=image_id,
@@ -110,6 +109,15 @@ class HuggingFace:
             kind=str(value(columns.kind, "")),
             choices=choices,
         )
+
+    def _unclassed(self, split: str, column: str, value: Any) -> Any:
+        """Returns what a row has in a column; of classes, the names of those it has."""
+        feature = self._split(split).features[column]
+        feature = getattr(feature, "feature", feature)  # of a list, its entries'
+        if not isinstance(feature, self._library.ClassLabel):
+            return value
+        numbers = value if isinstance(value, list) else [value]
+        return [feature.names[at] for at in numbers if at is not None and at >= 0]
 
     @property
     def _name(self) -> str:
@@ -128,7 +136,9 @@ class HuggingFace:
 
     def _load(self, split: str) -> Any:
         source, library = self.source, self._library
-        place = source.path.removeprefix(HUB)
+        place = str(self._folder)
+        if source.path.startswith(HUB):
+            place = source.path.removeprefix(HUB)
         try:
             if (self._folder / "dataset_dict.json").is_file():
                 splits = library.load_from_disk(str(self._folder))
@@ -152,12 +162,12 @@ class HuggingFace:
 
 
 def _texts(value: Any) -> tuple[str, ...]:
-    """Reads a text, a list of texts, or VQA's list of {answer: text}, as texts."""
-    if isinstance(value, str):
-        return (value,)
+    """Reads a text or number, a list of them, or VQA's list of {answer: text}; no nulls."""
     if isinstance(value, dict):  # a struct of lists, as older data sets have it
         value = value.get("answer") or value.get("text") or ()
-    return tuple(
-        str(entry.get("answer", entry.get("raw", ""))) if isinstance(entry, dict) else str(entry)
-        for entry in value
+    entries = value if isinstance(value, list | tuple) else (value,)
+    told = (
+        entry.get("answer", entry.get("raw", "")) if isinstance(entry, dict) else entry
+        for entry in entries
     )
+    return tuple(str(text) for text in told if text is not None)

@@ -34,7 +34,8 @@ def best_table(
         budget: of one line alone.
         pareto: all that no other allocation beats in sparsity and score; with several objectives,
             in those.
-        within: "1se" keeps all that lie within one standard error of the best of their line.
+        within: "1se" keeps all that lie within one standard error of the best of their line; of a
+            line without one, the best alone.
 
     Raises:
         SpecError: there is no such budget, or `within` is not of that form.
@@ -56,7 +57,8 @@ def best_table(
     if within:
         error = found["standard_error"].where(found["below_best"] == 0).groupby(line)
         reach = _errors(within) * error.transform("first").astype(float)
-        found = found[found["below_best"] <= reach]
+        # Where no error is known, nothing but the best itself is known to be as good.
+        found = found[found["below_best"] <= reach.fillna(0.0)]
     else:
         found = found[(found["below_best"] == 0) & ~found.duplicated(["budget", "score"])]
     return found.sort_values(["budget", "score"], ascending=[True, False]).reset_index(drop=True)
@@ -100,6 +102,22 @@ def over_runs(frame: "pandas.DataFrame") -> "pandas.DataFrame":
         best &= ~best.duplicated()
     found = found.assign(runs=groups.size().to_numpy(), spread=spread, best=best)
     return pd.concat([single, found[single.columns]], ignore_index=True)
+
+
+def best_trials(frame: "pandas.DataFrame", state: str) -> set[str]:
+    """Returns the trials that are best in a state: in the last one those of the whole search.
+
+    Before repair another one may be best. Several objectives' front is that of the whole search.
+
+    Args:
+        frame: trials of a search, as `over_runs` returns them.
+        state: pruned or repaired.
+    """
+    of_search = set(frame.loc[frame["best"].astype(bool), "trial"])
+    is_last = state == "repaired" or not frame["repaired"].notna().any()
+    if is_last or len(of_search) != 1 or not frame[state].notna().any():
+        return of_search
+    return {str(frame.loc[frame[state].astype(float).idxmax(), "trial"])}
 
 
 def _variance(values: "Floats") -> float:

@@ -123,7 +123,10 @@ def _pairs(one: SweepStore, other: SweepStore) -> list[Any]:
     for key, runs in ours.items():
         common = [number for number in runs if number in theirs.get(key, {})]
         if common:
-            about = dict(zip(("vision", "language", "options"), key, strict=True))
+            vision, language, shared, options = key
+            about = {"vision": vision, "language": language, "options": options}
+            if shared is not None:
+                about["sparsity"] = shared
             mine = [_run(one, runs[number]) for number in common]
             pairs.append((mine, [_run(other, theirs[key][number]) for number in common], about))
     if not pairs:
@@ -139,6 +142,8 @@ def _allocations(sweep: SweepStore) -> Mapping[tuple[Any, ...], dict[str, str]]:
     for row in frame.to_dict("records"):
         run = RUN.search(row["options"])
         number = run[0].strip() if run else ""
-        key = (row["vision"], row["language"], RUN.sub("", row["options"]).strip())
+        shared = None if isinstance(row["vision"], str) else row["budget"]  # by both towers
+        options = RUN.sub("", row["options"]).strip()
+        key = (row["vision"], row["language"], shared, options)
         found.setdefault(key, {})[number] = row["trial"]
     return found

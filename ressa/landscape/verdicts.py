@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ressa.landscape.items import Floats, Run, read_items
 from ressa.landscape.significance import LEAST_SEEDS, Spread, allocations, holm
+from ressa.landscape.tables import LINE_COLUMNS, asked_lines
 from ressa.store import SweepStore
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ LANGUAGE_QUESTION = "language-only beats both towers"
 _MOST_SEEDS = 100  # more are not worth naming
 _READ = [
     *("trial", "role", "state", "reused_trial", "metric", "point", "sparsity", "score_repaired"),
+    *LINE_COLUMNS,
     *(f"{tower}_{what}" for tower in ("vision", "language") for what in ("target", "sparsity")),
 ]
 
@@ -43,7 +45,7 @@ class Allocated:
     """One confirmed allocation: its runs, and what each picture says of each."""
 
     line: float
-    """Sparsity over all prunable weights, to four decimals; 0 is the dense model, repaired."""
+    """Sparsity asked over all prunable weights; 0 is the dense model, repaired."""
     name: str
     """Its vision and language sparsity in percent, or patterns: 40:58; and what else it chose."""
     vision: float
@@ -316,7 +318,7 @@ def _confirming(sweep: SweepStore) -> "pandas.DataFrame":
     trials = trials[is_result]
     points = [_parsed(text) for text in trials["point"]]
     return trials.assign(
-        line=trials["sparsity"].astype(float).round(4),
+        line=asked_lines(trials),
         run=[point.pop("replicate", "0") for point in points],
         rest=[" ".join(f"{k}={v}" for k, v in p.items() if "sparsity" not in k) for p in points],
     )

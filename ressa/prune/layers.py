@@ -2,7 +2,7 @@
 
 import hashlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 
@@ -60,6 +60,22 @@ class PrunedLayers:
         for name in self.kept:
             _weight(model, name).copy_(self._weight(name))
         apply_masks(model, self.masks)
+
+    @classmethod
+    def joined(cls, parts: Iterable["PrunedLayers"], names: Sequence[str]) -> "PrunedLayers":
+        """Returns what several parts hold, in the order of the layers' names."""
+        masks = PackedMasks()
+        kept: dict[str, Tensor] = {}
+        reports: dict[str, LayerReport] = {}
+        for part in parts:
+            masks |= part.masks
+            kept |= part.kept
+            reports |= {report.name: report for report in part.layers}
+        return cls(
+            masks=masks,
+            layers=tuple(reports[name] for name in names),
+            kept={name: kept[name] for name in names if name in kept},
+        )
 
     def to_bytes(self) -> bytes:
         """Writes them as a safetensors file: masks as bits, of new weights those that stay."""

@@ -12,8 +12,11 @@ from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
 from typing import Any
+from zlib import crc32
 
+from ressa.data import picture_of
 from ressa.errors import ConflictError, InfeasibleAllocation, NotFoundError, SpecError
+from ressa.landscape.tables import LINE_COLUMNS, asked_lines
 from ressa.sparsity import Target, solve_language
 from ressa.spec import SweepSpec, apply_point, spec_from_yaml
 from ressa.spec.check import check_inventory, check_spec
@@ -35,7 +38,7 @@ class Candidate:
     why: str
     """Its place on its line, or which comparison it is for."""
     line: float
-    """Sparsity over all prunable weights, to four decimals."""
+    """Sparsity asked over all prunable weights, to four decimals."""
     point: Mapping[str, str]
     score: float | None
     """Mean score in the sweep, over its runs, if it ran there."""
@@ -114,7 +117,7 @@ def further(sweep: SweepStore, seeds: int) -> SweepSpec:
         )
     spec = current_spec(last)
     content = spec.model_dump()
-    content["name"] = f"{_first_name(sweep)}-{len(rounds) + 1}"
+    content["name"] = f"{_first_name(sweep.name)}-{len(rounds) + 1}"
     content["replicates"] = seeds
     _advance(content, spec.replicates)
     content["search"]["trials"] = len(spec.points or ()) * seeds
@@ -124,7 +127,7 @@ def further(sweep: SweepStore, seeds: int) -> SweepSpec:
 
 def confirmations(sweep: SweepStore) -> list[SweepStore]:
     """Returns the sweeps of the store that confirm one, in the order in which they were made."""
-    first = _first_name(sweep)
+    first = _first_name(sweep.name)
     names = [first, *(f"{first}-{number}" for number in range(2, 100))]
     found = []
     for name in names:
@@ -142,14 +145,17 @@ def searched(sweep: SweepStore) -> SweepStore:
     return sweep if origin is None else sweep.store.sweep(origin)
 
 
-def _first_name(sweep: SweepStore) -> str:
-    return f"{sweep.name[:50]}-confirm"
+def _first_name(name: str) -> str:
+    """Names the first sweep that confirms one: a name has up to 64 characters, a number follows."""
+    if len(name) > 50:
+        name = f"{name[:41]}-{crc32(name.encode()):08x}"
+    return f"{name}-confirm"
 
 
 def _best(sweep: SweepStore, plan: SweepPlan, *, top: int, per_line: bool) -> tuple[Candidate, ...]:
     """The best allocations, by their mean score over all runs."""
-    columns = ["role", "state", "point", "score", "sparsity", "vision_target", "language_target"]
-    trials = sweep.trials(columns)
+    columns = ["role", "state", "point", "score", "vision_target", "language_target"]
+    trials = sweep.trials([*columns, *LINE_COLUMNS])
     trials = trials[(trials["role"] == "search") & (trials["state"] == "succeeded")]
     if trials.empty:
         raise SpecError(f"no trial of {sweep.name} has succeeded yet: there is nothing to confirm.")
@@ -157,7 +163,7 @@ def _best(sweep: SweepStore, plan: SweepPlan, *, top: int, per_line: bool) -> tu
         point=[
             json.dumps(_point(row, plan.spec), sort_keys=True) for row in trials.to_dict("records")
         ],
-        line=trials["sparsity"].astype(float).round(4),
+        line=asked_lines(trials),
     )
     means = named.groupby(["line", "point"], sort=False)["score"].mean().reset_index()
     ranked = means.sort_values("score", ascending=False, kind="stable")
@@ -271,7 +277,7 @@ def _spec(
     content = spec.model_dump()
     names = list(dict.fromkeys(name for point in points for name in point))
     content |= {
-        "name": f"{spec.name[:50]}-confirm",
+        "name": _first_name(spec.name),
         "confirms": spec.name,
         "points": [dict(point) for point in points],
         "space": {
@@ -285,7 +291,12 @@ def _spec(
         "baselines": ("dense",),
         "early_stopping": None,
     }
-    content["search"] |= {"sampler": "grid", "trials": len(points) * seeds, "asynchronous": False}
+    content["search"] |= {
+        "sampler": "grid",
+        "trials": len(points) * seeds,
+        "asynchronous": False,
+        "stop_when": None,  # it decides lines of equal size, and all points are to run
+    }
     _advance(content, first)
     return SweepSpec.model_validate(content)
 
@@ -304,10 +315,10 @@ def check_unseen(sweep: SweepStore, plan: SweepPlan) -> None:
         SpecError: there are some.
     """
     used = sweep.read("data", columns=["purpose", "image_ids"], where={"purpose": "evaluate"})
-    seen = {image for row in used.to_pylist() for image in row["image_ids"]}
+    seen = {picture_of(image) for row in used.to_pylist() for image in row["image_ids"]}
     for row in plan.data:
-        shared = seen.intersection(row["image_ids"]) if row["purpose"] == "evaluate" else set()
-        if shared:
+        shared = seen.intersection(map(picture_of, row["image_ids"]))
+        if shared and row["purpose"] == "evaluate":
             raise SpecError(
                 f"confirm: {row['task']}/{row['split']} shares {len(shared)} images with what "
                 f"{sweep.name} was scored on, such as {min(shared)}. Name other slices in "

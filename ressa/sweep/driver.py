@@ -261,7 +261,7 @@ def continued(sweep: SweepStore, asked: SweepSpec) -> SweepSpec:
         raise ConflictError(
             f"sweep {sweep.name!r} in {sweep.store.location} was made from another spec; "
             f"{_differences(stored, asked)}. Give this one another name, or go on with the stored "
-            f"one: ressa resume {sweep.name}"
+            f"one: ressa resume {sweep.name} --store {sweep.store.location}"
         )
     window = stored.search.window
     if asked.search.window not in (window, 2 * asked.search.parallel):

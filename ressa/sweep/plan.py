@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ressa.catalog import MODELS
+from ressa.data import picture_of
 from ressa.errors import SpecError, UnknownNameError
 from ressa.records import TaskData, TrialSpec, use_of
 from ressa.sparsity import TOWERS, Inventory, Tower, tower_zeros
@@ -159,7 +160,7 @@ class SweepPlan:
         """
         sources = self.spec.data
         rows = [_data_row(purpose, ref, sources.get(ref.task)) for purpose, ref in draws(self.spec)]
-        seen = [(row, set(row["image_ids"])) for row in rows]
+        seen = [(row, set(map(picture_of, row["image_ids"]))) for row in rows]
         for (one, images), (other, others) in combinations(seen, 2):
             if one["purpose"] == other["purpose"]:
                 continue

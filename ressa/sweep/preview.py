@@ -12,6 +12,7 @@ from typing import Any
 import pandas
 
 from ressa.catalog import MODELS, TASKS
+from ressa.data import open_data
 from ressa.errors import InfeasibleAllocation, MissingExtraError, NotFoundError, SpecError
 from ressa.records import TrialSpec
 from ressa.sparsity import TOWERS, Inventory
@@ -245,7 +246,7 @@ def _data_words(plan: SweepPlan) -> list[Fact]:
     alike: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for row in data:
         alike.setdefault((row["purpose"], row["task"], row["split"]), []).append(row)
-    return [
+    words = [
         (
             purpose,
             f"{f'{len(rows)} draws of ' if len(rows) > 1 else ''}"
@@ -255,6 +256,12 @@ def _data_words(plan: SweepPlan) -> list[Fact]:
         )
         for (purpose, task, split), rows in alike.items()
     ]
+    drawn = {row["task"] for row in data}
+    for name, source in plan.spec.data.items():
+        repeats = open_data(name, source).repeats() if name in drawn else None
+        if repeats is not None:
+            words.append(("pictures", f"{name}: {repeats}"))
+    return words
 
 
 def _span(counts: list[int]) -> str:

@@ -113,7 +113,8 @@ def karpathy(root: Path, *, name: str = "coco", pictures: int = 24) -> Path:
         for number, group in enumerate(by_picture(own, pictures, 12)):
             key = len(images) + 1
             folder = "train2014" if split == "train" else "val2014"
-            file = f"COCO_{folder}_{key:012d}.jpg" if name == "coco" else f"{1000000 + key}.jpg"
+            image = 1000000 + key  # others' pictures of COCO have the first numbers
+            file = f"COCO_{folder}_{image:012d}.jpg" if name == "coco" else f"{image}.jpg"
             place = folder if name == "coco" else "flickr30k-images"
             draw(root / place / file, group[0].image_id)
             texts = [f"{caption(group)}.", f"{caption(group)}, a {number}"]
@@ -127,7 +128,7 @@ def karpathy(root: Path, *, name: str = "coco", pictures: int = 24) -> Path:
                     for i, text in enumerate(texts)
                 ],
             }
-            images.append(entry | ({"filepath": folder, "cocoid": key} if name == "coco" else {}))
+            images.append(entry | ({"filepath": folder, "cocoid": image} if name == "coco" else {}))
     write(root / f"dataset_{name}.json", {"images": images, "dataset": name})
     return root
 
@@ -210,4 +211,13 @@ def saved(root: Path, *, pictures: int = 12) -> Path:
             rows["text"].append(caption(group))
         splits[split] = Dataset.from_dict(rows, features=features)
     DatasetDict(splits).save_to_disk(str(root))
+    return root
+
+
+def questions_on_one_picture(root: Path, *, pictures: int) -> Path:
+    """Saves a Hugging Face data set whose every picture has two rows, of one split, and no id."""
+    from datasets import DatasetDict, concatenate_datasets, load_from_disk
+
+    rows = load_from_disk(str(saved(root.with_name("once"), pictures=pictures)))["validation"]
+    DatasetDict({"validation": concatenate_datasets([rows, rows])}).save_to_disk(str(root))
     return root

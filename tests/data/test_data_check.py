@@ -78,6 +78,15 @@ def test_columns_are_given_as_in_a_sweep_file(ressa, tmp_path):
     assert "has no split 'test'" in rows["test"]["note"]
 
 
+def test_rows_that_show_one_picture_under_two_ids_are_counted(tmp_path):
+    root = published.questions_on_one_picture(tmp_path / "saved", pictures=6)
+    columns = {"image": "picture", "question": "asked", "answers": "said"}
+    report = check("vqa", str(root), "datasets", {"columns": columns})
+    assert any("12 of 12 rows show a picture that another row" in word for word in report.words)
+    report = check("vqa", str(root), "datasets", {"columns": columns | {"image_id": "text"}})
+    assert not any("another row" in word for word in report.words)
+
+
 def test_what_cannot_be_read_at_all_is_one_message(ressa, tmp_path):
     with pytest.raises(SpecError, match=r"files of none of these formats: vqav2 \(train2014"):
         check("vqa", str(published.nocaps(tmp_path / "nocaps")))

@@ -130,6 +130,40 @@ def test_a_folder_of_json_lines_and_one_without_pictures_are_read_too(tmp_path):
     assert task.image(task.examples("validation")[0].image_id).size == (224, 224)
 
 
+def test_answers_that_are_no_texts_are_read_as_texts_and_nulls_as_none(tmp_path, monkeypatch):
+    from datasets import ClassLabel, Dataset, Features, Sequence, Value
+
+    columns = {
+        "question": (Value("string"), ["how many?"] * 3),
+        "count": (Value("int64"), [5, 0, None]),
+        "kind": (ClassLabel(names=["cat", "dog"]), [1, 0, -1]),
+        "kinds": (Sequence(ClassLabel(names=["cat", "dog"])), [[1, 0], [0], []]),
+        "many": (Sequence(Value("string")), [[None, "x"], ["y"], [None]]),
+    }
+    features = Features({name: feature for name, (feature, _) in columns.items()})
+    rows = {name: values for name, (_, values) in columns.items()}
+    Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "data" / "train.parquet")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    expected = {
+        "count": [("5",), ("0",)],
+        "kind": [("dog",), ("cat",)],
+        "kinds": [("dog", "cat"), ("cat",)],
+        "many": [("x",), ("y",)],
+    }
+    for column, said in expected.items():
+        task = open_(
+            "vqa",
+            "datasets",
+            "~/data",
+            columns={"image": None, "answers": column},
+            splits={"train": "train"},
+            on_bad_item="skip",
+        )
+        examples, bad = task.draw("train")
+        assert [example.references for example in examples] == said
+        assert [item.reason for item in bad] == ["no answer"]
+
+
 def broken(tmp_path, **fields):
     """VQAv2 with one picture cut short, one that is none, one away, and two bad answers."""
     root = published.vqav2(tmp_path, pictures=8, per_picture=2)

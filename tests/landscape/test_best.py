@@ -39,6 +39,15 @@ def test_the_best_is_the_best_on_average(repeated: SweepStore) -> None:
     assert heatmap(results_table(repeated))._points[1]["best"]
 
 
+def test_without_a_standard_error_the_best_alone_is_within_one(repeated: SweepStore) -> None:
+    assert best_table(repeated, within="9se")["trial"].tolist() == ["t003", "t000"]
+    rows = repeated.read("trials").to_pylist()
+    for row in rows:
+        row |= {"score_pruned_se": None}
+        repeated.commit("trials", [row], trial=row["trial"], epoch=2)
+    assert best_table(repeated, within="1se")["trial"].tolist() == ["t003"]
+
+
 def test_without_runs_every_trial_is_a_row(sweep: SweepStore) -> None:
     frame = results_table(sweep)
     found = over_runs(frame)

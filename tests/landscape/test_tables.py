@@ -18,7 +18,7 @@ from ressa.landscape import (
     render_table,
     results_table,
 )
-from ressa.landscape.tables import COLUMNS, rank_correlation, recovery
+from ressa.landscape.tables import COLUMNS, asked_lines, rank_correlation, recovery
 from ressa.store import SweepStore
 
 from .conftest import commit
@@ -274,3 +274,15 @@ def test_options_are_what_a_point_says_beside_the_sparsities(
     row = {"role": "search", "number": 0, "state": "succeeded", "point": point}
     empty_sweep.commit("trials", [row], trial="t000", epoch=1)
     assert list(results_table(empty_sweep)["options"]) == [options]
+
+
+def test_what_lies_a_rounding_of_each_tower_apart_is_one_line() -> None:
+    """172,049 and 172,050 of 344,064 weights lie on both sides of 0.50005."""
+    zeros = {"vision_zeros_requested": [0, 86_024, 86_025, 86_025, 0, None]}
+    zeros |= {"language_zeros_requested": [0, 86_025, 86_025, 86_075, 86_024, None]}
+    prunable = {f"{tower}_prunable": 172_032 for tower in ("vision", "language")}
+    trials = pd.DataFrame({**zeros, **prunable, "budget": [None, None, None, None, 0.25, 0.3]})
+    lines = asked_lines(trials[::-1])[::-1].tolist()
+    assert lines[0] == 0
+    assert lines[1] == lines[2] == 0.5
+    assert lines[3:] == [0.5002, 0.25, 0.3]

@@ -10,6 +10,7 @@ import pytest
 from ressa.errors import ConflictError, NotFoundError, SpecError
 from ressa.landscape import confirmed, judge
 from ressa.landscape.report import gather
+from ressa.sparsity import zeros_per_row
 from ressa.spec import spec_from_mapping, spec_from_yaml
 from ressa.store import SweepStore, open_store
 from ressa.sweep.confirm import (
@@ -50,7 +51,7 @@ def finish(sweep: SweepStore, plan: Any, score: Any) -> None:
     """Ends every trial of a sweep as its driver would, without running one."""
     ledger = Ledger(sweep, plan, epoch=1)
     while isinstance(attempt := ledger.next(), Attempt):
-        zeros = plan.all_zeros(attempt.spec)
+        budget = plan.budget_of(attempt.point) if attempt.point else None
         value = score(attempt.point) if attempt.point else 1.0
         row = {
             "role": attempt.role,
@@ -61,14 +62,23 @@ def finish(sweep: SweepStore, plan: Any, score: Any) -> None:
             "metric": "easy-vqa.balanced_accuracy",
             "objectives": {"easy-vqa.balanced_accuracy": value},
             "point": json.dumps(dict(attempt.point)),
-            "sparsity": zeros / plan.inventory.prunable(),
+            "budget": None if budget is None else float(budget),
             "total_seconds": 10.0,
             "evaluate_seconds": 2.0,
             "items": 2000,
         }
+        zeros = 0
         for tower in ("vision", "language"):
-            target = attempt.spec.tower(tower).target
-            row |= {f"{tower}_target": str(target), f"{tower}_sparsity": float(target.sparsity)}
+            wanted, layers = attempt.spec.tower(tower), plan.inventory.tower(tower)
+            counts = zeros_per_row(layers, wanted.target, counting=wanted.counting)
+            zeros += sum(int(count.sum()) for count in counts)
+            row |= {
+                f"{tower}_target": str(wanted.target),
+                f"{tower}_sparsity": float(wanted.target.sparsity),
+                f"{tower}_zeros_requested": plan.zeros(attempt.spec, tower),
+                f"{tower}_prunable": plan.inventory.prunable(tower),
+            }
+        row["sparsity"] = zeros / plan.inventory.prunable()
         ledger.finish(attempt, {"answers": answers(attempt, value), "trials": [row]})
     sweep.event("started", {"planned": ledger.planned}, epoch=1)
     sweep.event("finished", epoch=1)
@@ -122,6 +132,13 @@ def test_seeds_and_pictures_are_such_as_no_search_saw(tmp_path: Path) -> None:
     assert {trial.repair.order_seed for trial in trials if trial.repair} == {2, 6}
     assert {ref.split for trial in trials for ref in trial.evaluate} == {"test"}
     check_unseen(sweep, plan)
+
+
+def test_a_sweep_that_ended_when_its_lines_were_decided_is_confirmed_too(tmp_path: Path) -> None:
+    space = {"vision_sparsity": {"choices": ["0.3", "0.4", "0.5"]}}
+    sweep = searched_sweep(tmp_path, space=space, search={"stop_when": {}, "trials": 1})
+    spec = confirmation(sweep, top=1, per_line=True, seeds=2).spec
+    assert spec.search.stop_when is None
 
 
 def test_seeds_that_the_search_chose_from_are_not_used_again(tmp_path: Path) -> None:
@@ -187,6 +204,32 @@ def test_verdicts_rest_on_all_confirmations_and_nothing_else(tmp_path: Path) -> 
         assert "on line 0.5: " in said["verdicts"][0]
         assert said["headline"].startswith("Confirmed with fresh seeds on the test split: ")
         assert ", 50.0 % of the prunable weights gone: 5 fresh seeds" in said["facts"][0][1]
+
+
+def test_a_line_is_what_was_asked_where_rows_lose_the_floor_of_their_share(tmp_path: Path) -> None:
+    sweep = searched_sweep(tmp_path, prune={"counting": "reference"}, replicates=1)
+    assert sweep.trials()["sparsity"].nunique() > 3, "or nothing came out differently"
+    spec = (found := confirmation(sweep, top=1, per_line=True, seeds=3)).spec
+    assert [one.line for one in found.candidates] == [0.5, 0.6, 0.5, 0.5, 0.6, 0]
+    made = sweep.store.create_sweep(spec.name, spec.model_copy(update={"store": "."}).to_yaml())
+    finish(made, make_plan(spec), lambda point: 0.5)
+    verdicts = judge(confirmed([made]), margin=10, confidence=0.95)
+    assert [one.line for one in verdicts] == [0.5, 0.5, 0.6]
+
+
+def test_confirmations_of_long_names_are_told_apart(tmp_path: Path) -> None:
+    store = open_store(tmp_path, create=True)
+    sweeps = []
+    for name in ("s" * 63 + "1", "s" * 63 + "2"):
+        spec = spec_from_mapping(CONTENT | {"name": name, "replicates": 1}).spec
+        sweep = store.create_sweep(name, spec.to_yaml())
+        finish(sweep, make_plan(spec), lambda point: SCORES[point["vision_sparsity"]])
+        spec = confirmation(sweep, top=1, per_line=True, seeds=2).spec
+        store.create_sweep(spec.name, spec.to_yaml())
+        sweeps.append(sweep)
+    first, second = map(confirmations, sweeps)
+    assert (len(first), len(second)) == (1, 1)
+    assert first[0].name != second[0].name
 
 
 def test_what_cannot_be_confirmed_is_said(tmp_path: Path) -> None:

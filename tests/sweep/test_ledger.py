@@ -119,6 +119,15 @@ def test_after_out_of_memory_the_micro_batch_is_halved_and_the_batch_kept(sweep:
     assert [row["micro_batch"] for row in later] == [16, 8]
 
 
+def test_memory_that_ran_out_beside_the_steps_of_repair_changes_nothing(sweep: Sweep) -> None:
+    ledger = sweep.driver()
+    first = begin(ledger)
+    end(ledger, first, "oom", failure_stage="repair, outside its steps", micro_batch=32)
+    again = begin(ledger)
+    assert again.attempt == 1
+    assert again.spec == first.spec
+
+
 def test_a_driver_in_between_changes_neither_the_count_nor_the_micro_batch(sweep: Sweep) -> None:
     ledger = sweep.driver()
     end(ledger, begin(ledger), "oom")

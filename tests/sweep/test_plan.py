@@ -165,3 +165,16 @@ def test_a_preview_says_what_is_skipped_once_for_each_reason() -> None:
     skipped = [text for topic, text in facts if topic == "skipped"]
     assert len(skipped) == 2
     assert all(", such as vision_sparsity=" in text for text in skipped)
+
+
+def test_the_preview_warns_of_pictures_that_count_as_two(tmp_path: Path) -> None:
+    root = published.questions_on_one_picture(tmp_path / "saved", pictures=6)
+    source = {"task": "vqa", "format": "datasets", "path": str(root)}
+    source["splits"] = {"validation": "validation"}
+    source["columns"] = {"image": "picture", "question": "asked", "answers": "said"}
+    content = {"ressa": 1, "model": "pocket-blip2", "space": {"sparsity": {"choices": ["0.3"]}}}
+    content |= {"data": {"mine": source}, "evaluate": [{"task": "mine", "samples": 12}]}
+    content["repair"] = {"method": "none"}
+    facts = preview(spec_from_mapping(content).spec).facts
+    (said,) = [words for purpose, words in facts if purpose == "pictures"]
+    assert said.startswith("mine: 12 of 12 rows show a picture that another row shows too")
