@@ -8,8 +8,9 @@ RessaError
 ├── NotFoundError              no such sweep, trial or store                         exit 3
 ├── ConflictError              same name, other spec; the lease is held              exit 4
 ├── ClusterError               Ray cannot start or be reached                        exit 5
-├── StoreError                 results cannot be read or written; the sweep stops    exit 5
-│   └── DamagedStage
+├── StoreError                 results cannot be read or written                     exit 5
+│   ├── FullStore              the sweep stops
+│   └── DamagedStage           the trial that came upon it is tried again
 ├── TooManyFailures            `limits.failed_trials` ended the sweep                exit 1
 ├── TrialError                 one trial is lost; the sweep goes on                  exit 1
 │   └── CalibrationError · PruneError · RepairError · EvaluationError
@@ -90,6 +91,10 @@ class StoreError(RessaError):
     """The store cannot be read or written."""
 
     exit_code = 5
+
+
+class FullStore(StoreError):
+    """The store has no room left: what one machine cannot write there, none can."""
 
 
 class DamagedStage(StoreError):

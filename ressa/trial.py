@@ -121,13 +121,18 @@ class Remade:
     """Scores the model as it is by then."""
 
 
-def remake(trial: TrialSpec, store: str) -> Generator[Progress, None, Remade]:
+def remake(trial: TrialSpec, store: str, learnt: str | None) -> Generator[Progress, None, Remade]:
     """Makes a finished trial's model again: quickly where the store holds its masks and adapters.
 
     What it does not hold is computed as the trial did, and left there.
+
+    Args:
+        trial: what was done.
+        store: where it was.
+        learnt: the hash of what its repair trained, by its row.
     """
     work = _Trial(replace(trial, rungs=()), Stages(open_store(store)), Kept())
-    adapters = yield from work.remake()
+    adapters = yield from work.remake(learnt)
     return Remade(
         vlm=work.vlm,
         adapters=adapters,
@@ -248,6 +253,7 @@ class _Trial:
         assert plan is not None
         adapters = yield from self.trained(plan, teacher)
         trained = adapters.trainable_weights()
+        yield Progress(stage="merge")
         if plan.method == "lora":  # the paper's baseline: its zeros hold only beside a dense update
             yield Progress(stage="score unmerged")
             self.score_model("repaired_unmerged")
@@ -269,15 +275,20 @@ class _Trial:
 
     def leave(self, adapters: Adapters) -> str:
         """Keeps what was trained for an export, unless it is whole weights; returns its hash."""
+        digest = adapters.digest()
         if adapters.are_updates:
-            # In place of what an attempt left that was killed before its outcome was stored.
-            self.stages.replace(ADAPTERS, self.spec.key, adapters.to_bytes())
-        return adapters.digest()
+            # By its hash: two drivers that run the trial at once may train other bits on GPUs, and
+            # the outcome that counts is of the first.
+            self.stages.leave(ADAPTERS, self._adapters_key(digest), adapters.to_bytes())
+        return digest
 
-    def remake(self) -> Generator[Progress, None, Adapters]:
+    def _adapters_key(self, digest: str | None) -> str:
+        return f"{self.spec.key}-{digest}"
+
+    def remake(self, digest: str | None) -> Generator[Progress, None, Adapters]:
         """Prunes and repairs without scoring; what the store holds is read, all else made again."""
         plan = self.spec.repair
-        learnt = None if plan is None else self.stages.find(ADAPTERS, self.spec.key)
+        learnt = None if plan is None else self.stages.find(ADAPTERS, self._adapters_key(digest))
         teacher = None
         if plan is not None and learnt is None:
             yield Progress(stage="teacher")

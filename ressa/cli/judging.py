@@ -59,8 +59,16 @@ def best(
     if len(found):
         say(
             "the best of noisy scores is biased upwards; again with fresh seeds, on test examples: "
-            f"{command('confirm', sweep)}"
+            f"{_confirming(sweep)}"
         )
+
+
+def _confirming(sweep: "SweepStore") -> str:
+    """The command that confirms a sweep: the best of each line, where it has several."""
+    from ressa.sweep.driver import current_spec
+
+    several = len(current_spec(sweep).budget or ()) > 1
+    return command("confirm", sweep, *(["--per-line"] if several else []))
 
 
 def _allocated(row: dict[str, Any], *, apart: bool) -> dict[str, Any]:
@@ -206,6 +214,8 @@ def confirm(
         found = confirmation(sweep, top=top, per_line=per_line, seeds=seeds)
         spec = found.spec
         _announce(found)
+        if not per_line and "--per-line" in _confirming(sweep):
+            say("the best of all lines together; of each line: --per-line")
     check_unseen(sweep, make_plan(spec))
     if dry_run:
         return
@@ -287,7 +297,7 @@ def _judge(sweep: "SweepStore", output: Output) -> None:
     rounds = confirmations(sweep)
     found = confirmed(rounds)
     if not found:
-        say(f"nothing of {sweep.name} is confirmed yet: {command('confirm', sweep)}")
+        say(f"nothing of {sweep.name} is confirmed yet: {_confirming(sweep)}")
         raise typer.Exit(1)
     verdicts = judge(found, margin=asked.margin, confidence=asked.confidence)
     if output is not Output.table:

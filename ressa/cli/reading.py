@@ -18,6 +18,7 @@ from ressa.cli.app import (
     show_results,
 )
 from ressa.cli.relay import relayed
+from ressa.errors import NotFoundError
 from ressa.terminal import Output, draw, say, show
 
 if TYPE_CHECKING:
@@ -185,7 +186,7 @@ def landscape(
 def _draw_landscape(sweeps: "list[SweepStore]", what: Shown, by: str | None, margin: float) -> None:
     from ressa.landscape import heatmap, line_table, results_of
     from ressa.landscape.figures import curves_of, layers_of
-    from ressa.landscape.tables import parted
+    from ressa.landscape.tables import mixed, parted
 
     frame = results_of(sweeps, by=by)
     match what:
@@ -203,6 +204,10 @@ def _draw_landscape(sweeps: "list[SweepStore]", what: Shown, by: str | None, mar
             losses = curves_of(sweeps, frame).pivot(index="step", columns="trial", values="loss")
             show(losses.reset_index(), Output.table)
         case Shown.map:
+            differ = mixed(frame) if by is None else None
+            if differ is not None:
+                field = differ.partition(":")[0]
+                say(f"each place shows its best trial of several: {differ}. Apart: --by {field}")
             for value, part in parted(frame, by).items():
                 if by is not None:
                     say(f"{by} = {value}")
@@ -235,10 +240,18 @@ def list_sweeps(store: StoreOption = "results", output: OutputOption = Output.ta
 
     opened = opened_store(store)
     rows = [sweep_row(opened.sweep(name)) for name in opened.sweeps()]
+    if not rows and _holds_others(opened.location):
+        raise NotFoundError(f"{opened.location} holds other files and no sweep; is it the store?")
     if rows or output is not Output.table:
         show([short_row(row) for row in rows] if output is Output.table else rows, output)
     else:
         say(f"no sweep in {opened.location} yet; `ressa run FILE` makes one.")
+
+
+def _holds_others(place: str) -> bool:
+    """Whether a folder has things in it, and nothing of a store."""
+    found = {path.name for path in Path(place).iterdir()} if Path(place).is_dir() else set()
+    return bool(found) and not found & {"sweeps", "stages"}
 
 
 @app.command()

@@ -8,6 +8,7 @@ import typer
 
 from ressa.cli.app import Name, StoreOption, app, opened_store, own_store
 from ressa.cli.relay import relayed
+from ressa.errors import NotFoundError
 from ressa.terminal import say
 
 
@@ -70,6 +71,8 @@ def verify(
     ] = False,
 ) -> None:
     """Counts an export's zeros again, offline. Faults are named, and exit 7."""
+    if not folder.is_dir():  # said before torch is imported
+        raise NotFoundError(f"there is no folder {folder}.")
     from ressa.export import verify as check
 
     said = check(folder, base=base, trust_remote_code=trust_remote_code)
@@ -123,7 +126,9 @@ def report(
         write_page(out, page(gathered()))
         say(f"wrote {out}")
         return
-    with serve(gathered, port=port, changed=lambda data: write_page(out, page(data))) as served:
+    with serve(
+        gathered, port=port, changed=lambda data: write_page(out, page(data)), failed=say
+    ) as served:
         say(f"{served.address} shows {sweep.name} and stays fresh, as does {out}; Ctrl-C ends it.")
         try:
             while True:

@@ -104,6 +104,22 @@ def over_runs(frame: "pandas.DataFrame") -> "pandas.DataFrame":
     return pd.concat([single, found[single.columns]], ignore_index=True)
 
 
+def best_trials(frame: "pandas.DataFrame", state: str) -> set[str]:
+    """Returns the trials that are best in a state: in the last one those of the whole search.
+
+    Before repair another one may be best. Several objectives' front is that of the whole search.
+
+    Args:
+        frame: trials of a search, as `over_runs` returns them.
+        state: pruned or repaired.
+    """
+    of_search = set(frame.loc[frame["best"].astype(bool), "trial"])
+    is_last = state == "repaired" or not frame["repaired"].notna().any()
+    if is_last or len(of_search) != 1 or not frame[state].notna().any():
+        return of_search
+    return {str(frame.loc[frame[state].astype(float).idxmax(), "trial"])}
+
+
 def _variance(values: "Floats") -> float:
     return float(values.var(ddof=1)) if len(values) > 1 else 0.0
 

@@ -114,7 +114,7 @@ def lines_of(frame: "pandas.DataFrame") -> "Iterator[tuple[str, pandas.DataFrame
             made |= {state: places[state].mean(), f"{state}_error": spread}
         if len(places) >= _LEAST:
             size = f"{100 * line:g} %"
-            name = f"{size} of all weights zero" if has_budgets else f"sum of {size}"
+            name = f"budget {line:g}" if has_budgets else f"sum of {size}"
             table = pd.DataFrame(made).astype(float)
             found.append((" ".join(filter(None, (name, regime, rest))), line, table))
     most = sorted(found, key=lambda one: -len(one[2]))[: len(_HUES)]

@@ -12,7 +12,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.style import Style
 from rich.text import Text
 
-from ressa.landscape.best import over_runs
+from ressa.landscape.best import best_trials, over_runs
 from ressa.landscape.render import percent, target
 from ressa.landscape.tables import About, colour_range
 
@@ -67,6 +67,7 @@ class Heatmap:
         self._columns: list[_Level] = []
         self._range = colour_range(frame)
         self._states = ["pruned", "repaired"] if searched["repaired"].notna().any() else ["pruned"]
+        self._best = {state: best_trials(searched, state) for state in self._states}
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         if not self._points:
@@ -125,9 +126,10 @@ class Heatmap:
         # Of several trials in one cell, the one that the objective prefers, in both maps.
         point = max(here, key=lambda one: one["score"])
         number = percent(point[state])
-        text = f"★{number}" if point["best"] else number
+        is_best = point["trial"] in self._best[state]
+        text = f"★{number}" if is_best else number
         colour = _colour(self._share(point[state]))
-        return Text(text.center(_CELL), style=_on(colour) + Style(bold=bool(point["best"])))
+        return Text(text.center(_CELL), style=_on(colour) + Style(bold=is_best))
 
     def _share(self, score: float) -> float:
         low, high = self._range
@@ -143,19 +145,22 @@ class Heatmap:
         yield scale
         best = max(self._points, key=lambda point: (point["best"], point["score"]))
         yield Text(f"★ {_describe(best)}, the best of {len(self._points)}", style="bold")
+        if self._states != ["pruned"] and best["trial"] not in self._best["pruned"]:
+            before = next(p for p in self._points if p["trial"] in self._best["pruned"])
+            yield Text(f"  before repair: {_describe(before, 'pruned')}")
         for budget in sorted({p["budget"] for p in self._points if not math.isnan(p["budget"])}):
             line = [point for point in self._points if point["budget"] == budget]
             top = max(line, key=lambda point: point["score"])
             yield Text(f"  budget {budget:g}: {_describe(top)}, the best of {len(line)}")
 
 
-def _describe(point: dict[str, Any]) -> str:
-    error = point["standard_error"]
+def _describe(point: dict[str, Any], state: str | None = None) -> str:
+    error = point["standard_error" if state is None else f"{state}_standard_error"]
     spread = "" if math.isnan(error) else f" ± {percent(error)}"
     vision = target(point["vision"], point["vision_sparsity"])
     language = target(point["language"], point["language_sparsity"])
     runs = f" over {point['runs']} runs" if point["runs"] > 1 else ""
-    score = f"{percent(point['score'])}{spread}{runs}"
+    score = f"{percent(point['score' if state is None else state])}{spread}{runs}"
     return f"{point['trial']}  vision {vision} language {language}  {score}"
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ressa.landscape.best import over_runs
+from ressa.landscape.best import best_trials, over_runs
 from ressa.landscape.charted import Charted
 from ressa.landscape.points import (
     COLOURS,
@@ -167,9 +167,12 @@ def _draw_panel(
     if span is _LIMITS:
         draw_dense(axes, drawn, state, scale)
     points = visible(searched)
-    if panel.trials is not drawn:  # on the map of one value of an option, its own best
-        best = max(points, key=lambda point: (point[state], point["trial"]))
-        points = [point | {"best": point is best} for point in points]
+    if panel.trials is drawn:
+        best = best_trials(searched, state)
+        points = [point | {"best": point["trial"] in best} for point in points]
+    else:  # on the map of one value of an option, its own best
+        own = max(points, key=lambda point: (point[state], point["trial"]))
+        points = [point | {"best": point is own} for point in points]
     labelled = with_room(points, (span[1] - span[0]) / side)
     for point in points:
         label = percent(point[state]) if point["trial"] in labelled else ""
@@ -393,7 +396,7 @@ def _footnote(about: About, drawn: "pandas.DataFrame", charted: Charted | None =
             "◇ the best of a line, bold where it lies with 90 % probability, its score at its end"
         )
     shaded = "interpolates" if charted is None else "and contours: Gaussian process"
-    return [*said, "★ best of the search", f"shading {shaded}"]
+    return [*said, "★ the best of a map", f"shading {shaded}"]
 
 
 def _lines(phrases: list[str], width: int) -> str:

@@ -12,6 +12,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Literal
 
 import numpy as np
 
@@ -20,8 +21,9 @@ from ressa.landscape.items import Floats, Items, Run
 LEAST_SEEDS = 3
 """Fewer runs say nothing of how far runs lie from each other."""
 _RESAMPLES = 10_000
-_DRAWS = 10_000
 _NODES = 15
+_LOGITS = 0.35 * np.arange(-60, 61)
+"""Log-odds of the levels at which distributions are held: from 1 in 10⁹ to 1 − that."""
 _TINY = 1e-12  # what rounding makes of a score
 
 
@@ -112,29 +114,9 @@ class Runs:
     centre: float
     """Mean of the log-odds."""
     deviation: float
-    """Their standard deviation, by n − 1; 0 where all runs scored alike."""
+    """Their standard deviation, by n − 1, and more than 0 where anything varies at all."""
     is_share: bool
     """Whether scores lie in [0, 1]."""
-
-    def means(self, ratio: Floats, shift: Floats) -> Floats:
-        """Returns mean scores over all seeds that these runs may come from.
-
-        Args:
-            ratio: [draw], the true deviation over the observed one.
-            shift: [draw], how far the true centre lies off, in true deviations.
-        """
-        if not self.deviation:
-            return np.full_like(ratio, self.mean)
-        from scipy.special import expit
-
-        deviation = self.deviation * ratio
-        centre = self.centre + deviation * shift
-        if not self.is_share:
-            return np.asarray(centre)
-        # The mean score over all seeds, by Gauss and Hermite.
-        places, weights = np.polynomial.hermite_e.hermegauss(_NODES)
-        scores = expit(centre[:, None] + deviation[:, None] * places)  # [draw node]
-        return np.asarray(scores @ (weights / weights.sum()))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,7 +128,8 @@ class Spread:
     generalised confidence interval (Weerahandi 1993; of means of skewed quantities, Krishnamoorthy
     and Mathew 2003): quantiles of all differences of means that the runs may come from. For one
     allocation, its deviation over the observed one is √((R − 1) / χ²), its centre off by a normal
-    one; what pictures add is by Student's t with G − 1 degrees of freedom.
+    one; what pictures add is by Student's t with G − 1 degrees of freedom. They are integrated, not
+    drawn: p has no least value that Holm over many pairs could not get past.
     """
 
     value: float
@@ -167,28 +150,35 @@ class Spread:
         """Of the mean difference."""
         return math.sqrt(self.of_seeds + self.of_pictures)
 
+    @property
+    def is_certain(self) -> bool:
+        """Whether nothing varies, over seeds or pictures."""
+        return not (self.one.deviation or self.other.deviation or self.of_pictures)
+
     def low(self, level: float) -> float:
         """Returns the lower one-sided bound of a level, such as 0.95."""
-        return float(np.quantile(_likely(self), 1 - level))
+        return self.high(1 - level)
 
     def high(self, level: float) -> float:
         """Returns the upper one-sided bound of a level."""
-        return float(np.quantile(_likely(self), level))
+        from scipy.special import logit
+
+        return float(np.interp(logit(level), _LOGITS, _likely(self)))
 
     def p_above(self, value: float) -> float:
         """Returns the one-sided p of "the difference is at most `value`": small if it is above.
 
-        The level at which the lower bound comes to `value`.
+        The level at which the lower bound comes to `value`, from 10⁻⁹ on.
         """
-        if not self.standard_error:
+        if self.is_certain:
             return float(self.value <= value)
-        return _share((_likely(self) <= value).sum())
+        return _level(self, value, 1)
 
     def p_below(self, value: float) -> float:
         """Returns the one-sided p of "the difference is at least `value`": small if it is below."""
-        if not self.standard_error:
+        if self.is_certain:
             return float(self.value >= value)
-        return _share((_likely(self) >= value).sum())
+        return _level(self, value, -1)
 
     def with_seeds(self, seeds: int) -> "Spread":
         """Returns what it would be with another number of seeds, all else equal."""
@@ -198,25 +188,58 @@ class Spread:
         )
 
 
-def _share(count: int) -> float:
-    return float((count + 1) / (_DRAWS + 1))
+def _level(spread: Spread, value: float, sign: Literal[1, -1]) -> float:
+    """How likely it is that the difference is at most a value; with sign −1, at least."""
+    from scipy.special import expit
+
+    return float(expit(sign * np.interp(value, _likely(spread), _LOGITS)))
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=1024)
 def _likely(spread: Spread) -> Floats:
-    """Differences that may be behind what was seen, [draw]; always the same ones."""
-    ratios, shifts, errors = _drawn(spread.seeds, spread.pictures)
-    one, other = spread.one.means(ratios[0], shifts[0]), spread.other.means(ratios[1], shifts[1])
-    return one - other + math.sqrt(spread.of_pictures) * errors
+    """The differences that may be behind what was seen: their quantiles, [level]."""
+    from scipy.special import expit, stdtrit
+
+    one, other = (_mean(runs, spread.seeds) for runs in (spread.one, spread.other))
+    errors = stdtrit(spread.pictures - 1, expit(_LOGITS))
+    difference = _quantiles(one[:, None] - other)
+    return _quantiles(difference[:, None] + math.sqrt(spread.of_pictures) * errors)
 
 
-@lru_cache(maxsize=16)
-def _drawn(seeds: int, pictures: int) -> tuple[Floats, Floats, Floats]:
-    """Ratios and shifts of two allocations' runs, [2 draw], and errors by pictures, [draw]."""
-    draw = np.random.default_rng(0)
-    ratios = np.sqrt((seeds - 1) / draw.chisquare(seeds - 1, (2, _DRAWS)))
-    shifts = draw.normal(0, 1 / math.sqrt(seeds), (2, _DRAWS))
-    return ratios, shifts, draw.standard_t(pictures - 1, _DRAWS)
+@lru_cache(maxsize=4096)
+def _mean(runs: Runs, seeds: int) -> Floats:
+    """The mean scores over all seeds that runs may come from: their quantiles, [level]."""
+    from scipy.special import expit, gammaincinv, ndtri
+
+    if not runs.deviation:
+        return np.full_like(_LOGITS, runs.mean)
+    levels = expit(_LOGITS)
+    chi_squared = 2 * gammaincinv((seeds - 1) / 2, levels)
+    deviation = runs.deviation * np.sqrt((seeds - 1) / chi_squared)[:, None]  # [level 1]
+    centre = runs.centre + deviation * ndtri(levels) / math.sqrt(seeds)  # [level level]
+    if not runs.is_share:
+        return _quantiles(centre)
+    # The mean score over all seeds, by Gauss and Hermite.
+    places, weights = np.polynomial.hermite_e.hermegauss(_NODES)
+    scores = expit(centre[..., None] + deviation[..., None] * places)  # [level level node]
+    return _quantiles(scores @ (weights / weights.sum()))
+
+
+def _quantiles(values: Floats) -> Floats:
+    """Quantiles, [level], of a function of two independent quantities.
+
+    Args:
+        values: [level level], of the two at each of their levels. The levels' log-odds are evenly
+            spaced, so that the trapezoidal rule over them resolves both tails.
+    """
+    from scipy.special import expit
+
+    weights = expit(_LOGITS) * expit(-_LOGITS)
+    order = np.argsort(values, axis=None)
+    each = np.outer(weights, weights).ravel()[order]
+    below, above = np.cumsum(each), np.cumsum(each[::-1])[::-1]
+    log_odds = np.log(below - each / 2) - np.log(above - each / 2)
+    return np.asarray(np.interp(_LOGITS, log_odds, values.ravel()[order]))
 
 
 def allocations(one: Floats, other: Floats) -> Spread:
@@ -239,6 +262,7 @@ def allocations(one: Floats, other: Floats) -> Spread:
     both = float((rest**2).sum()) / ((seeds - 1) * (pictures - 1)) / (seeds * pictures)
     scores = np.stack([one.mean(axis=1), other.mean(axis=1)])
     is_share = bool((scores > -_TINY).all() and (scores < 1 + _TINY).all())
+    varies = bool(max(np.ptp(one), np.ptp(other)) > _TINY)
     return Spread(
         value=mean,
         seeds=seeds,
@@ -246,22 +270,28 @@ def allocations(one: Floats, other: Floats) -> Spread:
         of_seeds=float(by_seed.var(ddof=1)) / seeds,
         of_pictures=max(0.0, float(by_picture.var(ddof=1)) / pictures - both),
         of_both=both,
-        one=_runs(scores[0], is_share, pictures),
-        other=_runs(scores[1], is_share, pictures),
+        one=_runs(scores[0], pictures, is_share=is_share, varies=varies),
+        other=_runs(scores[1], pictures, is_share=is_share, varies=varies),
     )
 
 
-def _runs(scores: Floats, is_share: bool, pictures: int) -> Runs:
+def _runs(scores: Floats, pictures: int, *, is_share: bool, varies: bool) -> Runs:
     from scipy.special import logit
 
-    # No score is certain to be 0 or 1: half a picture from it.
-    ends = (0.5 / pictures, 1 - 0.5 / pictures)
-    places = logit(np.clip(scores, *ends)) if is_share else scores
-    is_constant = float(np.ptp(scores)) < _TINY
+    places, least = scores, 0.0
+    if is_share:
+        # No score is certain to be 0 or 1: half a picture from it.
+        half = 0.5 / pictures
+        clipped = np.clip(scores, half, 1 - half)
+        places, middle = logit(clipped), float(clipped.mean())
+        # Nor do runs that all scored alike, or lie at that end, say that every run would: as if
+        # one of them lay half a picture off the others.
+        least = half / (middle * (1 - middle)) / math.sqrt(len(scores))
+    is_constant = float(np.ptp(places)) < _TINY
     return Runs(
         mean=float(scores.mean()),
         centre=float(places.mean()),
-        deviation=0.0 if is_constant else float(places.std(ddof=1)),
+        deviation=(least if varies else 0.0) if is_constant else float(places.std(ddof=1)),
         is_share=is_share,
     )
 

@@ -275,6 +275,17 @@ def chosen_fields(frame: "pandas.DataFrame") -> list[str]:
     return sorted({word.partition("=")[0] for word in rest})
 
 
+def mixed(frame: "pandas.DataFrame") -> str | None:
+    """Says in what trials of a map differ beside sparsities and seeds; None if in nothing."""
+    searched = frame[frame["role"] != "baseline"]
+    found = {}
+    for field in chosen_fields(searched):
+        values = {_chosen_for(field, text) for text in searched["options"]} - {None}
+        if len(values) > 1:
+            found[field] = sorted(map(str, values), key=_rising)
+    return "; ".join(f"{field}: {', '.join(values)}" for field, values in found.items()) or None
+
+
 def _chosen_for(field: str, options: str) -> str | None:
     return next((w.partition("=")[2] for w in options.split() if w.startswith(f"{field}=")), None)
 

@@ -14,7 +14,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any, TypeAlias, cast
+from typing import Any, Literal, TypeAlias, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -28,6 +28,7 @@ from transformers.utils.generic import ModelOutput
 
 from ressa.errors import SpecError
 from ressa.models.opened import closed
+from ressa.models.prompts import Recent, Room, Texts, room_in
 from ressa.models.seen import asked_once
 from ressa.models.towers import Towers, has_encoder
 from ressa.records import Example
@@ -165,10 +166,14 @@ class VLM:
     model: PreTrainedModel
     processor: ProcessorMixin
     towers: Towers
-    _prompts: dict[tuple[str, bool, tuple[int, int]], dict[str, Tensor]] = field(
-        default_factory=dict, repr=False
+    _prompts: Recent[tuple[str, bool, tuple[int, int]], Texts] = field(
+        default_factory=Recent, repr=False
     )
-    """What the prompts seen so far become with a picture of a size: data sets ask few questions."""
+    """What prompts become with a picture of a size: small data sets ask few questions."""
+    _rooms: Recent[tuple[bool, tuple[int, int]], Room | Literal[False]] = field(
+        default_factory=Recent, repr=False
+    )
+    """What is put into prompts, verbatim or not, for a picture of a size; False if that varies."""
 
     @property
     def has_encoder(self) -> bool:
@@ -400,16 +405,41 @@ class VLM:
     def _tokenizer(self) -> Any:
         return self.processor.tokenizer
 
-    def _prompt(self, example: Example, picture: Image) -> dict[str, Tensor]:
+    def _prompt(self, example: Example, picture: Image) -> Texts:
         """What a question becomes, [time …] each; how many image tokens follows from the size."""
         key = (example.question, example.verbatim, picture.size)
-        if key not in self._prompts:
-            encoded = self._processed(example, picture)
-            shape = encoded["input_ids"].shape
-            texts = {name: t[0] for name, t in encoded.items() if _is_text(name, t, shape)}
-            ones = torch.ones_like(texts["input_ids"])
-            self._prompts[key] = {"attention_mask": ones, **texts}
-        return self._prompts[key]
+        found = self._prompts.get(key)
+        if found is None:
+            found = self._with_room(example, picture)
+            self._prompts.put(key, found)
+        return found
+
+    def _with_room(self, example: Example, picture: Image) -> Texts:
+        """Does so without processing the picture, once it is known what that puts in."""
+        key = (example.verbatim, picture.size)
+        ids = self._tokenizer(self.prompt(example.question, verbatim=example.verbatim))["input_ids"]
+        room = self._rooms.get(key)
+        if room and room.is_sure:
+            made = room.made(ids)
+            if made is not None:
+                return made
+        encoded = self._processed(example, picture)
+        shape = encoded["input_ids"].shape
+        texts = {name: t[0] for name, t in encoded.items() if _is_text(name, t, shape)}
+        texts = {"attention_mask": torch.ones_like(texts["input_ids"]), **texts}
+        if room is None:
+            self._rooms.put(key, room_in(texts, ids, self._image_token) or False)
+        elif room and not room.is_sure and len(ids) != room.tokens:
+            self._rooms.put(key, room.makes(texts, ids) and replace(room, is_sure=True))
+        return texts
+
+    @property
+    def _image_token(self) -> int:
+        """The token that may stand for a picture in a prompt; -1 if it is not known."""
+        config = self.model.config
+        names = ("image_token_id", "image_token_index")
+        found = (getattr(config, name, None) for name in names)
+        return next((token for token in found if token is not None), -1)
 
     def _pictures(self, pictures: list[Image], examples: list[Example]) -> _Pictures:
         """What pictures become, and how many rows of it are whose; each with a question."""

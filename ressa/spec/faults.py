@@ -51,6 +51,8 @@ def explain(error: ErrorDetails) -> str:
         bound = next(iter(context.values()))
         return f"{_number(path)} {_BOUNDS[kind]} {bound:g}, got {quote(given)}."
     if kind == "model_type":
+        if path[:1] == ("space",) and isinstance(given, list | tuple):
+            return f"a list of values is written {{choices: [{', '.join(map(str, given))}]}}."
         return f"a mapping of {', '.join(keys_at(path))}, got {quote(given)}."
     if kind == "string_type":
         hint = f" Put it in quotes: '{given}'." if isinstance(given, int | Decimal) else ""

@@ -640,7 +640,7 @@ class Retry(SpecModel):
     on: Annotated[tuple[Retriable, ...], BeforeValidator(as_tuple)] = Field(
         default=("node", "preempted", "oom"),
         description="After what: node (its process or machine went away), preempted (it was told "
-        "to end), oom (out of memory; in repair the next try has half the micro-batch).",
+        "to end), oom (out of memory; in a step of repair the next try has half the micro-batch).",
     )
 
 

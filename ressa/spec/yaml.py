@@ -241,6 +241,8 @@ def parse(text: str, place: str, *, by_line: bool = True) -> tuple[Node | None, 
         where = f"{place}:{line}" if by_line else place
         builder.is_broken = True
         reason = " ".join(filter(None, (error.context, error.problem)))
+        if "'\\t'" in reason:
+            reason = "a tab stands where YAML wants spaces"
         builder.faults.append(Fault(where, "", f"not YAML: {reason}."))
     # On broken text the parser also fails in ways of its own; all of them mean the same.
     except (

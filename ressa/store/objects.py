@@ -16,7 +16,7 @@ import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import LocalStore, from_url
 
-from ressa.errors import NotFoundError, StoreError
+from ressa.errors import FullStore, NotFoundError, StoreError
 
 if TYPE_CHECKING:
     from obstore.store import RetryConfig
@@ -61,7 +61,7 @@ class Objects:
             (self.folder / name).write_bytes(b"ressa can write here")
             (self.folder / name).unlink()
         except OSError as error:
-            raise StoreError(f"cannot write to store {self.location}: {_reason(error)}") from error
+            raise _failed(f"cannot write to store {self.location}", error) from error
 
     def put_new(self, path: str, content: bytes) -> bool:
         """Creates an object, all of it or nothing; False, and no change, if it exists already."""
@@ -184,7 +184,7 @@ class Objects:
             try:
                 yield
             except FileNotFoundError as error:  # no such bucket
-                raise StoreError(f"{doing}: {_reason(error)}") from error
+                raise _failed(doing, error) from error
 
 
 def _local_folder(location: str) -> Path | None:
@@ -262,15 +262,25 @@ def _explained(doing: str) -> Iterator[None]:
     except (AlreadyExistsError, FileNotFoundError):
         raise
     except (BaseError, OSError, ValueError, TypeError) as error:
-        raise StoreError(f"{doing}: {_reason(error)}") from error
+        raise _failed(doing, error) from error
+
+
+def _failed(doing: str, error: Exception) -> StoreError:
+    is_full = _errno(error) in (errno.ENOSPC, errno.EDQUOT)
+    return (FullStore if is_full else StoreError)(f"{doing}: {_reason(error)}")
+
+
+def _errno(error: Exception) -> int | None:
+    """The operating system's number of an error, which obstore gives in words alone."""
+    code = re.search(r"\(os error (\d+)\)", str(error))
+    return int(code[1]) if code else getattr(error, "errno", None)
 
 
 def _reason(error: Exception) -> str:
     """Returns an error's first line, or the operating system's words if it has them."""
-    line = str(error).strip().split("\n")[0].strip() or type(error).__name__
-    code = re.search(r"\(os error (\d+)\)", line)
-    number = int(code[1]) if code else getattr(error, "errno", None)
+    number = _errno(error)
     if number is None:
+        line = str(error).strip().split("\n")[0].strip() or type(error).__name__
         return line if line.endswith(".") else f"{line}."
     hints = {
         "ENOSPC": " Free some space or name another store.",

@@ -14,12 +14,19 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
+
+_PROC = Path("/proc")
+_GLANCE_SECONDS = 0.2
 _GRACE_SECONDS = 1.0
 _TRIES = 5
 
 
 def wait_for_end(pid: int) -> None:
     """Returns once a process is gone."""
+    if not hasattr(os, "pidfd_open"):  # not Linux
+        watch(pid)
+        return
     try:
         descriptor = os.pidfd_open(pid)
     except ProcessLookupError:
@@ -27,18 +34,39 @@ def wait_for_end(pid: int) -> None:
     select.select([descriptor], [], [])
 
 
+def watch(pid: int) -> None:
+    """Does the same by looking again and again: where a system does not tell."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process = psutil.Process(pid)
+        while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+            time.sleep(_GLANCE_SECONDS)
+
+
 def processes_of(session: str) -> list[int]:
     """Finds the processes whose environment names a session, other than this one."""
+    if not _PROC.exists():  # not Linux
+        return asked_one_by_one(session)
     wanted = f"RESSA_SESSION={session}".encode()
     found = []
-    for entry in Path("/proc").iterdir():
+    for entry in _PROC.iterdir():
         if not entry.name.isdigit() or int(entry.name) == os.getpid():
             continue
         try:
+            # Not by psutil, which stops where Ray's workers have written their names over it.
             if wanted in (entry / "environ").read_bytes().split(b"\0"):
                 found.append(int(entry.name))
         except OSError:
             continue  # it ended meanwhile, or is another user's
+    return found
+
+
+def asked_one_by_one(session: str) -> list[int]:
+    """Finds the same by asking the system of each process: where there is no /proc."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):  # as above
+            if process.environ().get("RESSA_SESSION") == session and process.pid != os.getpid():
+                found.append(process.pid)
     return found
 
 

@@ -69,7 +69,7 @@ def export(
     resources = plan.spec.resources
     workers.use_device(resources.gpus_per_worker, deterministic=resources.deterministic)
     workers.set_threads(spec.cpus_per_worker)
-    remade = _remade(spec, sweep, told)
+    remade = _remade(spec, row, sweep, told)
     pruning = remade.pruning
     unmerged = Unmerged(
         vlm=remade.vlm,
@@ -98,7 +98,7 @@ def _row_of(sweep: SweepStore, trial: str) -> Row:
             raise NotFoundError(f"trial {trial} of {sweep.name} has not ended: there is no model.")
         raise NotFoundError(
             f"no trial {trial!r} in sweep {sweep.name}.{did_you_mean(trial, rows)} "
-            f"`ressa results {sweep.name}` lists them."
+            f"`ressa results {sweep.name} --store {sweep.store.location}` lists them."
         )
     row = rows[trial]
     if row["state"] not in SUCCESSFUL:
@@ -150,10 +150,11 @@ def _attempts(sweep: SweepStore, plan: SweepPlan, row: Row) -> Iterator[TrialSpe
         yield spec
 
 
-def _remade(spec: TrialSpec, sweep: SweepStore, told: Callable[[str], None]) -> "Remade":
+def _remade(spec: TrialSpec, row: Row, sweep: SweepStore, told: Callable[[str], None]) -> "Remade":
     from ressa.trial import remake
 
-    steps = remake(spec, sweep.store.location)
+    learnt = row["adapters_hash"]
+    steps = remake(spec, sweep.store.location, None if is_null(learnt) else learnt)
     told("reading the dense model, its masks and what repair trained")
     while True:
         try:

@@ -7,11 +7,24 @@ import ray
 from ray import tune
 from ray.tune import PlacementGroupFactory
 
-from ressa.errors import FailureClass, RessaError, StoreError, TrialError
+from ressa.errors import (
+    DamagedStage,
+    FailureClass,
+    FullStore,
+    RepairError,
+    RessaError,
+    StoreError,
+    TrialError,
+)
 from ressa.records import Failure, Outcome, Progress
 from ressa.spec import Resources
 from ressa.sweep.gang import Actors, Gang, OwnProcess, lost_connection
+from ressa.sweep.kills import memory_kills, this_node
 from ressa.sweep.places import bundle
+
+OUTSIDE_STEPS = "repair, outside its steps"
+"""Where memory ran out that half a micro-batch would not have spared: the questions as tensors, or
+those of a rung. Of what runs out in a step the repair loop makes an error of its own."""
 
 
 class AttemptFailed(Exception):
@@ -57,6 +70,7 @@ class TrialTrainable(tune.Trainable):
         self._config = config
         self._begun = False
         self._stage = "start"
+        self._ran_on = (this_node(), memory_kills())
 
     def step(self) -> dict[str, Any]:
         """Runs the trial up to its next report."""
@@ -66,8 +80,8 @@ class TrialTrainable(tune.Trainable):
             raise AttemptFailed(describe_failure(error, self._stage)) from error
         if isinstance(report, Progress):
             self._stage = report.stage
-            return {"done": False, "progress": report}
-        return {"done": True}  # the outcome itself is a stage in the store
+            return {"done": False, "progress": report, "ran_on": self._ran_on}
+        return {"done": True, "ran_on": self._ran_on}  # the outcome itself is a stage in the store
 
     def _advance(self) -> Progress | Outcome:
         if self._gang is None:
@@ -101,6 +115,8 @@ def describe_failure(error: BaseException, stage: str) -> Failure:
     kind: FailureClass = "code"
     if isinstance(cause, TrialError):
         kind = cause.failure
+    elif isinstance(cause, StoreError) and not isinstance(cause, FullStore):
+        kind = "node"  # of this machine's way to the store, or of a stage that is made again
     elif isinstance(cause, MemoryError) or "out of memory" in str(cause).lower():
         kind = "oom"
     elif isinstance(error, ray.exceptions.RayActorError):
@@ -110,17 +126,19 @@ def describe_failure(error: BaseException, stage: str) -> Failure:
     known = isinstance(cause, RessaError)
     return Failure(
         kind=kind,
-        stage=_stage_of(cause, stage),
+        stage=_stage_of(cause, kind, stage),
         message=str(cause) if known else f"{type(cause).__name__}: {cause}",
         traceback="".join(traceback.format_exception(error)),
     )
 
 
-def _stage_of(cause: BaseException, stage: str) -> str:
-    if isinstance(cause, StoreError):
+def _stage_of(cause: BaseException, kind: FailureClass, stage: str) -> str:
+    if isinstance(cause, StoreError) and not isinstance(cause, DamagedStage):
         return "store"
     if isinstance(cause, TrialError) and cause.stage != TrialError.stage:
         return cause.stage
+    if stage == RepairError.stage and kind == "oom":
+        return OUTSIDE_STEPS
     return stage
 
 

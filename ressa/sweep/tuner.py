@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, ParamSpec, Protocol, TypeVar
 
 import ray
@@ -29,6 +28,7 @@ from ressa.store import Lease, Store
 from ressa.sweep import claims, rows
 from ressa.sweep.diary import Subject
 from ressa.sweep.joined_ray import free_places, unplaced_groups
+from ressa.sweep.kills import memory_kills_on
 from ressa.sweep.ledger import Again, Attempt, Ledger
 from ressa.sweep.local_ray import Session
 from ressa.sweep.places import bundle, said
@@ -47,6 +47,7 @@ class Watcher(Protocol):
     """Is told how the sweep goes, for people to see."""
 
     def planned(self, trials: int, finished: dict[str, Any], first: tuple[Again, ...]) -> None: ...
+    def started(self) -> None: ...
     def began(self, attempt: Attempt) -> None: ...
     def moved(self, attempt: Attempt, progress: Progress) -> None: ...
     def ended(self, attempt: Attempt, row: dict[str, Any]) -> None: ...
@@ -119,15 +120,6 @@ def _error_of(trial: Trial) -> Exception | None:
     return error
 
 
-def _memory_kills() -> int:
-    """Counts the processes that this machine has ended for lack of memory, as far as it tells."""
-    try:
-        lines = Path("/proc/vmstat").read_text().splitlines()
-    except OSError:
-        return 0
-    return sum(int(line.split()[1]) for line in lines if line.startswith("oom_kill "))
-
-
 class _GiveUp(BaseException):
     """Carries an error out of Tune, which logs or wraps every `Exception` and goes on."""
 
@@ -188,7 +180,10 @@ class StoreSearcher(Searcher):
         self._trials: list[Trial] = []
         self._deadlines: dict[str, float] = {}
         self._timed_out: set[str] = set()
-        self._kills = _memory_kills()
+        self._ran_on: dict[str, tuple[str, int]] = {}
+        """The node of a trial, and how many kills for memory it had counted when it began."""
+        self._kills: dict[str, int] = {}
+        """The same, by node, when the last of its deaths was looked into."""
         self._unplaced: dict[str, float] = {}
         """When a trial without a process will have waited for long."""
         self._waiting: set[str] = set()
@@ -291,6 +286,7 @@ class StoreSearcher(Searcher):
     @_ends_the_sweep
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Passes a trial's progress on."""
+        self._ran_on[trial_id] = result["ran_on"]
         progress = result.get("progress")
         if isinstance(progress, Progress):
             self._progress[trial_id] = progress
@@ -322,7 +318,7 @@ class StoreSearcher(Searcher):
         elif error or not (result or {}).get("done"):
             state, failure = self._what_happened(trial_id)
             if failure.stage == "store":
-                raise StoreError(failure.message)
+                self._check_store(failure)
             tables = rows.unsuccessful(attempt, failure, self._plan, started=started, state=state)
         else:
             tables = rows.succeeded(attempt, self._outcome(attempt), self._plan, started=started)
@@ -335,6 +331,16 @@ class StoreSearcher(Searcher):
     def _check_lease(self) -> None:
         if self._lease.lost:
             raise ConflictError("another driver took this sweep over; this one stops.")
+
+    def _check_store(self, failure: Failure) -> None:
+        """Tells a trial that could not use the store from a store that nobody can use.
+
+        Raises:
+            StoreError: it is full, or this process cannot write to it either.
+        """
+        if failure.kind != "node":
+            raise StoreError(failure.message)
+        self._store.objects.check_writable()
 
     def _what_happened(self, trial_id: str) -> tuple[str, Failure]:
         """Says how an attempt ended that did not come to its end: its state, and why."""
@@ -349,8 +355,7 @@ class StoreSearcher(Searcher):
         if isinstance(cause, AttemptFailed):
             state = "lost" if cause.failure.kind in ("node", "preempted") else "failed"
             return state, replace(cause.failure, micro_batch=last.micro_batch)
-        kind = "oom" if _memory_kills() > self._kills else kind_of_death(str(error))
-        self._kills = _memory_kills()
+        kind = "oom" if self._was_killed_for_memory(trial_id) else kind_of_death(str(error))
         why = {"oom": ": memory ran out", "preempted": ": its machine was wanted back"}
         message = f"the trial's process went away{why.get(kind, '')}"
         failure = Failure(
@@ -361,6 +366,19 @@ class StoreSearcher(Searcher):
             micro_batch=last.micro_batch,
         )
         return "lost", failure
+
+    def _was_killed_for_memory(self, trial_id: str) -> bool:
+        """Whether its node has ended a process for lack of memory since it began: its own, then.
+
+        Not one by which another trial's death was explained; and of a trial that had not reported
+        yet it is not known where it was.
+        """
+        node, before = self._ran_on.get(trial_id, (None, 0))
+        if node is None:
+            return False
+        before = max(before, self._kills.get(node, 0))
+        self._kills[node] = max(before, memory_kills_on(node))
+        return self._kills[node] > before
 
     def _so_far(self, attempt: Attempt, rung: Progress) -> Outcome:
         files = self._store.stages.get("rung", attempt.spec.rung_key(rung.step))

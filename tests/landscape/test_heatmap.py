@@ -42,6 +42,14 @@ def test_the_best_is_starred_once_per_map_and_named(sweep: SweepStore) -> None:
     assert re.search(r"★ t001  vision 0.5 language 0.500  98.3 ± 0.7, the best of 18", text)
 
 
+def test_each_map_stars_its_own_best(sweep: SweepStore) -> None:
+    frame = results_table(sweep)
+    searched = frame[frame["role"] == "search"]
+    text = "\n".join(_lines(sweep))
+    starred = [float(number) for number in re.findall(r"★(\d+\.\d)", text)]
+    assert starred == [round(100 * searched[state].max(), 1) for state in ("pruned", "repaired")]
+
+
 def test_budgets_are_listed_with_their_best(sweep: SweepStore) -> None:
     text = "\n".join(_lines(sweep))
     assert re.findall(r"budget (\S+): (\S+)", text) == [

@@ -9,7 +9,7 @@ import pytest
 
 from ressa.errors import NotFoundError, SpecError
 from ressa.landscape import orders
-from ressa.landscape.order import _signs, _tau
+from ressa.landscape.order import _allocations, _shown, _signs, _tau
 from ressa.landscape.tables import kendall
 from ressa.store import SweepStore, open_store
 
@@ -99,6 +99,36 @@ def test_a_swap_within_noise_is_counted_and_not_shown(tmp_path: Path) -> None:
     assert row["swapped_models"] == 0
     assert row["swapped_allocations"] is None, "one run says nothing of other seeds"
     assert row["high"] - row["low"] > 0.5
+
+
+def said(draw: np.random.Generator, scores: list[float]) -> np.ndarray:
+    """Five runs' answers to 100 pictures, right or wrong; runs scatter by half a point or so."""
+    shares = np.array(scores)[:, None, None] + draw.normal(0, 0.005, (len(scores), 5, 1))
+    return (draw.random((len(scores), 5, 100)) < shares).astype(float)
+
+
+def test_a_certain_swap_is_shown_among_hundreds_of_pairs() -> None:
+    """25 allocations make 300 pairs: each has to be 600 times as sure as one would alone."""
+    draw = np.random.default_rng(0)
+    before, after = said(draw, [0.25, 0.85]), said(draw, [0.85, 0.25])
+    swapped = np.array([[0, 1]])
+    assert _shown(before, after, swapped, _allocations, count=300, alpha=0.05) == 1
+    level = said(draw, [0.55, 0.55])
+    assert _shown(before, level, swapped, _allocations, count=300, alpha=0.05) == 0
+
+
+def test_no_swap_of_what_is_level_under_one_condition_is_shown() -> None:
+    """All 15 pairs of six allocations, certain before and level after: at most 5 % may have one."""
+    from itertools import combinations
+
+    draw = np.random.default_rng(1)
+    pairs = np.array([*combinations(range(6), 2)])
+    wrong = 0
+    for _ in range(5):
+        before, after = said(draw, [0.1, 0.25, 0.4, 0.6, 0.75, 0.9]), said(draw, [0.6] * 6)
+        swapped = pairs[[after[a].mean() > after[b].mean() for a, b in pairs]]
+        wrong += _shown(before, after, swapped, _allocations, count=15, alpha=0.05) > 0
+    assert wrong == 0
 
 
 def test_the_best_before_repair_is_asked_for_after_it(recorded: SweepStore) -> None:

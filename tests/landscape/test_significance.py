@@ -133,6 +133,18 @@ def test_p_is_the_level_at_which_the_bound_reaches() -> None:
     assert found.p_above(found.value) == pytest.approx(0.5, abs=0.02)
 
 
+@pytest.mark.parametrize("errors", [2, 10, 50])
+def test_p_has_no_least_value_and_is_students_where_only_seeds_differ(errors: float) -> None:
+    """Of one allocation against a known number, on the scale of CIDEr."""
+    from scipy.stats import t as student
+
+    runs = 2 + np.array([-1.0, 0.0, 1.0, -1.0, 1.0]) * 0.1
+    value = runs.mean() - errors * runs.std(ddof=1) / 5**0.5
+    found = allocations(np.repeat(runs[:, None], 50, axis=1), np.zeros((5, 50)))
+    assert found.p_above(value) == pytest.approx(student.sf(errors, 4), rel=0.03)
+    assert found.p_below(value) == pytest.approx(student.cdf(errors, 4), abs=3e-3)
+
+
 def test_fewer_seeds_reach_less_far() -> None:
     found = allocations(_drawn(0, 0.81), _drawn(1, 0.8))
     assert found.with_seeds(10).high(0.95) < found.high(0.95) < found.with_seeds(3).high(0.95)
@@ -143,6 +155,21 @@ def test_without_any_spread_a_difference_is_certain() -> None:
     found = allocations(np.full((3, 5), 0.25), np.zeros((3, 5)))
     assert (found.p_above(0), found.p_below(0), found.p_above(0.25)) == (0, 1, 1)
     assert found.low(0.95) == found.high(0.95) == 0.25
+
+
+def test_runs_that_scored_alike_do_not_say_that_all_would() -> None:
+    """Three runs at the ceiling, say, of an allocation that falls off a cliff now and then."""
+    draw = np.random.default_rng(0)
+    below = (draw.random((3, 100)) < 0.95).astype(float)
+    alike = np.ones((3, 100))
+    assert allocations(alike, below).p_above(0) > 0.01
+    nearly = alike.copy()
+    nearly[0, 0] = 0
+    assert allocations(nearly, below).p_above(0) > 0.01
+    same = draw.random((3, 100)) < np.array([[0.8], [0.9], [0.85]])
+    shifted = allocations(same - 0.25, same.astype(float))
+    assert not shifted.standard_error, "seed by seed the same difference"
+    assert shifted.p_below(0) > 0.001
 
 
 def test_swapped_allocations_differ_by_the_opposite() -> None:

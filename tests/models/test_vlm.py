@@ -3,6 +3,7 @@ import sys
 import weakref
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -44,6 +45,33 @@ def test_sharing_pictures_equals_repeating_them(vlm: VLM, task: EasyVQA) -> None
     with torch.no_grad():
         one, other = vlm.answer_logits(shared)[0], vlm.answer_logits(repeated)[0]
     assert torch.allclose(one, other, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", POCKET)
+def test_prompts_are_what_the_processor_makes_of_them_with_few_pictures_processed(
+    name: str, task: EasyVQA, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vlm = load_vlm(name)
+    processor, calls = type(vlm.processor), 0
+    ask = processor.__call__
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        return ask(*args, **kwargs)
+
+    distinct = {e.question: replace(e, image_id="train/10") for e in task.examples("train")}
+    examples = list(distinct.values())
+    monkeypatch.setattr(processor, "__call__", counted)
+    batch = vlm.encode(examples, task.image, answers=False)
+    monkeypatch.undo()
+    assert calls < 10 < len(examples)
+    for row, example in enumerate(examples):
+        text, picture = vlm.prompt(example.question), task.image("train/10")
+        wanted = vlm.processor(images=[picture], text=[text], return_tensors="pt")
+        is_text = batch.inputs["attention_mask"][row].bool()
+        for given in ("input_ids", "attention_mask"):
+            assert batch.inputs[given][row][is_text].equal(wanted[given][0])
 
 
 def test_padding_changes_no_logit_beyond_rounding(vlm: VLM, task: EasyVQA) -> None:

@@ -1,12 +1,14 @@
 """Trials that are killed, told to end, stuck or hopeless; sweeps stopped from elsewhere."""
 
 import os
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from ressa.store import open_store
 from tests.chaos.kills import Kill, strike, targets
 from tests.sweep.place import SMALL, Place, make_place, results, running_sessions
 from tests.sweep.waiting import wait_for
@@ -126,6 +128,33 @@ def test_a_killed_worker_ends_the_attempt_and_the_gang_is_made_anew(tmp_path: Pa
     assert (lost["state"], lost["failure_class"]) == ("lost", "node")
     assert succeeded["state"] == "succeeded"
     assert sorted(place.sweep.curves()["step"]) == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_damaged_stage_or_one_trials_store_trouble_does_not_end_the_sweep(
+    undisturbed: Place, tmp_path: Path
+) -> None:
+    text = SMALL.replace("name: small", "name: again").replace("parallel: 2", "parallel: 1")
+    text = text.replace("trials: 3", "trials: 1") + "retry: {attempts: 5}\nbaselines: []\n"
+    place, results_folder = make_place(tmp_path, text), tmp_path / "results"
+    shutil.copytree(undisturbed.folder / "results", results_folder)
+    shutil.rmtree(results_folder / "stages/outcome")
+    for part in results_folder.glob("stages/vision-mask/*/*-0*"):
+        content = bytearray(part.read_bytes())
+        content[-1] ^= 1
+        part.write_bytes(content)
+    spec, aside = results_folder / "sweeps/again/spec.yaml", tmp_path / "aside"
+    driver = place.start("run", "small.yaml")
+    wait_for(lambda: list(results_folder.glob("sweeps/again/proposals/*")))
+    spec.rename(aside)  # by which a trial tells whether its machine sees the store
+    wait_for(lambda: list(results_folder.glob("sweeps/again/trials/*")))
+    aside.rename(spec)
+    _, stderr = driver.communicate(timeout=900)
+    assert driver.returncode == 0, stderr
+    *lost, last = open_store(results_folder).sweep("again").attempts().to_dict("records")
+    assert last["state"] == "succeeded"
+    assert {(row["state"], row["failure_class"]) for row in lost} == {("lost", "node")}
+    assert "store" in {row["failure_stage"] for row in lost}
+    assert any("is damaged" in row["error"] for row in lost)
 
 
 @pytest.mark.slow

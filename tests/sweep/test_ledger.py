@@ -5,9 +5,12 @@ from typing import Any
 
 import pytest
 
+from ressa.cli.app import client
+from ressa.cli.running import board
 from ressa.errors import NotFoundError, SpecError
 from ressa.spec import spec_from_mapping
 from ressa.store import SweepStore, open_store
+from ressa.sweep.driver import resume
 from ressa.sweep.ledger import Attempt, Ledger, Redo
 from ressa.sweep.plan import SweepPlan, make_plan
 
@@ -58,6 +61,19 @@ def sweep(tmp_path: Path) -> Sweep:
     return Sweep(tmp_path)
 
 
+def test_a_client_is_not_told_that_a_finished_sweep_runs(
+    sweep: Sweep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(client, "taken", lambda: told.append("taken"))
+    ledger = sweep.driver()
+    for _ in range(3):
+        end(ledger, begin(ledger))
+    with board(sweep.plan.spec) as watcher:
+        resume(sweep.rows.store, "small", watcher)
+    assert told == []
+
+
 @pytest.mark.parametrize("kind", ["node", "preempted"])
 def test_an_attempt_that_went_away_is_made_again_until_its_tries_are_spent(
     sweep: Sweep, kind: str
@@ -101,6 +117,15 @@ def test_after_out_of_memory_the_micro_batch_is_halved_and_the_batch_kept(sweep:
     first, *later = sweep.rows.proposals().to_dict("records")
     assert attempt.earlier == (first["key"], later[0]["key"]), "whose checkpoints it goes on from"
     assert [row["micro_batch"] for row in later] == [16, 8]
+
+
+def test_memory_that_ran_out_beside_the_steps_of_repair_changes_nothing(sweep: Sweep) -> None:
+    ledger = sweep.driver()
+    first = begin(ledger)
+    end(ledger, first, "oom", failure_stage="repair, outside its steps", micro_batch=32)
+    again = begin(ledger)
+    assert again.attempt == 1
+    assert again.spec == first.spec
 
 
 def test_a_driver_in_between_changes_neither_the_count_nor_the_micro_batch(sweep: Sweep) -> None:

@@ -4,11 +4,12 @@ import json
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 
 from ressa.catalog import MODELS
 from ressa.errors import ConflictError, NotFoundError, SpecError, VerificationError
@@ -19,6 +20,7 @@ from ressa.store import SweepStore, open_store
 from ressa.sweep import rows, shipping
 from ressa.sweep.ledger import Attempt
 from ressa.sweep.plan import SweepPlan, make_plan
+from ressa.sweep.shared import collect
 from ressa.sweep.shipping import export
 from ressa.trial import run
 
@@ -136,6 +138,23 @@ def test_what_the_store_no_longer_holds_is_made_again_to_the_same_bits(
     shutil.rmtree(tmp_path / "t000")
     assert ship(sweep, "t000", told)["matrices"] == said["matrices"]
     assert not [text for text in told if "made again" in text], "it was left for the next time"
+
+
+def test_of_two_drivers_adapters_those_of_the_outcome_that_counts_are_exported(
+    sweep: SweepStore, told: list[str], tmp_path: Path
+) -> None:
+    """A second driver ran the trial beside the first: on GPUs it comes to other bits."""
+    stages, trial = sweep.store.stages, sweep.trials().set_index("trial").loc["t000"]
+    (own,) = [key for key in stages.keys("adapters") if key.startswith(trial["key"])]
+    tensors = safetensors.torch.load(stages.get("adapters", own)["content"])
+    other = {name: tensor + 1 for name, tensor in tensors.items()}
+    second = f"{trial['key']}-{'0' * 64}"
+    stages.put("adapters", second, {"content": safetensors.torch.save(other)})
+    said = ship(sweep, "t000", told)
+    assert said["checked"]["adapters_hash"] == trial["adapters_hash"]
+    assert "read again: the same bits" in said["checked"]["how"]
+    collect(sweep.store, older_than=timedelta(0))
+    assert stages.keys("adapters") == []
 
 
 def with_row(sweep: SweepStore, trial: str, **changes: Any) -> None:
