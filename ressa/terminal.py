@@ -3,7 +3,7 @@
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from enum import StrEnum
 from io import TextIOWrapper
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from ressa.console import SafeConsole, but_colours
 from ressa.errors import RessaError, SpecError
 
 if TYPE_CHECKING:
@@ -82,28 +83,36 @@ def draw(shown: RenderableType) -> None:
     with _explained(), console.capture() as captured:
         console.print(shown)
     lines = captured.get().split("\n")
-    write("\n".join(lines if console.is_terminal else map(str.rstrip, lines)))
+    put("\n".join(lines if console.is_terminal else map(str.rstrip, lines)))
 
 
 @contextmanager
 def live() -> Iterator[Callable[[Sequence[RenderableType]], None]]:
-    """Shows data that change: in place on a terminal, elsewhere each state once."""
+    """Shows data that change, each state once: on a terminal in place.
+
+    A state that stays is not written again: of a sweep that is followed for days on a cluster all
+    that was written is transferred at each look.
+    """
     console = _data()
-    if console.is_terminal:
-        with Live(console=console, auto_refresh=False) as shown:
-            yield lambda parts: shown.update(Group(*parts), refresh=True)
-        return
-    last: list[str] = []
+    place = Live(console=console, auto_refresh=False) if console.is_terminal else nullcontext()
+    last = ""
+    with place as shown:
 
-    def again(parts: Sequence[RenderableType]) -> None:
-        with console.capture() as captured:
-            console.print(*parts, sep="\n")
-        text = captured.get()
-        if [text] != last:
-            last[:] = [text]
-            write("\n".join(map(str.rstrip, text.split("\n"))))
+        def again(parts: Sequence[RenderableType]) -> None:
+            nonlocal last
+            page = _data()
+            with page.capture() as captured:
+                page.print(*parts, sep="\n")
+            text = captured.get()
+            if text == last:
+                return
+            last = text
+            if shown is not None:
+                shown.update(Group(*parts), refresh=True)
+            else:
+                write("\n".join(map(str.rstrip, text.split("\n"))))
 
-    yield again
+        yield again
 
 
 def width() -> int:
@@ -112,7 +121,12 @@ def width() -> int:
 
 
 def write(text: str) -> None:
-    """Writes data at once: a full disk shows here, not when Python ends."""
+    """Writes data; on a terminal they may colour it, and do nothing else to it."""
+    put(but_colours(text) if _data().is_terminal else text)
+
+
+def put(text: str) -> None:
+    """Writes text as it is, at once: a full disk shows here, not when Python ends."""
     with _explained():
         sys.stdout.write(text)
         sys.stdout.flush()
@@ -159,11 +173,11 @@ def explain(facts: Iterable[tuple[str, str]]) -> None:
 
 def words() -> Console:
     """Returns where words go."""
-    return Console(stderr=True, highlight=False)
+    return SafeConsole(stderr=True, highlight=False)
 
 
 def _data() -> Console:
-    console = Console()
+    console = SafeConsole()
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = _UNCUT
     return console

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import pytest
 from ressa.cli import main
 from ressa.spec import load_spec
 from ressa.store import SweepStore, open_store
+from ressa.terminal import live
 from tests.landscape.conftest import commit
 
 ROOT = Path(__file__).parents[1]
@@ -531,6 +533,45 @@ def test_a_reader_that_has_enough_ends_nothing_badly(
     with os.fdopen(write, "w") as pipe:
         monkeypatch.setattr(sys, "stdout", pipe)
         assert ressa("results", "quickstart", "-o", output) == Said(0, "", words)
+
+
+def test_what_stays_is_not_written_again(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for terminal in ("1", ""):
+        monkeypatch.setenv("FORCE_COLOR", terminal)
+        with live() as shown:
+            for text, is_new in (("one", True), ("one", False), ("two", True)):
+                shown([text])
+                assert (text in capsys.readouterr().out) == is_new
+
+
+STEERING = "x\x1b]0;owned\x07\x1b[2J\x9b2J\x00\x1b[8m\rvanished"
+
+
+def test_no_string_of_a_store_steers_the_terminal(
+    ressa: Ressa, sweep: SweepStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = {"role": "search", "number": 5, "state": "failed", "failure_stage": "repair"}
+    row |= {"failure_class": "numeric", "error": STEERING, "vision_target": "\x1b[2J"}
+    sweep.commit("trials", [row], trial="t005", epoch=1)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "200")
+    for arguments in (
+        ["status", "quickstart"],
+        ["results", "quickstart"],
+        ["results", "quickstart", "-o", "csv", "--columns", "vision"],
+        ["query", "SELECT error FROM trials", "-o", "csv"],
+        ["query", "SELECT error FROM trials"],
+        ["results", STEERING],
+    ):
+        said = ressa(*arguments)
+        left = re.sub(r"\x1b\[[\d;]*m", "", said.out + said.err)
+        assert re.findall(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", left) == [], arguments
+    monkeypatch.delenv("FORCE_COLOR")
+    sql = "SELECT error FROM trials WHERE trial = 't005'"
+    (kept,) = json.loads(ressa("query", sql, "-o", "json").out)
+    assert kept["error"] == STEERING  # a file or pipe has what is there
 
 
 def test_ctrl_c_ends_a_long_query(ressa: Ressa, sweep: SweepStore) -> None:

@@ -11,6 +11,7 @@ import pandas
 import pytest
 
 from ressa.cli import relay
+from ressa.cli.answer import longest_seconds
 from ressa.cli.relay import passed_on
 from ressa.errors import ClusterError, StoreError
 from ressa.store import SweepStore
@@ -80,6 +81,7 @@ def test_options_travel_as_they_were_given(
         (["submit", QUICKSTART, "--address", AT], "or set RESSA_STORE"),
         (["submit", QUICKSTART], "submit needs a cluster"),
         (["ls", "--address", "10.0.0.1:6379", "--store", "/s"], "the dashboard of a Ray's head"),
+        (["report", "quickstart", "--watch", "--store", "/s", "--address", AT], "cluster's head"),
         (["run", QUICKSTART, "--address", AT], "`ressa submit` sends a sweep"),
         (["resume", "quickstart", "--address", AT], "the store must be named"),
     ],
@@ -185,6 +187,17 @@ def test_the_file_that_was_asked_for_comes_or_its_lack_is_said(tmp_path: Path) -
         passed_on(frames, folder, file="other.svg")
     with pytest.raises(StoreError, match="cannot write"):
         passed_on(frames, folder / "map.svg", file="map.svg")
+
+
+def test_a_sweep_may_be_followed_for_days() -> None:
+    assert {longest_seconds(verb) for verb in ("watch", "logs", "stop", "cancel")} == {7 * 86_400}
+    assert longest_seconds("query") == 3600
+
+
+def test_a_sweep_that_a_driver_holds_is_told_from_one_that_ended(tmp_path: Path) -> None:
+    ended = Frame("exit", b"0")
+    assert passed_on([Frame("taken"), ended], tmp_path, until="taken") is None
+    assert passed_on([ended], tmp_path, until="taken") == 0
 
 
 def test_a_file_goes_where_it_was_asked_for_whatever_its_name_says(tmp_path: Path) -> None:

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 LONGEST_SECONDS = 3600
 """After so long a job that nobody may be waiting for any more ends by itself."""
+FOLLOWING = ("watch", "logs", "stop", "cancel")
+FOLLOWING_SECONDS = 7 * 24 * 3600
+"""Verbs that may wait for the end of a sweep or trial, and end with it, have so long."""
 
 
 class _Frames:
@@ -118,7 +121,7 @@ def _run(request: Request, frames: _Frames) -> int:
         client.taken = lambda: frames.send("taken")
         words[1:1] = ["--address", os.environ["RAY_ADDRESS"]]
     else:
-        ending = threading.Timer(LONGEST_SECONDS, os._exit, (130,))
+        ending = threading.Timer(longest_seconds(words[0]), os._exit, (130,))
         ending.daemon = True
         ending.start()
     client.address, client.ray = request.told_address, os.environ.get("RAY_ADDRESS")
@@ -134,6 +137,11 @@ def _run(request: Request, frames: _Frames) -> int:
         traceback.print_exc()
         return 1
     return 0
+
+
+def longest_seconds(verb: str) -> int:
+    """After how long a verb ends by itself, in case its client has gone."""
+    return FOLLOWING_SECONDS if verb in FOLLOWING else LONGEST_SECONDS
 
 
 if __name__ == "__main__":

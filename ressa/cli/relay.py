@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ressa.errors import ClusterError, SpecError, StoreError
-from ressa.terminal import Output, check_takes, say, write, write_bytes
+from ressa.terminal import Output, check_takes, put, say, write, write_bytes
 
 if TYPE_CHECKING:
     from ressa.sweep.jobs import Frame, Head, Request
@@ -50,6 +50,12 @@ def relayed(verb: Callable[..., None]) -> Callable[..., None]:
     def call(context: typer.Context, address: str | None, **given: Any) -> None:
         if address is None:
             verb(**given)
+        elif given.get("watch"):
+            raise SpecError(
+                "--watch serves its page on the machine it runs on, which with --address is the "
+                "cluster's head. Without --watch the page is written here, once; or call it where "
+                "the store can be read, without --address and RESSA_ADDRESS."
+            )
         else:
             relay(address, context)
 
@@ -97,14 +103,14 @@ def relay(address: str, context: typer.Context) -> None:
 
 def passed_on(
     frames: Iterable["Frame"], folder: Path, *, file: str | None = None, until: str = "exit"
-) -> int:
+) -> int | None:
     """Writes an answer's output here, and its files into a folder; returns its exit code.
 
     Args:
         frames: of the answer.
         folder: where files go.
         file: the name of one that was asked for.
-        until: "taken" returns 0 as soon as a driver holds its sweep.
+        until: "taken" returns None as soon as a driver holds its sweep.
 
     Raises:
         StoreError: a file cannot be written here.
@@ -115,9 +121,9 @@ def passed_on(
     came = set()
     for frame in frames:
         if frame.kind == until == "taken":
-            return 0
+            return None
         if frame.kind == "out" and sys.stdout.isatty():
-            write(text["out"].decode(frame.content))
+            put(text["out"].decode(frame.content))
         elif frame.kind == "out":
             write_bytes(frame.content)  # it may be a Parquet file
         elif frame.kind == "err":
@@ -270,10 +276,14 @@ def follow(
         elif wait:
             code = passed_on(frames, Path())
         else:
-            code = passed_on(frames, Path(), until="taken")
+            unread = (one for one in frames if one.kind != "out")  # stdout is the name's
+            code = passed_on(unread, Path(), until="taken")
             if not code:
                 write(f"{name}\n")
+            if code is None:
                 say(f"it runs at {head.address} as job {job}, with or without this machine.")
+            elif not code:
+                say(f"{name} was finished before: nothing runs.")
     except KeyboardInterrupt:
         say(f"\n{name} runs on, as job {job}; `ressa cancel {name}` would end it.")
         raise

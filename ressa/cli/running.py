@@ -183,8 +183,7 @@ def board(spec: "SweepSpec") -> Iterator[Any]:
     class Telling(Board):
         """Also tells a client elsewhere, when there is one, that its sweep is in good hands."""
 
-        def planned(self, *about: Any) -> None:
-            super().planned(*about)
+        def started(self) -> None:
             client.taken()
 
     with Telling(spec, words()) as watcher:

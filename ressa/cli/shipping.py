@@ -126,7 +126,9 @@ def report(
         write_page(out, page(gathered()))
         say(f"wrote {out}")
         return
-    with serve(gathered, port=port, changed=lambda data: write_page(out, page(data))) as served:
+    with serve(
+        gathered, port=port, changed=lambda data: write_page(out, page(data)), failed=say
+    ) as served:
         say(f"{served.address} shows {sweep.name} and stays fresh, as does {out}; Ctrl-C ends it.")
         try:
             while True:

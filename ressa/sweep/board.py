@@ -77,6 +77,9 @@ class Board:
         if len(first) > _LISTED:
             self._say(f"… and {len(first) - _LISTED} more to run before anything new")
 
+    def started(self) -> None:
+        """Is told that something is left to do, and that the driver goes about it."""
+
     def began(self, attempt: Attempt) -> None:
         """Is told that an attempt started."""
         self._finished.pop(attempt.trial, None)  # of a trial that failed and is tried again

@@ -65,12 +65,11 @@ def run(
     Raises:
         SpecError: the file has faults. Otherwise as `start`.
     """
-    from rich.console import Console
-
+    from ressa.console import SafeConsole
     from ressa.sweep.board import Board
 
     resolved = spec if isinstance(spec, SweepSpec) else load_spec(Path(spec), sets).spec
-    with Board(resolved, Console(stderr=True)) as board:
+    with Board(resolved, SafeConsole(stderr=True)) as board:
         return start(resolved, board).trials()
 
 
@@ -187,6 +186,7 @@ def _drive(plan: SweepPlan, store: Store, sweep: SweepStore, watcher: Any, work:
         if work.grown:
             sweep.event("grown", work.grown, epoch=lease.epoch)
         sweep.commit("data", work.data, epoch=lease.epoch)
+        watcher.started()
         ended: Ended = "interrupted"
         try:
             with (

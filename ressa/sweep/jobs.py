@@ -12,7 +12,7 @@ import re
 import shlex
 import time
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -30,6 +30,8 @@ _LOST_SECONDS = 60.0
 """How long a head that stops answering is asked again, while a job is followed."""
 _QUICK, _SLOW = 0.2, 3.0
 """Seconds between two looks at a job's log: at first, and when it has said nothing for long."""
+_TRIES = 30
+"""How often a driver's job is given a name that another client may take first."""
 _BYTES_A_SECOND = 1 << 19
 """A long log is read less often: each look transfers all of it."""
 _NOT_SENT = ["/*", "!/.", "!/ressa"]
@@ -183,15 +185,19 @@ class Head:
         """
         metadata = {_SWEEP: sweep, _STORE: store, _IDENTITY: identity or ""}
         environment = {} if code is None else {"working_dir": str(code), "excludes": _NOT_SENT}
-        place = f"{zlib.crc32(store.encode()):08x}"
-        while True:
+        stem = f"ressa-{sweep}-{zlib.crc32(store.encode()):08x}-"
+        for _ in range(_TRIES):
             with self._reached():
-                jobs = [job for job in self._client.list_jobs() if _is_of(job, sweep, store)]
-                live = [job for job in jobs if not job.status.is_terminal()]
+                jobs = self._client.list_jobs()
+                live = [
+                    job
+                    for job in jobs
+                    if _is_of(job, sweep, store) and not job.status.is_terminal()
+                ]
                 if live:
                     _check_same(live[0], sweep, identity)
                     return str(live[0].submission_id), True
-                name = f"ressa-{sweep}-{place}-{len(jobs) + 1}"
+                name = next_name(stem, [str(job.submission_id) for job in jobs])
             try:
                 job = self._submit(
                     entrypoint=_entrypoint(request),
@@ -199,9 +205,11 @@ class Head:
                     metadata=metadata,
                     runtime_env=environment,
                 )
-            except _Taken:  # another client was quicker
+            except _Taken:  # another client was quicker, and its job will be listed
+                time.sleep(_QUICK)
                 continue
             return job, False
+        raise ClusterError(f"{self.address} says that the job {name} exists, and does not list it.")
 
     def _submit(self, **job: Any) -> str:
         """Hands in a job; returns its id."""
@@ -282,6 +290,12 @@ def _headers() -> dict[str, str]:
         return dict(get_auth_headers_if_auth_enabled({}))
     except (AuthenticationError, RuntimeError) as error:
         raise ClusterError(f"{_why(error).partition('. ')[0]}. {TOKEN}") from error
+
+
+def next_name(stem: str, names: Iterable[str]) -> str:
+    """Returns the name after the last of those that are a stem and a number; some may be gone."""
+    numbers = [name.removeprefix(stem) for name in names if name.startswith(stem)]
+    return f"{stem}{max((int(one) for one in numbers if one.isdecimal()), default=0) + 1}"
 
 
 def _entrypoint(request: Request) -> str:

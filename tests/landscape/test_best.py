@@ -44,7 +44,7 @@ def test_without_a_standard_error_the_best_alone_is_within_one(repeated: SweepSt
     rows = repeated.read("trials").to_pylist()
     for row in rows:
         row |= {"score_pruned_se": None}
-        repeated.commit("trials", [row], trial=row["trial"], epoch=2)
+        repeated.commit("trials", [row], trial=row["trial"], epoch=1, attempt=2)
     assert best_table(repeated, within="1se")["trial"].tolist() == ["t003"]
 
 

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -159,6 +160,42 @@ def test_it_is_served_to_this_machine_alone_and_says_whether_it_is_new(
     assert "t008" not in written[0]["trials"]["trial"]
     with pytest.raises(urllib.error.URLError):
         fetch(served.address)
+
+
+def test_a_look_that_fails_is_said_and_made_again(asked: SweepStore, monkeypatch) -> None:
+    monkeypatch.setattr("ressa.landscape.report.serving.EVERY", 0.2)
+    broken: list[Exception] = []
+    data, written, said = gather(asked), [], []
+    first_said, written_again = threading.Event(), threading.Event()
+
+    def gathered() -> dict[str, Any]:
+        if broken:
+            raise broken[0]
+        return data
+
+    def write(data: Any) -> None:
+        if len(written) == 1 and not first_said.is_set():
+            raise OSError("the disk is full")
+        written.append(data)
+        if len(written) == 2:
+            written_again.set()
+
+    def failed(why: str) -> None:
+        said.append(why)
+        first_said.set()
+
+    with serve(gathered, changed=write, failed=failed) as served:
+        data = data | {"spec": "other"}
+        assert first_said.wait(30)
+        assert written_again.wait(30)
+        assert said == ["not fresh: OSError: the disk is full"]
+        broken.append(ValueError("a file is half there\nmore"))
+        first_said.clear()
+        assert first_said.wait(30)
+        assert fetch(served.address)[0] == fetch(served.address + "data.json")[0] == 503
+        assert said[1:] == ["not fresh: ValueError: a file is half there"]
+        broken.clear()
+        assert fetch(served.address)[0] == 200
 
 
 def test_the_verb_writes_it(asked: SweepStore, tmp_path: Path, monkeypatch, capsys) -> None:

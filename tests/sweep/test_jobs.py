@@ -5,7 +5,7 @@ import socket
 import pytest
 
 from ressa.errors import ClusterError, SpecError
-from ressa.sweep.jobs import Frame, Head, Request
+from ressa.sweep.jobs import Frame, Head, Request, next_name
 from ressa.sweep.joined_ray import joined_ray
 from ressa.sweep.versions import CODE, differences, installed
 
@@ -45,6 +45,12 @@ def test_versions_that_differ_are_named_and_what_the_client_lacks_is_not() -> No
         f"torch {here['torch']} here, 1.0 on the cluster",
         f"optuna {here['optuna']} here, none on the cluster",
     ]
+
+
+def test_a_name_is_new_though_earlier_jobs_were_deleted() -> None:
+    names = ["ressa-s-0a-2", "ressa-s-0a-10", "ressa-s-0a-x", "ressa-s-0b-99", "None"]
+    assert next_name("ressa-s-0a-", names) == "ressa-s-0a-11"
+    assert next_name("ressa-t-0a-", names) == "ressa-t-0a-1"
 
 
 def test_an_address_that_cannot_be_one_is_refused() -> None:

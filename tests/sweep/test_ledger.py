@@ -5,9 +5,12 @@ from typing import Any
 
 import pytest
 
+from ressa.cli.app import client
+from ressa.cli.running import board
 from ressa.errors import NotFoundError, SpecError
 from ressa.spec import spec_from_mapping
 from ressa.store import SweepStore, open_store
+from ressa.sweep.driver import resume
 from ressa.sweep.ledger import Attempt, Ledger, Redo
 from ressa.sweep.plan import SweepPlan, make_plan
 
@@ -56,6 +59,19 @@ def begin(ledger: Ledger) -> Attempt:
 @pytest.fixture
 def sweep(tmp_path: Path) -> Sweep:
     return Sweep(tmp_path)
+
+
+def test_a_client_is_not_told_that_a_finished_sweep_runs(
+    sweep: Sweep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(client, "taken", lambda: told.append("taken"))
+    ledger = sweep.driver()
+    for _ in range(3):
+        end(ledger, begin(ledger))
+    with board(sweep.plan.spec) as watcher:
+        resume(sweep.rows.store, "small", watcher)
+    assert told == []
 
 
 @pytest.mark.parametrize("kind", ["node", "preempted"])

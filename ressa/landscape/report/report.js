@@ -570,7 +570,8 @@ async function look() {
       everything();
       $("scroll").scrollTop = at;
     }
-    $("fresh").textContent = `looked at ${new Date().toLocaleTimeString()}`;
+    const at = new Date().toLocaleTimeString();
+    $("fresh").textContent = answer.status === 503 ? await answer.text() : `looked at ${at}`;
   } catch {
     $("fresh").textContent = "the server is gone: this is the last that it said";
   }

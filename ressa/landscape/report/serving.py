@@ -33,23 +33,36 @@ class _Latest:
         self._gather, self._changed = gather, changed
         self._lock = threading.Lock()
         self._read_at = float("-inf")
+        self._told = ""  # the version that `changed` took
         self.data: Mapping[str, Any] = {}
         self.version = ""
 
     def look(self) -> None:
-        """Reads the store again, unless somebody just did."""
+        """Reads the store again, unless somebody just did, and tells of what is new.
+
+        What cannot be told, since a disk is full, say, is told at the next look.
+        """
         with self._lock:
-            if time.monotonic() - self._read_at < EVERY / 2:
-                return
-            data = self._gather()
-            # When it was read changes each time, and nothing else by itself.
-            rest = [(name, value) for name, value in data["provenance"] if name != "read"]
-            text = json.dumps({**data, "provenance": rest}, sort_keys=True)
-            version = hashlib.sha256(text.encode()).hexdigest()
-            self.data, self._read_at = data, time.monotonic()
-            if version != self.version:
-                self.version = version
+            if time.monotonic() - self._read_at >= EVERY / 2:
+                self._read()
+            if self.version != self._told:
                 self._changed()
+                self._told = self.version
+
+    def _read(self) -> None:
+        data = self._gather()
+        # When it was read changes each time, and nothing else by itself.
+        rest = [(name, value) for name, value in data["provenance"] if name != "read"]
+        text = json.dumps({**data, "provenance": rest}, sort_keys=True)
+        self.version = hashlib.sha256(text.encode()).hexdigest()
+        self.data, self._read_at = data, time.monotonic()
+
+
+def _why(error: Exception) -> str:
+    """Says in one line why a look failed."""
+    line = next(iter(str(error).strip().splitlines()), "")
+    kind = "" if isinstance(error, RessaError) else f"{type(error).__name__}: "
+    return f"not fresh: {kind}{line}"
 
 
 @contextmanager
@@ -58,16 +71,20 @@ def serve(
     *,
     port: int = 0,
     changed: Callable[[Mapping[str, Any]], None] | None = None,
+    failed: Callable[[str], None] = lambda why: None,
 ) -> Iterator[Served]:
     """Serves a report on the loopback interface alone, until the end of the block.
+
+    A look that fails is tried again at the next; until then pages are answered 503 and why.
 
     Args:
         gather: reads the data anew.
         port: where; 0 takes a free one.
         changed: is told the data whenever they have changed, and at the beginning.
+        failed: is told why looks fail, once for as long as they fail alike.
 
     Raises:
-        RessaError: the port is taken.
+        RessaError: the port is taken. Otherwise as `gather` and `changed` at the beginning.
     """
     latest = _Latest(gather, lambda: changed(latest.data) if changed is not None else None)
     latest.look()
@@ -79,19 +96,24 @@ def serve(
             # Another site's name that leads here is not ours: its page must not read the sweep.
             if (self.headers.get("Host") or "").rpartition(":")[0] not in _NAMES:
                 self._answer(403, b"", "text/plain")
-            elif self.path == "/":
-                latest.look()
-                text = page(latest.data, watch=EVERY)
-                self._answer(200, text.encode(), "text/html; charset=utf-8")
-            elif self.path == "/data.json":
-                latest.look()
-                if self.headers.get("If-None-Match") == latest.version:
-                    self._answer(304, b"", "application/json")
-                else:
-                    text = json.dumps({**latest.data, "watch": EVERY}, allow_nan=False)
-                    self._answer(200, text.encode(), "application/json")
+            elif self.path in ("/", "/data.json"):
+                try:
+                    answer = self._looked()
+                except Exception as error:  # whatever it is, it may be over at the next look
+                    answer = (503, _why(error).encode(), "text/plain; charset=utf-8")
+                self._answer(*answer)
             else:
                 self._answer(404, b"", "text/plain")
+
+        def _looked(self) -> tuple[int, bytes, str]:
+            latest.look()
+            if self.path == "/":
+                text = page(latest.data, watch=EVERY)
+                return 200, text.encode(), "text/html; charset=utf-8"
+            if self.headers.get("If-None-Match") == latest.version:
+                return 304, b"", "application/json"
+            text = json.dumps({**latest.data, "watch": EVERY}, allow_nan=False)
+            return 200, text.encode(), "application/json"
 
         def _answer(self, code: int, content: bytes, kind: str) -> None:
             self.send_response(code)
@@ -116,11 +138,16 @@ def serve(
     stop = threading.Event()
 
     def keep() -> None:
+        last = ""
         while not stop.wait(EVERY):  # the file is kept fresh though no page looks
+            why = ""
             try:
                 latest.look()
-            except RessaError:
-                continue  # a store that cannot be reached may be again
+            except Exception as error:  # a store that cannot be reached may be again
+                why = _why(error)
+                if why != last:
+                    failed(why)
+            last = why
 
     keeping = threading.Thread(target=keep, daemon=True)
     keeping.start()
