@@ -4,7 +4,7 @@ Which trial finished first, and how often the driver was killed in between, cann
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, islice
@@ -89,9 +89,27 @@ class Proposer:
         """The keys of all distinct trials of the space; None if it cannot be listed."""
         if not self._size:
             return None
-        points = self._all()
-        runs = (self._run(point, run) for point in points for run in range(self._replicates))
-        return frozenset(filter(None, map(self._key, runs)))
+        return frozenset(filter(None, map(self._key, self._runs())))
+
+    def _runs(self) -> Iterator[dict[str, Any]]:
+        """Every run of every point of a space that can be listed."""
+        return (self._run(point, run) for point in self._all() for run in range(self._replicates))
+
+    def distinct(self, most: int, without: Collection[str]) -> int:
+        """Counts the distinct trials of the space beside some, no further than `most`.
+
+        A space that cannot be listed has as many as are asked for. The key of a point takes a
+        millisecond to work out, so that a large space is not listed for a few trials.
+        """
+        if not self._size:
+            return most
+        found = set[str]()
+        for key in map(self._key, self._runs()):
+            if len(found) == most:
+                break
+            if key is not None and key not in without:
+                found.add(key)
+        return len(found)
 
     def propose(self, number: int, trials: Sequence[Seen]) -> Proposal | None:
         """Proposes trial `number`, or None when there is nothing new to propose.
@@ -111,7 +129,7 @@ class Proposer:
         before = [trial.point for trial in trials[:: self._replicates]]
         keys = [self._key(point) for point in before]
         taken = frozenset(filter(None, keys))
-        if self._size and self._first_runs == taken:
+        if self._size and not self._has_more(taken):
             return None
         word, notes = self._learner.ask(number, trials)
         point = self._run(word, 0)
@@ -122,10 +140,9 @@ class Proposer:
             return None if near is None else Proposal(point=near, system_attrs=notes)
         return Proposal(point=point, system_attrs=notes)
 
-    @cached_property
-    def _first_runs(self) -> frozenset[str]:
-        points = (self._run(point, 0) for point in self._all())
-        return frozenset(filter(None, map(self._key, points)))
+    def _has_more(self, taken: frozenset[str]) -> bool:
+        keys = (self._key(self._run(point, 0)) for point in self._all())
+        return any(key is not None and key not in taken for key in keys)
 
     def _all(self) -> Iterator[dict[str, str]]:
         """Every point of a space that can be listed, without its runs."""

@@ -32,6 +32,12 @@ from ressa.sparsity import (
 from ressa.spec.constraints import parse_constraint
 from ressa.spec.data import HUB, SPLITS
 from ressa.spec.deepspeed import deepspeed_faults
+from ressa.spec.exclusive import (
+    Conflict,
+    precision_conflicts,
+    repair_conflicts,
+    training_conflicts,
+)
 from ressa.spec.faults import explain
 from ressa.spec.points import (
     CALIBRATION,
@@ -143,71 +149,18 @@ def _check_repair_data(spec: SweepSpec) -> Iterator[Problem]:
 
 
 def _check_repair(spec: SweepSpec) -> Iterator[Problem]:
-    repair, workers = spec.repair, spec.resources.workers
-    if repair.warmup_steps > repair.steps:
-        message = f"the warm-up is part of steps ({repair.steps}), got {repair.warmup_steps}."
-        yield Problem(("repair", "warmup_steps"), message)
-    if repair.batch_size % workers:
-        message = f"must divide repair.batch_size ({repair.batch_size}), got {workers}."
-        yield Problem(("resources", "workers"), message)
-    elif repair.micro_batch and (repair.batch_size // workers) % repair.micro_batch:
-        message = (
-            f"must divide batch_size / workers = {repair.batch_size // workers}, "
-            f"got {repair.micro_batch}."
-        )
-        yield Problem(("repair", "micro_batch"), message)
-    if repair.dropout and repair.method not in ("lora", "none"):
-        message = (
-            f"{repair.method} has no place for dropout, got {repair.dropout}: its update meets no "
-            "input of its own. Leave it out, or take method lora."
-        )
-        yield Problem(("repair", "dropout"), message)
-    only = {"text": "language", "features": "vision"}.get(repair.objective)
-    if only is not None and repair.train != (only,) and repair.method != "none":
-        message = (
-            f"{repair.objective} trains {only} alone, got train: {', '.join(repair.train)}. Set "
-            f"repair.train to [{only}]."
-        )
-        yield Problem(("repair", "objective"), message)
-    if repair.distillation.reduction == "reference" and repair.zero_stage == 3:
-        message = (
-            "3 is for models that one worker cannot hold, and distillation.reduction reference "
-            "has each hold the whole dense model as its teacher. Set zero_stage to 2, or "
-            "reduction to token_mean."
-        )
-        yield Problem(("repair", "zero_stage"), message)
+    yield from _problems(training_conflicts(spec))
 
 
 def _check_precision(spec: SweepSpec) -> Iterator[Problem]:
-    repair, on_gpus = spec.repair, bool(spec.resources.gpus_per_worker)
-    if repair.dtype == "float16" and not on_gpus:
-        message = (
-            "float16 is trained on GPUs alone (resources.gpus_per_worker is 0). "
-            "Choose bfloat16 or float32."
-        )
-        yield Problem(("repair", "dtype"), message)
-    elif repair.method != "none" and spec.model.dtype == "float16" != repair.dtype:
-        both = "Set repair.dtype to float16 too, or this" if on_gpus else "Set it"
-        message = (
-            "most gradients of a model in float16 vanish unless the loss is scaled, which "
-            f"repair.dtype {repair.dtype} does not. {both} to bfloat16 or float32."
-        )
-        yield Problem(("model", "dtype"), message)
-    if repair.offload == "cpu" and not on_gpus:
-        message = (
-            "cpu takes the optimiser's state off GPUs; without one (resources.gpus_per_worker is "
-            "0) it is in main memory as it is. Leave it out."
-        )
-        yield Problem(("repair", "offload"), message)
-    elif repair.offload == "cpu" and repair.zero_stage == 0 and repair.dtype == "float32":
-        yield Problem(("repair", "offload"), "cpu needs zero_stage 1, 2 or 3, got 0.")
-    if repair.zero_stage == 3 and repair.dtype != spec.model.dtype:
-        message = (
-            f"3 shares out frozen and trained weights together, of one type, got model.dtype "
-            f"{spec.model.dtype} and repair.dtype {repair.dtype}. Set them alike, or zero_stage "
-            "to 2."
-        )
-        yield Problem(("repair", "zero_stage"), message)
+    yield from _problems(precision_conflicts(spec))
+
+
+def _problems(conflicts: Iterable[Conflict], swept: Iterable[str] = ()) -> Iterator[Problem]:
+    """Turns conflicts into problems, but for those of several swept fields: points are judged."""
+    for one in conflicts:
+        if len(one.fields.intersection(swept)) < 2:
+            yield Problem(one.path, one.message)
 
 
 def _check_resources(spec: SweepSpec) -> Iterator[Problem]:
@@ -523,8 +476,7 @@ def _check_field(
 def _check_fields(spec: SweepSpec) -> Iterator[Problem]:
     yield from _check_prune(spec)
     yield from _check_repair_data(spec)
-    yield from _check_repair(spec)
-    yield from _check_precision(spec)
+    yield from _problems(repair_conflicts(spec), spec.space)
 
 
 def _check_size(spec: SweepSpec, name: str, entry: Choices | Range) -> Iterator[Problem]:

@@ -26,6 +26,7 @@ from ressa.sparsity import (
     tower_zeros,
 )
 from ressa.spec.constraints import parse_constraint, quantities
+from ressa.spec.exclusive import repair_conflicts
 from ressa.spec.schema import (
     Calibration,
     DataRef,
@@ -119,6 +120,9 @@ def apply_point(spec: SweepSpec, inventory: Inventory, point: Point) -> Effectiv
         raise SpecError(f"a value does not suit its field: {error}") from error
     for path, message in conflicts(spec.model_copy(update={"prune": prune})):
         raise InfeasibleAllocation(f"{'.'.join(map(str, path))}: {message}")
+    reason = _repair_reason(spec, fields)
+    if reason is not None:
+        raise InfeasibleAllocation(reason)
     prune, repair = _replicate(prune, repair, int(point.get(REPLICATE, 0)))
     allocation = allocate(spec, inventory, point)
     if "all" in _groups(prune) and allocation.vision.pattern is not None:
@@ -131,6 +135,16 @@ def apply_point(spec: SweepSpec, inventory: Inventory, point: Point) -> Effectiv
             if reason is not None:
                 raise InfeasibleAllocation(f"constraint {reason}")
     return effective
+
+
+def _repair_reason(spec: SweepSpec, fields: Mapping[str, Any]) -> str | None:
+    """Why a point's fields of repair cannot be together; None if they can."""
+    own = {name: value for name, value in fields.items() if name.startswith("repair.")}
+    if len(own) < 2:  # each by itself was judged with the file
+        return None
+    _, repair = override(spec, own)
+    found = next(repair_conflicts(spec.model_copy(update={"repair": repair})), None)
+    return None if found is None else f"{'.'.join(map(str, found.path))}: {found.message}"
 
 
 def _replicate(prune: Prune, repair: Repair, run: int) -> tuple[Prune, Repair]:
@@ -368,14 +382,19 @@ def grid_points(
     """
     names = [dimension.name for dimension in spec.dimensions]
     reasons: dict[tuple[str, ...], str | None] = {}  # by the coordinates that decide
-    deciding = [index for index, name in enumerate(names) if not name.startswith("repair.")]
+    joint: dict[tuple[str, ...], str | None] = {}  # likewise, of repair alone
+    of_repair = [name.startswith("repair.") for name in names]
     feasible, skipped = [], []
     for point in _grid(spec):
         values = tuple(point.values())
-        key = tuple(values[index] for index in deciding)
-        if key not in reasons:
+        own = tuple(value for value, is_own in zip(values, of_repair, strict=True) if is_own)
+        key = tuple(value for value, is_own in zip(values, of_repair, strict=True) if not is_own)
+        if own not in joint:
+            joint[own] = _repair_reason(spec, point)
+        reason = joint[own]
+        if reason is None and key not in reasons:
             reasons[key] = _reason(spec, inventory, point)
-        reason = reasons[key]
+        reason = reason or reasons[key]
         if reason is None:
             feasible.append(point)
         else:

@@ -238,11 +238,8 @@ class Ledger:
     @property
     def _wanted(self) -> int:
         """How many distinct trials the search is to run: `trials`, or all there are."""
-        distinct, trials = self._proposer.trials, self._plan.spec.search.trials
-        if distinct is None:
-            return trials
         baselines = {self._plan.baseline(name).key for name in self._plan.baselines}
-        return min(trials, len(distinct - baselines))
+        return self._proposer.distinct(self._plan.spec.search.trials, baselines)
 
     @property
     def _executions(self) -> int:

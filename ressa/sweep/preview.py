@@ -3,6 +3,7 @@ model is in the catalog.
 """
 
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -25,7 +26,7 @@ from ressa.sweep.shared import already_made, how_often, trials_of
 
 _MOST_POINTS = 200  # more rows are not read by anyone
 _DRAWN = 500  # points of a continuous space: their feasible share is good to a few per cent
-_MOST_KEYS = 10_000  # points whose stages are counted
+_MOST_LISTED = 10_000  # points of a space
 _NUMBER = re.compile(r"\d[\d.,]*")
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}  # of a weight
 
@@ -48,7 +49,7 @@ def preview(spec: SweepSpec) -> Preview:
     distinct = 0
     feasible: list[dict[str, str]] = []
     drawn: list[dict[str, str]] = []
-    if all(dimension.size is not None for dimension in spec.dimensions):
+    if _points(spec) <= _MOST_LISTED:
         feasible, skipped = grid_points(spec, plan.inventory)
         rows = [_row(plan, point) for point in feasible[:_MOST_POINTS]]
         distinct = len({plan.key_of(point) for point in feasible})
@@ -66,7 +67,7 @@ def preview(spec: SweepSpec) -> Preview:
         *_shared(plan, count, feasible),
         *_data_words(plan),
         *_unconfirmed(spec),
-        *cost_words(plan, count, (feasible or drawn)[:_MOST_KEYS]),
+        *cost_words(plan, count, feasible or drawn),
     ]
     return Preview(pandas.DataFrame(rows), facts)
 
@@ -115,11 +116,20 @@ def _with_data(plan: SweepPlan) -> tuple[SweepPlan, list[Fact]]:
     return plan, []
 
 
+def _points(spec: SweepSpec) -> float:
+    """Counts the points of a space, feasible or not; infinity of a continuous one."""
+    if spec.points is not None:
+        return len(spec.points) * spec.replicates
+    return math.prod(math.inf if axis.size is None else axis.size for axis in spec.dimensions)
+
+
 def _continuous(plan: SweepPlan) -> tuple[list[dict[str, str]], list[Fact]]:
     """Draws points evenly from a space that cannot be listed, and says how much is excluded."""
     from ressa.search.fixed import chance  # with optuna, which a base install lacks
 
-    facts = [("space", "continuous: the sampler draws from it")]
+    size = _points(plan.spec)
+    what = "continuous" if size == math.inf else f"{size:,.0f} points, too many to list"
+    facts = [("space", f"{what}: the sampler draws from it")]
     reasons, drawn = [], []
     for point in islice(chance(plan.spec.dimensions, 0), _DRAWN):
         try:
@@ -153,7 +163,7 @@ def _fields(point: Mapping[str, str]) -> str:
 def _shared(plan: SweepPlan, count: int, points: list[dict[str, str]]) -> list[Fact]:
     """What trials will share, how often each is made, and what is there already."""
     spec = plan.spec
-    known = list(trials_of(plan, points[:_MOST_KEYS]).values())
+    known = list(trials_of(plan, points).values())
     asked = how_often(known or [plan.baseline("dense_repaired")], plan.inventory)
     samples, repaired = spec.prune.calibration.samples, spec.repair.data
     questions = repaired.samples or "all"

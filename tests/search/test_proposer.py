@@ -160,6 +160,22 @@ def make_proposer_without(field: str, spec: SweepSpec) -> Proposer:
     return Proposer(spec, identify)
 
 
+def test_a_large_space_is_not_listed_for_a_few_trials() -> None:
+    axis = {"low": 0.1, "high": 0.9, "step": 0.01}
+    space = {"vision_sparsity": axis, "language_sparsity": axis}
+    spec = make_spec(space=space, budget=None, search={"sampler": "tpe", "trials": 20})
+    asked: list[str] = []
+
+    def identify(point: dict[str, str]) -> str:
+        asked.append(repr(point))
+        return asked[-1]
+
+    proposer = Proposer(spec, identify)
+    assert proposer.distinct(20, {"baseline"}) == 20
+    assert proposer.propose(0, []) is not None
+    assert len(asked) < 30
+
+
 @pytest.mark.parametrize("sampler", ["grid", "random", "qmc"])
 def test_samplers_that_look_at_nothing_visit_repeats_too(sampler: str) -> None:
     space = SPACE | {"prune.cycles": {"choices": [1, 2]}}

@@ -307,3 +307,32 @@ def test_a_margin_is_declared_and_may_be_declared_anew():
     other = spec_from_mapping(LISTED | {"verdict": {"margin": 0.5}}).spec
     assert one.verdict.margin == 1
     assert one.identity == other.identity
+
+
+def test_fields_of_repair_that_are_swept_together_are_judged_at_each_point(load, inventory):
+    text = (
+        "ressa: 1\nmodel: pocket-blip2\n"
+        "space: {vision_sparsity: 0.5, language_sparsity: 0.5, "
+        "repair.steps: {choices: [20, 100]}, repair.warmup_steps: {choices: [5, 50]}}\n"
+        "repair: {steps: 100, warmup_steps: 5}\n"
+    )
+    points, skipped = grid_points(load(text).spec, inventory)
+    asked = [(point["repair.steps"], point["repair.warmup_steps"]) for point in points]
+    assert asked == [("20", "5"), ("100", "5"), ("100", "50")]
+    ((point, reason),) = skipped
+    assert (point["repair.steps"], point["repair.warmup_steps"]) == ("20", "50")
+    assert reason.startswith("repair.warmup_steps: the warm-up is part of steps (20), got 50")
+
+
+def test_values_that_are_right_together_alone_can_be_swept(load, inventory):
+    text = (
+        "ressa: 1\nmodel: pocket-blip2\n"
+        "space: {vision_sparsity: 0.5, language_sparsity: 0.5, "
+        "repair.objective: {choices: [image_text, text]}, "
+        'repair.train: {choices: ["vision,connector,language", language]}}\n'
+    )
+    points, skipped = grid_points(load(text).spec, inventory)
+    asked = {(point["repair.objective"], point["repair.train"]) for point in points}
+    assert ("text", "language") in asked
+    assert ("text", "vision,connector,language") not in asked
+    assert len(skipped) == 1

@@ -198,3 +198,20 @@ def test_a_sweep_goes_on_with_the_commit_of_a_hub_model_that_it_began_with(tmp_p
     other = asked.model_copy(update={"model": model})
     with pytest.raises(ConflictError, match="they differ in model"):
         continued(sweep, other)
+
+
+def test_a_space_too_large_to_list_is_drawn_from() -> None:
+    axis = {"low": 0.1, "high": 0.9, "step": 0.01}
+    content = {
+        "ressa": 1,
+        "model": "pocket-llava",
+        "space": {"vision_sparsity": axis, "language_sparsity": axis},
+        "replicates": 3,
+        "search": {"sampler": "tpe", "trials": 5},
+        "constraints": ["sparsity >= 0.4"],
+    }
+    found = preview(spec_from_mapping(content).spec)
+    assert found.points.empty
+    said = [text for topic, text in found.facts if topic == "space"]
+    assert said[0] == "19,683 points, too many to list: the sampler draws from it"
+    assert said[1].startswith("of 500 points drawn from it ")
