@@ -1,6 +1,7 @@
 """Two trials, or two sweeps allocation by allocation, paired by the questions both answered."""
 
 from collections.abc import Mapping
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 from ressa.errors import NotFoundError, SpecError, did_you_mean
@@ -144,6 +145,12 @@ def _allocations(sweep: SweepStore) -> Mapping[tuple[Any, ...], dict[str, str]]:
         number = run[0].strip() if run else ""
         shared = None if isinstance(row["vision"], str) else row["budget"]  # by both towers
         options = RUN.sub("", row["options"]).strip()
-        key = (row["vision"], row["language"], shared, options)
+        key = (_asked(row["vision"]), _asked(row["language"]), shared, options)
         found.setdefault(key, {})[number] = row["trial"]
     return found
+
+
+def _asked(target: Any) -> Any:
+    """A target as it is matched: a line's exact fraction, 19661/49152, is 0.4 to three decimals."""
+    is_share = isinstance(target, str) and ":" not in target
+    return f"{float(Fraction(target)):.3f}" if is_share else target

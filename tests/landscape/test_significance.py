@@ -7,6 +7,7 @@ import pytest
 
 from ressa.errors import NotFoundError, SpecError
 from ressa.landscape import Allocated, compare, judge
+from ressa.landscape.compare import _asked
 from ressa.landscape.items import Items, read_items
 from ressa.landscape.significance import allocations, holm, mcnemar, same_checkpoints
 from ressa.landscape.verdicts import EQUAL_QUESTION, LANGUAGE_QUESTION
@@ -331,6 +332,16 @@ def test_sweeps_of_one_sparsity_for_both_towers_are_compared_at_each(tmp_path: P
         ("one/t000", "other/t001", 0.3),
         ("one/t001", "other/t000", 0.7),
     ]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [("19661/49152", "0.4", True), ("0.4", "0.41", False), ("2:4", "0.5", False)],
+)
+def test_allocations_are_matched_by_what_was_asked_to_three_decimals(
+    one: str, other: str, same: bool
+) -> None:
+    assert (_asked(one) == _asked(other)) is same
 
 
 @pytest.mark.parametrize(
