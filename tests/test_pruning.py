@@ -42,7 +42,7 @@ def taken_by(plan: SweepPlan) -> dict[str, str]:
 
 
 def pruned(spec: TrialSpec, store: Path) -> tuple[str, dict[str, list[LayerReport]]]:
-    steps = trial.remake(spec, str(store))
+    steps = trial.remake(spec, str(store), None)
     while True:
         try:
             next(steps)

@@ -76,7 +76,7 @@ def check(
         raise UnknownNameError("task that reads files", task, known)
     given = {"task": task, "path": path, "on_bad_item": "skip"} | dict(fields or {})
     if task == "retrieval":
-        given.setdefault("model", "not asked here")
+        given.setdefault("model", "nobody/asks-it-here")
     if layout is None:
         layout = _detected(given, formats)
     opened = _open(given | {"format": layout})

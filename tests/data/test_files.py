@@ -85,7 +85,7 @@ def test_nocaps_gives_each_picture_its_domain(tmp_path):
 
 def test_flickr_gives_a_caption_each_to_retrieve(tmp_path):
     root = published.karpathy(tmp_path, name="flickr30k", pictures=4)
-    task = open_("retrieval", "karpathy", root, model="matching")
+    task = open_("retrieval", "karpathy", root, model="org/matching")
     examples = task.examples("test")
     assert len(examples) == 8
     assert examples[0].image_id == examples[0].answer == "flickr30k/1000009"

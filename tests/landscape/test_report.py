@@ -86,7 +86,7 @@ def test_it_says_what_was_asked_found_and_failed(kept: SweepStore) -> None:
     assert len(data["curves"]) == 7
     assert len(data["layers"]["t000"]) == 12
     assert data["verdicts"] == []
-    assert {line["name"] for line in data["along"]} == {"50 % of all weights zero"}
+    assert {line["name"] for line in data["along"]} == {"budget 0.5"}
     ends = [end for best in data["charts"]["repaired"]["bests"] for end in best["ends"]]
     assert all(0 <= sparsity <= 1 for end in ends for sparsity in end)
     (failure,) = data["failures"]

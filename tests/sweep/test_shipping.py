@@ -285,4 +285,4 @@ def test_the_verbs_say_what_they_did_and_exit_as_documented(
     code, said = ressa("verify", "model")
     assert code == 7
     assert "1 fault\n- a file is missing: chat_template.jinja" in said
-    assert ressa("verify", "nowhere")[0] == 7
+    assert ressa("verify", "nowhere")[0] == 3
