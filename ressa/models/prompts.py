@@ -6,7 +6,7 @@ mark in its tokens, or in front of them. Where two prompts have shown that, toke
 Dimensions: time = tokens of one prompt, with its picture.
 """
 
-from collections.abc import Sequence
+from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -86,7 +86,7 @@ class Recent(Generic[K, V]):
 
     def __init__(self, most: int = _MOST) -> None:
         self._most = most
-        self._values: dict[K, V] = {}
+        self._values: OrderedDict[K, V] = OrderedDict()
 
     def get(self, key: K) -> V | None:
         """Returns a value that is still here."""
@@ -98,6 +98,5 @@ class Recent(Generic[K, V]):
     def put(self, key: K, value: V) -> None:
         """Keeps a value, and lets go of those that were used before all others."""
         self._values[key] = value
-        oldest: Sequence[K] = list(self._values)[: max(0, len(self._values) - self._most)]
-        for key in oldest:
-            self._values.pop(key, None)
+        if len(self._values) > self._most:
+            self._values.popitem(last=False)

@@ -241,27 +241,22 @@ class VLM:
 
         The token that ends an answer counts as one of its tokens.
         """
-        places = self._answering(batch)
-        if places is None:
+        if batch.labels is None or not self._spares_logits(batch.labels):
             return self.at_answers(self.all_logits(batch), batch)
-        length = batch.labels.shape[1]  # type: ignore[union-attr]
+        places = (batch.labels[:, 1:] != NO_LABEL).any(dim=0).nonzero()[:, 0]
         # Counted from the end, as GIT's has places for the picture in front.
-        logits = self._logits(batch, logits_to_keep=places - length)
-        labels = batch.labels[:, places + 1]  # type: ignore[index]
+        logits = self._logits(batch, logits_to_keep=places - batch.labels.shape[1])
+        labels = batch.labels[:, places + 1]
         kept = labels != NO_LABEL
         return logits[kept], labels[kept]
 
-    def _answering(self, batch: Batch) -> Int[Tensor, " place"] | None:
-        """Where a decoder predicts answer tokens, if logits of all else are much to be spared."""
-        if batch.labels is None or self.has_encoder:
-            return None
+    def _spares_logits(self, labels: Int[Tensor, "batch time"]) -> bool:
+        """Whether logits where no answer token is predicted are many, and can be left out."""
         parameter = inspect.signature(self.model.forward).parameters.get("logits_to_keep")
-        if parameter is None or "Tensor" not in str(parameter.annotation):
-            return None
+        if self.has_encoder or parameter is None or "Tensor" not in str(parameter.annotation):
+            return False
         vocabulary = getattr(self.model.config.get_text_config(), "vocab_size", 0)
-        if batch.labels.numel() * vocabulary * self.model.dtype.itemsize <= _ALL_LOGITS:
-            return None
-        return (batch.labels[:, 1:] != NO_LABEL).any(dim=0).nonzero()[:, 0]
+        return bool(labels.numel() * vocabulary * self.model.dtype.itemsize > _ALL_LOGITS)
 
     def at_answers(
         self, logits: Float[Tensor, "batch time vocabulary"], batch: Batch

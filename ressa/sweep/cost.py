@@ -30,7 +30,8 @@ VISION_POSITIONS = 257  # 224 pixels in patches of 14, and the class token
 LANGUAGE_POSITIONS = 64  # 32 of the picture's, and a short text
 ANSWER_TOKENS = 8
 PAIR_FLOPS = 2 * 105e6 * 52  # one caption matched with one picture: a Q-Former on 32 + 20 positions
-_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+"""Of a weight, by its type."""
 
 # Questions (or captions, or pictures to caption) and pictures of published splits.
 _SIZES = {
@@ -76,7 +77,7 @@ def estimate(plan: SweepPlan, trials: int, points: Sequence[Mapping[str, str]]) 
     known = list(of_points.values()) or [plan.baseline("dense_repaired")]
     spec, parts = plan.spec, plan.inventory.parameters
     vision, language = parts["vision"], parts["language"]
-    weight = _BYTES[spec.model.dtype]
+    weight = BYTES[spec.model.dtype]
     forward = 2.0 * (vision * VISION_POSITIONS + language * LANGUAGE_POSITIONS)
     repairs = spec.repair.method != "none"
     scored = [_scoring_flops(plan, ref) for ref in spec.evaluate]
@@ -165,7 +166,7 @@ def statistics_bytes(layers: Sequence[LayerShape], taken: Need) -> float:
 
 def _mask_bytes(plan: SweepPlan, trials: int, known: Sequence[TrialSpec]) -> float:
     """Estimates what masks take in the store, those that trials share once."""
-    weight, found = _BYTES[plan.spec.model.dtype], {}
+    weight, found = BYTES[plan.spec.model.dtype], {}
     for trial in known:
         for tower, key in mask_keys(trial, NO_VERSIONS).items():
             wanted = trial.tower(tower)
@@ -204,7 +205,7 @@ def _writing_seconds(plan: SweepPlan, ref: DataRef) -> float:
     if source is not None and source.task not in ("vqa", "captioning"):
         return 0.0
     passes = 2 * _size(plan, ref)[0] / (source.batch_size if source else 256) * ANSWER_TOKENS
-    weight = _BYTES[plan.spec.model.dtype]
+    weight = BYTES[plan.spec.model.dtype]
     return passes * plan.inventory.parameters["language"] * weight / (TERABYTES * 1e12)
 
 

@@ -20,7 +20,7 @@ from ressa.sparsity import TOWERS, Inventory
 from ressa.spec import ModelRef, SweepSpec, grid_points
 from ressa.spec.space import SPARSITIES, SPARSITY
 from ressa.store import open_store
-from ressa.sweep.cost import Fact, cost_words
+from ressa.sweep.cost import BYTES, Fact, cost_words
 from ressa.sweep.plan import SweepPlan, inventory_of, make_plan
 from ressa.sweep.shared import already_made, how_often, trials_of
 
@@ -28,7 +28,6 @@ _MOST_POINTS = 200  # more rows are not read by anyone
 _DRAWN = 500  # points of a continuous space: their feasible share is good to a few per cent
 _MOST_LISTED = 10_000  # points of a space
 _NUMBER = re.compile(r"\d[\d.,]*")
-_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}  # of a weight
 
 
 @dataclass(frozen=True)
@@ -212,7 +211,7 @@ def _made(plan: SweepPlan, trials: list[TrialSpec]) -> dict[str, int]:
 def _live_teacher(plan: SweepPlan) -> list[Fact]:
     """What a teacher takes that is not a stage."""
     spec = plan.spec
-    weight = _BYTES[spec.model.dtype] / 2**30
+    weight = BYTES[spec.model.dtype] / 2**30
     if spec.repair.method == "none":
         return []
     if spec.repair.objective == "features":

@@ -65,29 +65,8 @@ def _why(error: Exception) -> str:
     return f"not fresh: {kind}{line}"
 
 
-@contextmanager
-def serve(
-    gather: Callable[[], Mapping[str, Any]],
-    *,
-    port: int = 0,
-    changed: Callable[[Mapping[str, Any]], None] | None = None,
-    failed: Callable[[str], None] = lambda why: None,
-) -> Iterator[Served]:
-    """Serves a report on the loopback interface alone, until the end of the block.
-
-    A look that fails is tried again at the next; until then pages are answered 503 and why.
-
-    Args:
-        gather: reads the data anew.
-        port: where; 0 takes a free one.
-        changed: is told the data whenever they have changed, and at the beginning.
-        failed: is told why looks fail, once for as long as they fail alike.
-
-    Raises:
-        RessaError: the port is taken. Otherwise as `gather` and `changed` at the beginning.
-    """
-    latest = _Latest(gather, lambda: changed(latest.data) if changed is not None else None)
-    latest.look()
+def _handler(latest: _Latest) -> type[BaseHTTPRequestHandler]:
+    """Makes what answers browsers: the page at /, and its data alone."""
 
     class Handler(BaseHTTPRequestHandler):
         server_version, sys_version = "ressa", ""
@@ -128,8 +107,49 @@ def serve(
         def log_message(self, format: str, *args: Any) -> None:
             """Says nothing: words are the verb's."""
 
+    return Handler
+
+
+def _keep_fresh(latest: _Latest, stop: threading.Event, failed: Callable[[str], None]) -> None:
+    """Looks again and again though no page does, until it is told to stop."""
+    last = ""
+    while not stop.wait(EVERY):
+        why = ""
+        try:
+            latest.look()
+        except Exception as error:  # a store that cannot be reached may be again
+            why = _why(error)
+            if why != last:
+                failed(why)
+        last = why
+
+
+@contextmanager
+def serve(
+    gather: Callable[[], Mapping[str, Any]],
+    *,
+    port: int = 0,
+    changed: Callable[[Mapping[str, Any]], None] | None = None,
+    failed: Callable[[str], None] = lambda why: None,
+) -> Iterator[Served]:
+    """Serves a report on the loopback interface alone, until the end of the block.
+
+    A look that fails is tried again at the next; until then pages are answered 503 and why.
+
+    Args:
+        gather: reads the data anew.
+        port: where; 0 takes a free one.
+        changed: is told the data whenever they have changed, and at the beginning.
+        failed: is told why looks fail, once for as long as they fail alike.
+
+    Raises:
+        RessaError: the port is taken. Otherwise as `gather` and `changed` at the beginning.
+    """
+    latest = _Latest(gather, lambda: changed(latest.data) if changed is not None else None)
+    latest.look()
+
     try:
-        server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+        server = ThreadingHTTPServer(("127.0.0.1", port), _handler(latest))
     except OSError as error:
         raise RessaError(f"port {port} of 127.0.0.1 cannot be used: {error.strerror}.") from error
     server.daemon_threads = True
@@ -137,19 +157,7 @@ def serve(
     serving.start()
     stop = threading.Event()
 
-    def keep() -> None:
-        last = ""
-        while not stop.wait(EVERY):  # the file is kept fresh though no page looks
-            why = ""
-            try:
-                latest.look()
-            except Exception as error:  # a store that cannot be reached may be again
-                why = _why(error)
-                if why != last:
-                    failed(why)
-            last = why
-
-    keeping = threading.Thread(target=keep, daemon=True)
+    keeping = threading.Thread(target=_keep_fresh, args=(latest, stop, failed), daemon=True)
     keeping.start()
     try:
         yield Served(f"http://127.0.0.1:{server.server_address[1]}/")
