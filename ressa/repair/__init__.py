@@ -7,8 +7,9 @@ from ressa.repair.distillation import (
     AnyTeacher,
     FeatureTeacher,
     LiveTeacher,
+    StoredTeacher,
     Teacher,
-    teacher_logits,
+    teacher_parts,
 )
 from ressa.repair.loop import train
 from ressa.repair.methods import REPAIR_METHODS, attach, merge
@@ -22,10 +23,11 @@ __all__ = [
     "FeatureTeacher",
     "LiveTeacher",
     "RepairStep",
+    "StoredTeacher",
     "Teacher",
     "attach",
     "merge",
     "remove_checkpoints",
-    "teacher_logits",
+    "teacher_parts",
     "train",
 ]

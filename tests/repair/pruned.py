@@ -19,14 +19,17 @@ from ressa.models.towers import find_towers
 from ressa.models.vlm import VLM
 from ressa.records import Example
 from ressa.repair import (
+    AnyTeacher,
     Checkpoints,
     FeatureTeacher,
+    StoredTeacher,
     Teacher,
     attach,
     merge,
-    teacher_logits,
+    teacher_parts,
     train,
 )
+from ressa.repair.distillation import Pictures
 from ressa.spec import Distillation, Rank, Repair
 from ressa.store import open_store
 from ressa.workers import device, use_device
@@ -92,6 +95,16 @@ def state(model: torch.nn.Module) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 
+def teacher_logits(
+    vlm: VLM, examples: Sequence[Example], pictures: Pictures, *, blank: bool = False
+) -> Teacher:
+    """The dense model's logits for all examples in one."""
+    rows: dict[str, Tensor] = {}
+    for part in teacher_parts(vlm, examples, pictures, blank=blank):
+        rows |= part.rows
+    return Teacher(rows)
+
+
 def teacher_of(vlm: VLM, plan: Repair) -> Teacher | FeatureTeacher:
     """What a dense model teaches by a plan."""
     if plan.objective == "features":
@@ -113,7 +126,9 @@ def repaired(
         stop_after: walk away after so many steps.
     """
     vlm = dense_vlm(kind, dtype)
-    teacher = teacher_of(vlm, plan)
+    teacher: AnyTeacher = teacher_of(vlm, plan)
+    if isinstance(teacher, Teacher):
+        teacher = StoredTeacher([teacher.to_bytes()])
     adapters = attach(vlm.model, prune(vlm), vlm.towers, plan, seed=0)
     steps = train(
         vlm,
