@@ -122,7 +122,14 @@ def models(
     """Lists the models that come with ressa, or the parts of one."""
     from ressa.sweep.preview import catalog_rows, model_rows
 
-    show(catalog_rows() if model is None else model_rows(model), output)
+    rows = catalog_rows() if model is None else model_rows(model)
+    show([_counted(row) for row in rows] if output is Output.table else rows, output)
+
+
+def _counted(row: dict[str, Any]) -> dict[str, Any]:
+    """A model or a part of one for a terminal: counts with separators, shares short."""
+    form = {int: ",", float: ".3f"}
+    return {n: format(v, form[type(v)]) if type(v) in form else v for n, v in row.items()}
 
 
 data = typer.Typer(help="Looks at data sets that lie in files.")
