@@ -9,6 +9,7 @@ import typer
 
 from ressa.cli.app import OutputOption, StoreOption, app, client, opened_store
 from ressa.cli.relay import relayed
+from ressa.cli.shortened import once
 from ressa.errors import SpecError
 from ressa.terminal import Output, say, show
 
@@ -75,27 +76,31 @@ def doctor(
     store: Annotated[
         str | None,
         typer.Option(
-            "--store", metavar="PLACE", help="With --address: whether every node can use it."
+            "--store",
+            metavar="PLACE",
+            help="Whether this machine, or with --address every node, can use it as a store.",
         ),
     ] = None,
     output: OutputOption = Output.table,
 ) -> None:
     """Says whether machines can run trials: this one, or a cluster's. If not, what to do."""
     rows = list(_findings(store))
-    show(rows, output)
+    show(once(rows, [])[1] if output is Output.table else rows, output)
     if any(row["state"] != "ok" for row in rows):
         raise typer.Exit(1)
 
 
 def _findings(store: str | None) -> Iterator[dict[str, str]]:
     from ressa.doctor import examine
+    from ressa.sweep.checkup import examine_cluster, examine_store
 
     if client.ray is None:
-        for found in examine():
+        for found in examine(told=lambda what: say(f"{what} …")):
             yield _row(found)
+        if store is not None:
+            yield _row(examine_store(store))
         return
     from ressa.sweep import joined_ray
-    from ressa.sweep.checkup import examine_cluster
 
     joined_ray.prepare()
     for node, found in examine_cluster(client.ray, store):
