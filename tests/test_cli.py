@@ -678,7 +678,15 @@ def test_stages_are_listed_and_collected(ressa: Ressa, tmp_path: Path) -> None:
     (row,) = json.loads(ressa("stages", "ls", "-o", "json").out)
     assert (row["stage"], row["key"], row["needed_by"]) == ("dense", "k", None)
     assert row["mib"] > 1
-    assert ressa("stages", "gc").err == "removed 0 stages, 0.0 MiB\n"  # it is too young
+    store.stages.put("dense", "l", {"content": b"d"})
+    listed = ressa("stages", "ls")
+    assert listed.out.splitlines()[-1].split()[:2] == ["dense", "2"]
+    assert "the 0 that `ressa stages gc` removes" in listed.err
+    assert ressa("stages", "ls", "--all").out.splitlines()[-1].split()[:2] == ["dense", "l"]
+    store.stages.remove("dense", "l")
+    young = ressa("stages", "gc").err.splitlines()
+    assert young[0] == "removed 0 stages, 0.0 MiB"
+    assert young[1].startswith("kept: 1 that no sweep needs and that were used in the last 7d")
     assert ressa("stages", "gc", "--older-than", "0", "--dry-run").err.startswith("would remove 1")
     assert store.stages.exists("dense", "k")
     assert ressa("stages", "gc", "--older-than", "0").err == "removed 1 stages, 1.0 MiB\n"
