@@ -176,6 +176,8 @@ def landscape(
     opened = opened_store(store)
     sweeps = [opened.sweep(name) for name in dict.fromkeys(names)]
     margin = current_spec(sweeps[0]).verdict.margin
+    if what is Shown.lines or (what is Shown.map and out is not None and by is None):
+        say("fitting the map …")
     if out is not None:
         plot(sweeps, out, show=what.value, by=by, margin=margin)
     _draw_landscape(sweeps, what, by, margin)
