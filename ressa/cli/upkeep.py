@@ -9,6 +9,7 @@ import typer
 
 from ressa.cli.app import OutputOption, StoreOption, app, client, opened_store
 from ressa.cli.relay import relayed
+from ressa.cli.shortened import once
 from ressa.errors import SpecError
 from ressa.terminal import Output, say, show
 
@@ -75,27 +76,31 @@ def doctor(
     store: Annotated[
         str | None,
         typer.Option(
-            "--store", metavar="PLACE", help="With --address: whether every node can use it."
+            "--store",
+            metavar="PLACE",
+            help="Whether this machine, or with --address every node, can use it as a store.",
         ),
     ] = None,
     output: OutputOption = Output.table,
 ) -> None:
     """Says whether machines can run trials: this one, or a cluster's. If not, what to do."""
     rows = list(_findings(store))
-    show(rows, output)
+    show(once(rows, [])[1] if output is Output.table else rows, output)
     if any(row["state"] != "ok" for row in rows):
         raise typer.Exit(1)
 
 
 def _findings(store: str | None) -> Iterator[dict[str, str]]:
     from ressa.doctor import examine
+    from ressa.sweep.checkup import examine_cluster, examine_store
 
     if client.ray is None:
-        for found in examine():
+        for found in examine(told=lambda what: say(f"{what} …")):
             yield _row(found)
+        if store is not None:
+            yield _row(examine_store(store))
         return
     from ressa.sweep import joined_ray
-    from ressa.sweep.checkup import examine_cluster
 
     joined_ray.prepare()
     for node, found in examine_cluster(client.ray, store):
@@ -122,7 +127,14 @@ def models(
     """Lists the models that come with ressa, or the parts of one."""
     from ressa.sweep.preview import catalog_rows, model_rows
 
-    show(catalog_rows() if model is None else model_rows(model), output)
+    rows = catalog_rows() if model is None else model_rows(model)
+    show([_counted(row) for row in rows] if output is Output.table else rows, output)
+
+
+def _counted(row: dict[str, Any]) -> dict[str, Any]:
+    """A model or a part of one for a terminal: counts with separators, shares short."""
+    form = {int: ",", float: ".3f"}
+    return {n: format(v, form[type(v)]) if type(v) in form else v for n, v in row.items()}
 
 
 data = typer.Typer(help="Looks at data sets that lie in files.")

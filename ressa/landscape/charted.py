@@ -6,8 +6,8 @@ from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
 
 from ressa.errors import NotFoundError, SpecError
-from ressa.landscape.fitted import Fitted, fitted_to
 from ressa.landscape.lines import Chart, Kind, Slope, bests, chart, line_through, slopes
+from ressa.landscape.maps import Fitted, fitted_to
 from ressa.landscape.observed import mapped_trials
 from ressa.landscape.surrogate import LEAST_CELLS
 from ressa.store import SweepStore

@@ -93,6 +93,8 @@ def _compared(items: Items, ours: Any, theirs: Any, confidence: float) -> dict[s
 
 def _named(store: Store, text: str) -> tuple[SweepStore, str | None]:
     name, slash, trial = text.partition("/")
+    if not slash and ":" in name and not store.has_sweep(name):
+        raise NotFoundError(f"{text}: a trial is SWEEP/TRIAL, {name.replace(':', '/', 1)}.")
     return store.sweep(name), trial if slash else None
 
 

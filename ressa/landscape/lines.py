@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ressa.landscape.fitted import Fitted, fitted_map
 from ressa.landscape.items import Floats
+from ressa.landscape.maps import Fitted, fitted_map
 from ressa.landscape.surrogate import CONFIDENCE, Surrogate
 from ressa.store import SweepStore
 

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ressa.landscape.allocations import without_run
+from ressa.landscape.fitting import GAP, Column, fitting, wrapped
 from ressa.landscape.tables import About
 
 if TYPE_CHECKING:
@@ -169,74 +170,74 @@ def _star(about: About, starred: "pandas.DataFrame") -> str:
 def plain_table(
     frame: "pandas.DataFrame", *, headings: bool = True, width: int | None = None
 ) -> Table:
-    """Lays any frame out as it is: numbers to the right, times to the second, gaps as –.
+    """Lays any frame out as it is: numbers to the right, gaps as –, times in UTC.
 
-    Where it has no room, headings break after an underscore; where that is not enough, each row
-    becomes a block of its own, a line a column.
+    Where it has no room, times go without year and seconds, headings and text are wrapped between
+    words and their parts; where that is not enough, each row becomes a block of its own, a line a
+    column.
 
     Args:
         frame: what to lay out.
         headings: whether it has any.
         width: columns of the terminal; None: as many as are needed.
     """
-    import pandas as pd
-
-    names = [str(name) for name in frame.columns]
-    cells = [[_plain(value) for value in row] for row in frame.itertuples(index=False, name=None)]
-    columns = [list(column) for column in zip(*cells, strict=True)] or [[] for _ in names]
-    numeric = [
-        pd.api.types.is_numeric_dtype(kind) or (bool(column) and all(map(_NUMBER.match, column)))
-        for kind, column in zip(frame.dtypes, columns, strict=True)
-    ]
-    if headings and width is not None and _wide(names, columns) > width:
-        names = [name.replace("_", "_\n") for name in names]
-        if _narrowest(names, columns, numeric) > width:
-            return _upright([str(name) for name in frame.columns], cells)
+    columns = _columns(frame, headings=headings)
+    widths = [column.widest for column in columns]
+    if width is not None:
+        if sum(column.widest + GAP for column in columns) - GAP > width:
+            columns = _columns(frame, headings=headings, times=_SHORT_TIME)
+        fitted = fitting(columns, width)
+        if fitted is None and headings and len(columns) > 1:
+            return _upright(_columns(frame, headings=True), width)
+        widths = fitted or [column.least for column in columns]
     table = _simple(headings=headings)
-    for name, is_number in zip(names, numeric, strict=True):
-        least = max((len(word) for word in name.split()), default=0)
+    for column, room in zip(columns, widths, strict=True):
         table.add_column(
-            name,
-            justify="right" if is_number else "left",
+            wrapped(column.heading, room),
+            justify="right" if column.is_number else "left",
             vertical="top",
             overflow="fold",
-            no_wrap=is_number,
-            min_width=least if headings else None,
+            no_wrap=True,
+            width=room,
         )
-    for row in cells:
-        table.add_row(*map(Text, row))
+    for row in zip(*(column.cells for column in columns), strict=True):
+        cells = zip(row, widths, strict=True)
+        table.add_row(*(Text(wrapped(cell, room)) for cell, room in cells))
     return table
 
 
 _NUMBER = re.compile(rf"(?:[-+]?[\d.,:]+(?: %)?|{NOTHING}|)$")
-_FOLDED = 24  # a longer word, such as a path, may be folded
+_TIME, _SHORT_TIME = "%Y-%m-%d %H:%M:%S", "%m-%d %H:%M"
 
 
-def _wide(names: list[str], columns: list[list[str]]) -> int:
-    """How many columns of a terminal a table takes if no cell is wrapped."""
-    return sum(
-        max(map(len, (name, *cells))) + 1 for name, cells in zip(names, columns, strict=True)
-    )
+def _columns(frame: "pandas.DataFrame", *, headings: bool, times: str = _TIME) -> list[Column]:
+    """The columns of a frame as text; where all of one are times, its heading says UTC."""
+    import pandas as pd
 
-
-def _narrowest(names: list[str], columns: list[list[str]], numeric: list[bool]) -> int:
-    """How many it takes at least if neither numbers nor words are broken."""
-    found = 0
-    for name, cells, is_number in zip(names, columns, numeric, strict=True):
-        words = [word for cell in cells for word in ([cell] if is_number else cell.split())]
-        longest = max((len(word) for word in words), default=0)
-        heading = max((len(word) for word in name.split()), default=0)
-        found += max(min(longest, _FOLDED), heading) + 1
+    found = []
+    for name, (_, values) in zip(frame.columns, frame.items(), strict=True):
+        is_time = headings and pd.api.types.is_datetime64_any_dtype(values.dtype)
+        cells = [
+            value.strftime(times) if is_time and not _missing(value) else _plain(value)
+            for value in values
+        ]
+        is_number = pd.api.types.is_numeric_dtype(values.dtype) or (
+            bool(cells) and all(map(_NUMBER.match, cells))
+        )
+        heading = f"{name} (UTC)" if is_time else str(name)
+        found.append(Column(heading if headings else "", cells, is_number or is_time))
     return found
 
 
-def _upright(names: list[str], rows: list[list[str]]) -> Table:
+def _upright(columns: list[Column], width: int) -> Table:
+    names = [column.heading for column in columns]
+    room = max(width - max(map(len, names)) - 1, 1)
     table = _simple(headings=False)
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
-    for row in rows:
+    for row in zip(*(column.cells for column in columns), strict=True):
         for name, cell in zip(names, row, strict=True):
-            table.add_row(name, Text(cell), end_section=name == names[-1])
+            table.add_row(name, Text(wrapped(cell, room)), end_section=name == names[-1])
     return table
 
 

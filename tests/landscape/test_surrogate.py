@@ -7,7 +7,6 @@ import pytest
 from numpy.typing import NDArray
 
 from ressa.errors import NotFoundError, SpecError
-from ressa.landscape.fitted import fitted_map
 from ressa.landscape.lines import (
     Slope,
     best_of,
@@ -18,6 +17,7 @@ from ressa.landscape.lines import (
     slopes,
     within,
 )
+from ressa.landscape.maps import fitted_map
 from ressa.landscape.observed import mapped_trials, observe
 from ressa.landscape.surrogate import Observed, Surrogate, fit
 from ressa.store import SweepStore, open_store

@@ -213,6 +213,16 @@ def test_a_plain_table_without_room_breaks_headings_and_then_stands_upright() ->
     ] * 2
 
 
+def test_times_without_room_lose_year_and_seconds_and_utc_is_said_once() -> None:
+    row = {"sweep": "map-lines", "updated": pd.Timestamp("2026-11-27 15:42:53", tz="UTC")}
+    wide, narrow = (
+        _printed(plain_table(pd.DataFrame([row]), width=width)).splitlines() for width in (40, 25)
+    )
+    assert wide[0].split() == narrow[0].split() == ["sweep", "updated", "(UTC)"]
+    assert wide[-1].split() == ["map-lines", "2026-11-27", "15:42:53"]
+    assert narrow[-1].split() == ["map-lines", "11-27", "15:42"]
+
+
 def test_where_both_towers_were_asked_together_the_map_shows_what_came_of_it(
     empty_sweep: SweepStore, tmp_path: Path
 ) -> None:
