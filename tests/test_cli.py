@@ -377,7 +377,7 @@ def test_the_store_may_come_from_the_environment(
 
 def test_status_says_what_failed_and_what_to_do(ressa: Ressa, sweep: SweepStore) -> None:
     said = ressa("status", "quickstart")
-    for word in ("finished", "7", "0.983", "t000", "t004", "numeric", "the loss is [NaN]"):
+    for word in ("finished", "7", "98.3 %", "t000", "t004", "numeric", "the loss is [NaN]"):
         assert word in said.out
     assert f"ressa resume quickstart --failed --store {sweep.store.location}" in said.err
 
@@ -394,7 +394,7 @@ def test_landscape_draws_here_and_as_a_picture(
 ) -> None:
     said = ressa("landscape", "quickstart", "--out", "new/map.svg")
     assert "before repair (%)" in said.out
-    assert said.err == "wrote new/map.svg\n"
+    assert said.err == "fitting the map …\nwrote new/map.svg\n"
     assert "<svg" in (tmp_path / "new" / "map.svg").read_text()
 
 

@@ -16,6 +16,7 @@ from ressa.cli.app import (
     listed,
     opened_store,
     show_results,
+    told,
 )
 from ressa.cli.relay import relayed
 from ressa.errors import NotFoundError
@@ -99,7 +100,7 @@ def replay(
     from ressa.sweep.driver import current_spec
     from ressa.sweep.plan import make_plan
     from ressa.sweep.replay import replay as search_again
-    from ressa.sweep.replay import told
+    from ressa.sweep.replay import told as told_of
 
     sweep = opened_store(store).sweep(name)
     plan, recorded = make_plan(current_spec(sweep)), sweep.trials().to_dict("records")
@@ -108,7 +109,7 @@ def replay(
     )
     show([asdict(one) for one in found], output)
     if output is Output.table:
-        say(told(sampler.value, found, recorded))
+        say(told_of(sampler.value, found, recorded))
 
 
 @app.command()
@@ -187,6 +188,8 @@ def landscape(
     opened = opened_store(store)
     sweeps = [opened.sweep(name) for name in dict.fromkeys(names)]
     margin = current_spec(sweeps[0]).verdict.margin
+    if what is Shown.lines or (what is Shown.map and out is not None and by is None):
+        say("fitting the map …")
     if out is not None:
         plot(sweeps, out, show=what.value, by=by, trials=named, margin=margin)
     if output is Output.table:
@@ -267,6 +270,8 @@ def list_sweeps(store: StoreOption = "results", output: OutputOption = Output.ta
         raise NotFoundError(f"{opened.location} holds other files and no sweep; is it the store?")
     if rows or output is not Output.table:
         show([short_row(row) for row in rows] if output is Output.table else rows, output)
+        if output is Output.table and any(row["lines"] or row["front"] for row in rows):
+            say("of several lines or objectives each has its best: ressa best SWEEP")
     else:
         say(f"no sweep in {opened.location} yet; `ressa run FILE` makes one.")
 
@@ -290,7 +295,7 @@ def status(name: Name, store: StoreOption = "results", output: OutputOption = Ou
     if output is not Output.table:
         show([row], output)
         return
-    show([{"what": k, "value": v} for k, v in row.items() if v is not None], output, headings=False)
+    show(told(sweep, row), output, headings=False)
     work = work_rows(sweep)
     if work:
         say("shared work: stages that its trials made, and how often they found one")

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ressa.errors import NotFoundError, SpecError, did_you_mean
-from ressa.landscape.best import RUN
+from ressa.landscape.allocations import without_run
+from ressa.landscape.best import ranked
 from ressa.landscape.charted import KINDS, Charted
 from ressa.landscape.picture import ROOM, TITLES, draw_bests, prepare, span_of, states_of, title_of
 from ressa.landscape.together import owner
@@ -101,7 +102,7 @@ def lines_of(frame: "pandas.DataFrame") -> "Iterator[tuple[str, pandas.DataFrame
     pattern = (scored["vision"].astype(str) + scored["language"].astype(str)).str.contains(":")
     named = scored.assign(
         line=scored["budget"] if has_budgets else sums,
-        rest=scored["options"].str.replace(RUN, "", regex=True).str.strip(),
+        rest=without_run(scored["options"]),
         regime=pattern.map({True: "N:M", False: ""}),
         place=scored["vision_sparsity"].round(3),
     )
@@ -239,10 +240,10 @@ def draw_curves(
 
 
 def _best(sweeps: Sequence[SweepStore], frame: "pandas.DataFrame", count: int) -> list[str]:
-    scored = frame[(frame["role"] != "baseline") & (frame["state"] == "succeeded")]
-    if scored["score"].notna().sum() == 0:
+    found = ranked(frame[frame["state"] == "succeeded"])
+    if not found:
         raise NotFoundError(f"no trial of {_names(sweeps)} has succeeded yet.")
-    return list(scored.sort_values("score", ascending=False, kind="stable")["trial"][:count])
+    return found[:count]
 
 
 def _names(sweeps: Sequence[SweepStore]) -> str:
