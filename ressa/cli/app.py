@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -156,6 +156,23 @@ def show_results(
             f"the order before repair and after it: Kendall's {order}; its interval and the pairs "
             f"that repair swaps: {command('order', sweep)}"
         )
+
+
+def told(sweep: "SweepStore", row: "dict[str, Any]") -> list[dict[str, Any]]:
+    """A `sweep_row` for a terminal, a line a thing: the best in percent, or how to ask for it."""
+    from ressa.landscape import best_words
+
+    runs = f", mean of {row['best_runs']} runs" if (row["best_runs"] or 1) > 1 else ""
+    options = [] if row["front"] is None else ["--pareto"]
+    ask = "" if row["best"] is not None else f": {command('best', sweep, *options)}"
+    words = best_words(row)
+    known = row | {"best": words and f"{words}{runs}{ask}"}
+    hidden = ("best_trial", "best_runs", "lines", "front")
+    return [
+        {"what": name, "value": value}
+        for name, value in known.items()
+        if value is not None and name not in hidden
+    ]
 
 
 def listed(text: str) -> list[str]:

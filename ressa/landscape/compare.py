@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from ressa.errors import NotFoundError, SpecError, did_you_mean
-from ressa.landscape.best import RUN
+from ressa.landscape.allocations import RUN
 from ressa.landscape.items import Items, read_items
 from ressa.landscape.significance import LEAST_SEEDS, allocations, holm, same_checkpoints
 from ressa.landscape.tables import results_table

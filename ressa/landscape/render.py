@@ -11,6 +11,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from ressa.landscape.allocations import without_run
 from ressa.landscape.fitting import GAP, Column, fitting, wrapped
 from ressa.landscape.tables import About
 
@@ -42,7 +43,7 @@ def render_table(frame: "pandas.DataFrame", width: int = 100) -> Table:
     shown, left_out = _fitting(rows, width, chosen=bool((frame["options"] != "").any()))
     table = Table(
         title=_title(about),
-        caption=_caption(about, left_out),
+        caption=_caption(about, frame, left_out),
         title_justify="left",
         caption_justify="left",
         title_style="bold",
@@ -123,7 +124,7 @@ def _title(about: About) -> Text:
     return Text(" · ".join(part for part in parts if part))
 
 
-def _caption(about: About, left_out: list[str]) -> Text:
+def _caption(about: About, frame: "pandas.DataFrame", left_out: list[str]) -> Text:
     """What the columns are of: which floors a score stands on, which weights a sparsity counts."""
     lines = []
     scores = {
@@ -133,6 +134,9 @@ def _caption(about: About, left_out: list[str]) -> Text:
         "dense on blank images": about.floor_dense_blank,
     }
     known = [f"{name} {percent(value)}" for name, value in scores.items() if value is not None]
+    starred = frame[frame["best"]]
+    if len(starred):
+        lines.append(_star(about, starred))
     lines.append("score: in %, before and after repair, ± one standard error")
     if known:
         lines.append(f"beside them: {', '.join(known)}")
@@ -151,6 +155,16 @@ def _caption(about: About, left_out: list[str]) -> Text:
     if left_out:
         lines.append(f"no room here for {', '.join(left_out)}: -o csv has every column")
     return Text("\n".join(lines))
+
+
+def _star(about: About, starred: "pandas.DataFrame") -> str:
+    """What a star marks."""
+    if about.several_objectives:
+        return "★ on the Pareto front: none is as good or better in every objective"
+    of_runs = without_run(starred["options"]) != starred["options"].astype(str)
+    each = " of each budget" if starred["budget"].nunique() > 1 else ""
+    runs = ", by the mean over its runs" if of_runs.any() else ""
+    return f"★ the best allocation{each}{runs}"
 
 
 def plain_table(

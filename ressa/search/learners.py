@@ -22,6 +22,7 @@ from ressa.records import content_key
 from ressa.search.cube import order
 from ressa.search.seen import Seen
 from ressa.spec import Dimension
+from ressa.threads import one_thread
 
 # A study is made for every proposal; its birth is no news.
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -48,6 +49,7 @@ class Learner:
         self._distributions = {axis.name: axis.distribution for axis in self._axes}
         self._records: dict[int, tuple[Seen, FrozenTrial]] = {}
 
+    @one_thread()
     def ask(self, number: int, trials: Sequence[Seen]) -> tuple[dict[str, str], str]:
         """Returns the sampler's next word, and what it notes about it as JSON.
 
