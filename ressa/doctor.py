@@ -11,7 +11,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -20,6 +21,7 @@ PYTHONS = ((3, 11), (3, 12))
 LIBRARIES = ("torch", "transformers", "deepspeed", "ray", "optuna", "pyarrow", "duckdb", "obstore")
 WORKERS = 2
 PATIENCE_SECONDS = 120.0
+_AT_ONCE = 4  # imports: more wait for the disk
 _BUILD_SECONDS = 3600.0
 _SHARED_BYTES = 256 << 20
 _NUMBERS = 1 << 20  # summed by the preflight: 4 MiB, a bucket of gradients
@@ -36,19 +38,31 @@ class Finding:
     """What to do; empty where nothing is wrong."""
 
 
-def examine(libraries: tuple[str, ...] = LIBRARIES) -> Iterator[Finding]:
-    """Looks at Python, each library, GPUs, memory and the exchange between workers, in turn."""
+def examine(
+    libraries: tuple[str, ...] = LIBRARIES, *, told: Callable[[str], None] = lambda _: None
+) -> Iterator[Finding]:
+    """Looks at Python, each library, GPUs, memory and the exchange between workers, in turn.
+
+    Args:
+        libraries: those that are imported, a few at a time.
+        told: hears what is being looked at that takes seconds.
+    """
     yield _python(sys.version_info[:2])
+    told(f"importing {', '.join(libraries)}")
     broken = False
-    for name in libraries:
-        finding = _library(name)
-        broken = broken or (name == "torch" and not finding.ok)
-        yield finding
-    if not broken:
+    with ThreadPoolExecutor(max_workers=_AT_ONCE) as pool:
+        for name, finding in zip(libraries, pool.map(_library, libraries), strict=True):
+            broken = broken or (name == "torch" and not finding.ok)
+            yield finding
+    if not gpus():
+        yield Finding(what="cuda", ok=True, found="nvidia-smi lists no GPU", advice="")
+    elif not broken:
+        told("asking torch for its GPUs")
         yield _cuda()
     yield _builds()
     yield _shared_memory()
     if not broken:
+        told(f"joining {WORKERS} processes, which sum numbers")
         yield _all_reduce()
 
 

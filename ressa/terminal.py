@@ -41,9 +41,13 @@ def prepare() -> None:
 
 
 def show(
-    rows: "pandas.DataFrame | list[dict[str, Any]]", output: Output, *, headings: bool = True
+    rows: "pandas.DataFrame | list[dict[str, Any]]",
+    output: Output,
+    *,
+    headings: bool = True,
+    title: str = "",
 ) -> None:
-    """Writes rows; a table may do without headings."""
+    """Writes rows; a table may do without headings, and have a title."""
     import pandas
 
     from ressa.landscape import json_lines, json_rows, latex_table, plain_table
@@ -61,6 +65,8 @@ def show(
         case Output.parquet:
             _write_parquet(frame)
         case Output.table:
+            if title:
+                draw(Text(title, "bold"))
             draw(plain_table(frame, headings=headings, width=width()))
 
 

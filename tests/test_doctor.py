@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from ressa.doctor import _all_reduce, _builds, _cuda, _python, _shared_memory, examine
+from ressa.store import open_store
+from ressa.sweep.checkup import examine_store
 
 
 def test_a_python_that_is_not_supported_is_named() -> None:
@@ -60,3 +62,16 @@ def test_a_build_that_was_killed_is_named(tmp_path: Path, monkeypatch: pytest.Mo
 def test_gpus_and_shared_memory_are_looked_at() -> None:
     assert _cuda().ok and "GPUs, torch sees" in _cuda().found
     assert "/dev/shm" in _shared_memory().found
+
+
+def test_a_store_is_looked_at_and_none_is_made(tmp_path: Path) -> None:
+    there, absent, file = tmp_path / "there", tmp_path / "a" / "b", tmp_path / "file"
+    open_store(there, create=True)
+    file.touch()
+    finding = examine_store(str(there))
+    assert finding.ok and "can be written to" in finding.found and "GiB" in finding.found
+    assert not list(there.rglob(".doctor*"))
+    finding = examine_store(str(absent))
+    assert finding.ok and "does not exist yet" in finding.found and not absent.exists()
+    finding = examine_store(str(file))
+    assert not finding.ok and "is a file" in finding.found and finding.advice

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ressa.cli.app import Name, StoreOption, app, opened_store
+from ressa.cli.app import Name, StoreOption, app, opened_store, told
 from ressa.cli.relay import relayed
 from ressa.errors import NotFoundError, did_you_mean
 from ressa.terminal import live, say, width, write
@@ -39,7 +39,7 @@ def _picture(sweep: "SweepStore") -> tuple[dict[str, Any], list[Any]]:
     from ressa.landscape import plain_table, sweep_row
 
     row = sweep_row(sweep)
-    about = pandas.DataFrame([{"what": k, "value": v} for k, v in row.items() if v is not None])
+    about = pandas.DataFrame(told(sweep, row))
     columns = ["trial", "state", "score_pruned", "score_repaired", "total_seconds", "finished"]
     ended = sweep.trials(columns).sort_values("finished", na_position="first").tail(_LAST)
     tables = [plain_table(about, headings=False)]

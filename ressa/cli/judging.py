@@ -102,12 +102,20 @@ def compare(
     output: OutputOption = Output.table,
 ) -> None:
     """Compares two trials, or two sweeps, question by question."""
+    from ressa.cli.shortened import compared
     from ressa.landscape import compare as paired
 
     rows = paired(opened_store(store), one, other, confidence=confidence)
-    show(rows, output)
-    if output is Output.table:
-        say("difference: one − other, in points; p_holm: p adjusted for all rows")
+    if output is not Output.table:
+        show(rows, output)
+        return
+    title, short = compared(rows)
+    show(short, output, title=title)
+    several = "; p_holm: p adjusted for all rows" if len(rows) > 1 else ""
+    say(
+        "scores in %; one − other: in points, between low and high with "
+        f"{confidence:.0%} confidence{several}"
+    )
 
 
 @app.command()
@@ -136,6 +144,7 @@ def order(
     output: OutputOption = Output.table,
 ) -> None:
     """Says how alike allocations are ranked, by Kendall's tau."""
+    from ressa.cli.shortened import ordered, won
     from ressa.landscape import orders
     from ressa.sweep.driver import current_spec
 
@@ -146,36 +155,30 @@ def order(
         margin = current_spec(sweeps[0]).verdict.margin
         told = found.winners(margin=margin, confidence=confidence)
         rows = [{"one": a, "other": b, **one.row()} for a, b, one in told]
-        show([_short(row) for row in rows] if output is Output.table else rows, output)
-        if output is Output.table:
-            say(
-                f"holds: the best of one is less than {margin:g} points below each under the other;"
-                f" all answers together are right with {confidence:.0%} confidence"
-            )
+        if output is not Output.table:
+            show(rows, output)
+            return
+        title, short = won(rows, by)
+        show(short, output, title=title)
+        say(
+            f"holds: the best of one is less than {margin:g} points below each under the other; "
+            f"difference: the strongest of the others − it, in points; all answers together are "
+            f"right with {confidence:.0%} confidence"
+        )
+        for why in dict.fromkeys(row["why"] for row in rows if row["difference_points"] is None):
+            say(f"not decided: {why}")
         return
     rows = found.rows(confidence=confidence)
     if output is not Output.table:
         show(rows, output)
         return
-    show([_rounded(row) for row in rows], output)
+    title, short = ordered(rows, by)
+    show(short, output, title=title)
     say(
-        "scope: all pairs of allocations, or those on one line; swapped_models: pairs shown to be "
-        "swapped on other pictures too; swapped_allocations: with other seeds too"
+        f"tau: between low and high with {confidence:.0%} confidence; scope: all pairs of "
+        "allocations, or those on one line; swapped_models: pairs shown to be swapped on other "
+        "pictures too; swapped_allocations: with other seeds too"
     )
-
-
-def _rounded(row: dict[str, Any]) -> dict[str, Any]:
-    return {k: round(v, 2) if isinstance(v, float) else v for k, v in row.items() if k != "over"}
-
-
-def _short(row: dict[str, Any]) -> dict[str, Any]:
-    """A winner's row for a terminal."""
-    named = {"subject": "best", "answer": "holds", "against": "strongest"}
-    columns = ["one", "other", "line", "subject", "answer", "against"]
-    points = ["difference_points", "low_points", "high_points"]
-    short = {named.get(column, column): row[column] for column in columns}
-    rounded = {name: None if row[name] is None else round(row[name], 2) for name in points}
-    return {**short, **rounded, "seeds": row["seeds"]}
 
 
 @app.command()

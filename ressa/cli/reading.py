@@ -16,6 +16,7 @@ from ressa.cli.app import (
     listed,
     opened_store,
     show_results,
+    told,
 )
 from ressa.cli.relay import relayed
 from ressa.errors import NotFoundError
@@ -99,7 +100,7 @@ def replay(
     from ressa.sweep.driver import current_spec
     from ressa.sweep.plan import make_plan
     from ressa.sweep.replay import replay as search_again
-    from ressa.sweep.replay import told
+    from ressa.sweep.replay import told as told_of
 
     sweep = opened_store(store).sweep(name)
     plan, recorded = make_plan(current_spec(sweep)), sweep.trials().to_dict("records")
@@ -108,7 +109,7 @@ def replay(
     )
     show([asdict(one) for one in found], output)
     if output is Output.table:
-        say(told(sampler.value, found, recorded))
+        say(told_of(sampler.value, found, recorded))
 
 
 @app.command()
@@ -143,10 +144,19 @@ def landscape(
         Shown,
         typer.Option(
             "--show",
-            help="The map; scores and the best along lines of equal size; layers of the best trial;"
-            " curves of repair.",
+            help="The map; the best along lines of equal size; layers of the best trial; curves of"
+            " repair of the best.",
         ),
     ] = Shown.map,
+    trials: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--trial",
+            metavar="TRIAL",
+            help="The layers of this trial; or its curve, and several may be named.",
+            show_default=False,
+        ),
+    ] = None,
     by: Annotated[
         str | None,
         typer.Option(
@@ -166,24 +176,34 @@ def landscape(
             " as a table (.parquet).",
         ),
     ] = None,
+    output: OutputOption = Output.table,
 ) -> None:
-    """Draws the map of a sweep, or of several as one."""
+    """Draws the map of a sweep, or of several as one; the rows behind it with -o."""
     from ressa.landscape import plot
-    from ressa.landscape.saving import check_shown
+    from ressa.landscape.saving import check_shown, shown_rows
     from ressa.sweep.driver import current_spec
 
-    check_shown(what.value, by)
+    named = tuple(trials or ())
+    check_shown(what.value, by, named)
     opened = opened_store(store)
     sweeps = [opened.sweep(name) for name in dict.fromkeys(names)]
     margin = current_spec(sweeps[0]).verdict.margin
+    if what is Shown.lines or (what is Shown.map and out is not None and by is None):
+        say("fitting the map …")
     if out is not None:
-        plot(sweeps, out, show=what.value, by=by, margin=margin)
-    _draw_landscape(sweeps, what, by, margin)
+        plot(sweeps, out, show=what.value, by=by, trials=named, margin=margin)
+    if output is Output.table:
+        _draw_landscape(sweeps, what, by, named, margin)
+    else:
+        show(shown_rows(sweeps, what.value, by, named, margin, fitted=False), output)
     if out is not None:
         say(f"wrote {out}")
 
 
-def _draw_landscape(sweeps: "list[SweepStore]", what: Shown, by: str | None, margin: float) -> None:
+def _draw_landscape(
+    sweeps: "list[SweepStore]", what: Shown, by: str | None, trials: tuple[str, ...], margin: float
+) -> None:
+    from ressa.cli.shortened import curved, layered
     from ressa.landscape import heatmap, line_table, results_of
     from ressa.landscape.figures import curves_of, layers_of
     from ressa.landscape.tables import mixed, parted
@@ -199,10 +219,16 @@ def _draw_landscape(sweeps: "list[SweepStore]", what: Shown, by: str | None, mar
                 "chance"
             )
         case Shown.layers:
-            show(layers_of(sweeps, frame), Output.table)
+            title, rows = layered(layers_of(sweeps, frame, trials), frame)
+            show(rows, Output.table, title=title)
+            say(
+                "output_error: share of a layer's squared output that pruning loses, in %; of a "
+                "block its layers' mean. Names within their block; whole ones: -o csv"
+            )
         case Shown.curves:
-            losses = curves_of(sweeps, frame).pivot(index="step", columns="trial", values="loss")
-            show(losses.reset_index(), Output.table)
+            title, rows = curved(curves_of(sweeps, frame, trials), frame, chosen=bool(trials))
+            show(rows, Output.table, title=title)
+            say("each is noisy, of one batch; every step: -o csv, a picture: --out curves.png")
         case Shown.map:
             differ = mixed(frame) if by is None else None
             if differ is not None:
@@ -244,6 +270,8 @@ def list_sweeps(store: StoreOption = "results", output: OutputOption = Output.ta
         raise NotFoundError(f"{opened.location} holds other files and no sweep; is it the store?")
     if rows or output is not Output.table:
         show([short_row(row) for row in rows] if output is Output.table else rows, output)
+        if output is Output.table and any(row["lines"] or row["front"] for row in rows):
+            say("of several lines or objectives each has its best: ressa best SWEEP")
     else:
         say(f"no sweep in {opened.location} yet; `ressa run FILE` makes one.")
 
@@ -267,7 +295,7 @@ def status(name: Name, store: StoreOption = "results", output: OutputOption = Ou
     if output is not Output.table:
         show([row], output)
         return
-    show([{"what": k, "value": v} for k, v in row.items() if v is not None], output, headings=False)
+    show(told(sweep, row), output, headings=False)
     work = work_rows(sweep)
     if work:
         say("shared work: stages that its trials made, and how often they found one")

@@ -101,7 +101,7 @@ def run(
     # The board is gone before anything is said: it would wipe the words away with itself.
     with interruptible(spec.name, spec.store), board(spec) as watcher:
         sweep = start(spec, watcher, fresh=fresh, address=address)
-    _report(sweep, output)
+    _report(sweep, output, ran=watcher.has_started)
 
 
 @app.command()
@@ -152,7 +152,7 @@ def resume(
             foretell(opened, name, watcher, redo=redo)
             return
         sweep = continue_sweep(opened, name, watcher, redo=redo, address=address)
-    _report(sweep, output)
+    _report(sweep, output, ran=watcher.has_started)
 
 
 @app.command()
@@ -183,7 +183,10 @@ def board(spec: "SweepSpec") -> Iterator[Any]:
     class Telling(Board):
         """Also tells a client elsewhere, when there is one, that its sweep is in good hands."""
 
+        has_started = False
+
         def started(self) -> None:
+            self.has_started = True
             client.taken()
 
     with Telling(spec, words()) as watcher:
@@ -234,30 +237,38 @@ def _steer(sweep: "SweepStore", wish: "Wish", *, wait: bool) -> None:
         raise typer.Exit(1)
 
 
-def _report(sweep: "SweepStore", output: Output) -> None:
-    """What a run ends with: table, map, picture, where things are and what to do next."""
+def _report(sweep: "SweepStore", output: Output, *, ran: bool) -> None:
+    """What a run ends with: table, map, picture, where things are and what to do next.
+
+    Of a sweep that was finished before, where its results are shown.
+    """
     from ressa.landscape import failures, heatmap, plot, results_table
 
-    show_results(sweep, output)
     unsuccessful = len(failures(sweep))
-    if output is Output.table and (sweep.trials(["role"])["role"] != "baseline").any():
-        draw(heatmap(results_table(sweep)))
-    said = [f"rows       {sweep.store.location}/sweeps/{sweep.name}/"]
-    why = sweep.status().why
-    if why is not None:
-        said.insert(0, f"ended by   {why}")
-    if sweep.store.folder is not None:
-        picture = sweep.store.folder / "sweeps" / sweep.name / "landscape.png"
-        plot([sweep], picture)
-        said.append(f"picture    {picture}")
-    said += [
-        f"results    {command('results', sweep, '-o', 'csv')}",
-        f"map        {command('landscape', sweep, '--out', 'map.svg')}",
-        f"lines      {command('landscape', sweep, '--show', 'lines')}",
-        f"report     {command('report', sweep, '--out', 'report.html')}",
-    ]
+    if ran or output is not Output.table:
+        show_results(sweep, output)
+    if not ran:
+        say(f"finished: nothing is left to run. What it found: {command('results', sweep)}")
+        said = []
+    else:
+        if output is Output.table and (sweep.trials(["role"])["role"] != "baseline").any():
+            draw(heatmap(results_table(sweep)))
+        why = sweep.status().why
+        said = [f"ended by   {why}"] if why is not None else []
+        said.append(f"rows       {sweep.store.location}/sweeps/{sweep.name}/")
+        if sweep.store.folder is not None:
+            picture = sweep.store.folder / "sweeps" / sweep.name / "landscape.png"
+            plot([sweep], picture)
+            said.append(f"picture    {picture}")
+        said += [
+            f"results    {command('results', sweep, '-o', 'csv')}",
+            f"map        {command('landscape', sweep, '--out', 'map.svg')}",
+            f"lines      {command('landscape', sweep, '--show', 'lines')}",
+            f"report     {command('report', sweep, '--out', 'report.html')}",
+        ]
     if unsuccessful:
         said.append(f"failed     {unsuccessful}; {command('resume', sweep, '--failed')}")
-    say("\n".join(said))
+    if said:
+        say("\n".join(said))
     if unsuccessful:
         raise typer.Exit(1)

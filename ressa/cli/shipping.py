@@ -122,6 +122,7 @@ def report(
             confidence=asked.confidence,
         )
 
+    say("fitting the map …")
     if not watch:
         write_page(out, page(gathered()))
         say(f"wrote {out}")

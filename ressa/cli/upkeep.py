@@ -1,8 +1,8 @@
 """Verbs that look after stages, data, models and this machine."""
 
 import re
-from collections.abc import Iterator
-from datetime import timedelta
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -14,24 +14,60 @@ from ressa.terminal import Output, say, show
 
 if TYPE_CHECKING:
     from ressa.doctor import Finding
+    from ressa.sweep.shared import Use
 
+WEEK = "7d"
 stages = typer.Typer(help="Looks after the work that trials share.", no_args_is_help=True)
 app.add_typer(stages, name="stages")
 
 
 @stages.command("ls")
 @relayed
-def list_stages(store: StoreOption = "results", output: OutputOption = Output.table) -> None:
-    """Lists the stages of a store: size, last use, which sweeps used and which need each."""
-    from ressa.sweep.shared import needs_of, uses_of
+def list_stages(
+    every: Annotated[
+        bool, typer.Option("--all", help="In the table too, each stage: who used and needs it.")
+    ] = False,
+    store: StoreOption = "results",
+    output: OutputOption = Output.table,
+) -> None:
+    """Lists the stages of a store by kind: size, last use, how many are needed and how many free.
+
+    Other forms than the table list each.
+    """
+    from ressa.cli.shortened import once
+    from ressa.sweep.shared import kinds_of, needs_of, uses_of
 
     opened = opened_store(store)
     found = uses_of(opened, needs_of(opened))
-    if found or output is not Output.table:
+    if output is not Output.table:
         show([use.row() for use in found], output)
-    if output is Output.table:
-        size = sum(use.stored.size for use in found) / 2**20
-        say(f"{len(found)} stages in {opened.location}, {size:.1f} MiB")
+        return
+    edge = datetime.now(UTC) - _duration(WEEK)
+    kinds = kinds_of(found, edge=edge)
+    if found:
+        rows = [_short(use.row()) for use in found] if every else [_sized(row) for row in kinds]
+        show(once(rows, [])[1], output)
+    say(f"{len(found):,} stages in {opened.location}, {_mib(found)}")
+    if found:
+        free = sum(row["free"] for row in kinds)
+        say(
+            "needed: by sweeps that are not finished; recent: by none, and used within a week; "
+            f"free: the {free:,} that `ressa stages gc` removes. --all lists each stage"
+        )
+
+
+def _short(row: dict[str, Any]) -> dict[str, Any]:
+    """A stage for a terminal; one whose writer was not done says so."""
+    half = "" if row.pop("whole") else " (half written)"
+    return _sized(row) | {"key": f"{row['key'][:12]}{half}"}
+
+
+def _sized(row: dict[str, Any]) -> dict[str, Any]:
+    return row | {"mib": f"{row['mib']:,.1f}"}
+
+
+def _mib(uses: "Iterable[Use]") -> str:
+    return f"{sum(use.stored.size for use in uses) / 2**20:,.1f} MiB"
 
 
 @stages.command("gc")
@@ -40,8 +76,8 @@ def collect_stages(
     older_than: Annotated[
         str,
         typer.Option("--older-than", metavar="TIME", help="Since the last use: 0, 30m, 12h, 7d."),
-    ] = "7d",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only says what would go.")] = False,
+    ] = WEEK,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
     store: StoreOption = "results",
     output: OutputOption = Output.table,
 ) -> None:
@@ -49,14 +85,31 @@ def collect_stages(
 
     Rows stay, and with them all results. Drivers may run meanwhile.
     """
-    from ressa.sweep.shared import collect
+    from ressa.sweep.shared import collect, kinds_of, needs_of, uses_of
 
-    opened = opened_store(store)
-    removed = collect(opened, older_than=_duration(older_than), dry_run=dry_run)
-    if removed or output is not Output.table:
+    opened, age = opened_store(store), _duration(older_than)
+    removed = collect(opened, older_than=age, dry_run=dry_run)
+    if output is not Output.table:
         show([use.row() for use in removed], output)
-    size = sum(use.stored.size for use in removed) / 2**20
-    say(f"{'would remove' if dry_run else 'removed'} {len(removed)} stages, {size:.1f} MiB")
+    elif removed:
+        rows = kinds_of(removed, edge=datetime.now(UTC))
+        shown = ("stage", "count", "mib", "last_use")
+        show([{name: _sized(row)[name] for name in shown} for row in rows], output)
+    say(f"{'would remove' if dry_run else 'removed'} {len(removed):,} stages, {_mib(removed)}")
+    gone = {use.stored.name for use in removed}
+    needs = needs_of(opened)
+    kept = [use for use in uses_of(opened, needs) if use.stored.name not in gone]
+    needed = [use for use in kept if use.needed_by]
+    if needed:
+        names = ", ".join(sorted({name for use in needed for name in use.needed_by}))
+        say(f"kept: {len(needed):,} that sweeps need which are not finished: {names}")
+    for name, why in needs.unclear.items():
+        say(f"all is kept for {name}, whose needs cannot be worked out: {why}")
+    if len(kept) > len(needed):
+        say(
+            f"kept: {len(kept) - len(needed):,} that no sweep needs and that were used in the last "
+            f"{older_than}; --older-than takes another time, or 0"
+        )
 
 
 def _duration(text: str) -> timedelta:
@@ -75,27 +128,33 @@ def doctor(
     store: Annotated[
         str | None,
         typer.Option(
-            "--store", metavar="PLACE", help="With --address: whether every node can use it."
+            "--store",
+            metavar="PLACE",
+            help="Whether this machine, or with --address every node, can use it as a store.",
         ),
     ] = None,
     output: OutputOption = Output.table,
 ) -> None:
     """Says whether machines can run trials: this one, or a cluster's. If not, what to do."""
+    from ressa.cli.shortened import once
+
     rows = list(_findings(store))
-    show(rows, output)
+    show(once(rows, [])[1] if output is Output.table else rows, output)
     if any(row["state"] != "ok" for row in rows):
         raise typer.Exit(1)
 
 
 def _findings(store: str | None) -> Iterator[dict[str, str]]:
     from ressa.doctor import examine
+    from ressa.sweep.checkup import examine_cluster, examine_store
 
     if client.ray is None:
-        for found in examine():
+        for found in examine(told=lambda what: say(f"{what} …")):
             yield _row(found)
+        if store is not None:
+            yield _row(examine_store(store))
         return
     from ressa.sweep import joined_ray
-    from ressa.sweep.checkup import examine_cluster
 
     joined_ray.prepare()
     for node, found in examine_cluster(client.ray, store):
@@ -122,7 +181,14 @@ def models(
     """Lists the models that come with ressa, or the parts of one."""
     from ressa.sweep.preview import catalog_rows, model_rows
 
-    show(catalog_rows() if model is None else model_rows(model), output)
+    rows = catalog_rows() if model is None else model_rows(model)
+    show([_counted(row) for row in rows] if output is Output.table else rows, output)
+
+
+def _counted(row: dict[str, Any]) -> dict[str, Any]:
+    """A model or a part of one for a terminal: counts with separators, shares short."""
+    form = {int: ",", float: ".3f"}
+    return {n: format(v, form[type(v)]) if type(v) in form else v for n, v in row.items()}
 
 
 data = typer.Typer(help="Looks at data sets that lie in files.")

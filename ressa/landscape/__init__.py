@@ -12,7 +12,9 @@ from ressa.landscape.order import orders
 from ressa.landscape.render import json_lines, json_rows, latex_table, plain_table, render_table
 from ressa.landscape.saving import plot
 from ressa.landscape.tables import (
+    SWEEP_COLUMNS,
     About,
+    best_words,
     chosen,
     failures,
     rank_correlation,
@@ -31,11 +33,13 @@ from ressa.landscape.verdicts import (
 )
 
 __all__ = [
+    "SWEEP_COLUMNS",
     "About",
     "Allocated",
     "Verdict",
     "allocation_rows",
     "best_table",
+    "best_words",
     "chosen",
     "compare",
     "confirmed",

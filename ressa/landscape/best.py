@@ -5,6 +5,7 @@ import re
 from typing import TYPE_CHECKING
 
 from ressa.errors import SpecError
+from ressa.landscape.allocations import allocations, is_best, without_run
 from ressa.landscape.tables import results_table
 from ressa.store import SweepStore
 
@@ -17,7 +18,6 @@ COLUMNS = (
     *("budget", "trial", "vision", "language", "sparsity", "score", "standard_error"),
     *("runs", "spread", "below_best", "options", "vision_sparsity", "language_sparsity"),
 )
-RUN = re.compile(r" ?replicate=\d+")
 
 
 def best_table(
@@ -74,7 +74,7 @@ def over_runs(frame: "pandas.DataFrame") -> "pandas.DataFrame":
     import numpy as np
     import pandas as pd
 
-    options = frame["options"].astype(str).str.replace(RUN, "", regex=True).str.strip()
+    options = without_run(frame["options"])
     is_run = (options != frame["options"]) & (frame["role"] != "baseline")
     single = frame[~is_run].assign(runs=1, spread=np.nan)
     if not is_run.any():
@@ -97,27 +97,41 @@ def over_runs(frame: "pandas.DataFrame") -> "pandas.DataFrame":
         ]
     spread = groups["score"].std().to_numpy()
     best = groups["best"].any().to_numpy()
-    if best.sum() == 1:  # with several objectives there are others
-        best = found["score"] == found["score"].max()
-        best &= ~best.duplicated()
     found = found.assign(runs=groups.size().to_numpy(), spread=spread, best=best)
     return pd.concat([single, found[single.columns]], ignore_index=True)
 
 
-def best_trials(frame: "pandas.DataFrame", state: str) -> set[str]:
-    """Returns the trials that are best in a state: in the last one those of the whole search.
+def best_trials(frame: "pandas.DataFrame", state: str, *, several_objectives: bool) -> set[str]:
+    """Returns the trials to star on a map: of each line, the best in a state.
 
-    Before repair another one may be best. Several objectives' front is that of the whole search.
+    Before repair another one may be best than after it. A front of several objectives is that of
+    the whole search, in every state.
 
     Args:
         frame: trials of a search, as `over_runs` returns them.
         state: pruned or repaired.
+        several_objectives: as the table's `About` says.
     """
-    of_search = set(frame.loc[frame["best"].astype(bool), "trial"])
-    is_last = state == "repaired" or not frame["repaired"].notna().any()
-    if is_last or len(of_search) != 1 or not frame[state].notna().any():
-        return of_search
-    return {str(frame.loc[frame[state].astype(float).idxmax(), "trial"])}
+    if several_objectives:
+        return set(frame.loc[frame["best"].astype(bool), "trial"])
+    own = frame.assign(score=frame[state].where(frame["state"] == "succeeded"))
+    return set(frame.loc[is_best(own), "trial"])
+
+
+def ranked(frame: "pandas.DataFrame") -> list[str]:
+    """Returns the trials of a search with a score: a run of each best allocation, then the others.
+
+    Both by their score, the highest first.
+
+    Args:
+        frame: a `results_table`.
+    """
+    scored = frame[(frame["role"] != "baseline") & frame["score"].notna()]
+    leads = scored["best"].astype(bool) & ~allocations(scored).duplicated()
+    order = scored.assign(leads=leads).sort_values(
+        ["leads", "score"], ascending=False, kind="stable"
+    )
+    return list(order["trial"])
 
 
 def _variance(values: "Floats") -> float:

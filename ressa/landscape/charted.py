@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
 
 from ressa.errors import NotFoundError, SpecError
-from ressa.landscape.lines import Chart, Kind, Slope, chart, line_table, line_through, slopes
-from ressa.landscape.observed import mapped_trials, observe
-from ressa.landscape.surrogate import LEAST_CELLS, fit
+from ressa.landscape.lines import Chart, Kind, Slope, bests, chart, line_through, slopes
+from ressa.landscape.maps import Fitted, fitted_to
+from ressa.landscape.observed import mapped_trials
+from ressa.landscape.surrogate import LEAST_CELLS
 from ressa.store import SweepStore
 
 if TYPE_CHECKING:
@@ -25,16 +26,29 @@ MOST_CELLS = 500
 """A Gaussian process of more allocations takes minutes: pictures do without."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, eq=False)
 class Charted:
-    """What a surrogate says of trials in one state."""
+    """What a surrogate says of trials in one state; what nobody asks for is not worked out."""
 
-    chart: Chart
-    bests: "pandas.DataFrame"
-    """One row a line, with columns as `lines.LineBest`."""
-    slopes: dict[Kind, Slope]
+    fitted: Fitted
     margin: float
     """In points: what lies less than this below the best is as good."""
+
+    @cached_property
+    def slopes(self) -> dict[Kind, Slope]:
+        """What may stay equal along a line."""
+        return slopes(self.fitted.trials)
+
+    @cached_property
+    def chart(self) -> Chart:
+        """The map on a grid."""
+        size = self.slopes["parameters"]
+        return chart(self.fitted.surrogate, size, margin=self.margin)
+
+    @cached_property
+    def bests(self) -> "pandas.DataFrame":
+        """One row a line, with columns as `lines.LineBest`."""
+        return bests(self.fitted, margin=self.margin)
 
     def language(self, kind: Kind, equal: float, vision: float) -> float:
         """Returns where a line through an equal split is at a vision sparsity."""
@@ -68,29 +82,18 @@ def charts(sweeps: Sequence[SweepStore], *, margin: float) -> dict[str, Charted]
     found = {}
     for state in ("pruned", "repaired"):
         try:
-            trials = pd.concat(mapped_trials(sweeps, state=state).values())
-            cells = len(trials[["vision", "language"]].drop_duplicates())
+            rows = mapped_trials(sweeps, state=state)
+            cells = len(pd.concat(rows.values())[["vision", "language"]].drop_duplicates())
             if LEAST_CELLS <= cells <= MOST_CELLS:
-                found[state] = _charted(tuple(sweeps), state, margin, tuple(trials["trial"]))
+                found[state] = _charted(fitted_to(rows), margin)
         except (SpecError, NotFoundError, ModuleNotFoundError):
             continue
     return found
 
 
 @lru_cache(maxsize=4)  # a report that is kept fresh asks again and again
-def _charted(
-    sweeps: tuple[SweepStore, ...], state: str, margin: float, trials: tuple[str, ...]
-) -> Charted:
-    import pandas as pd
-
-    found = slopes(pd.concat(mapped_trials(sweeps, state=state).values()))
-    surrogate = fit(observe(sweeps, state=state))
-    return Charted(
-        chart=chart(surrogate, found["parameters"], margin=margin),
-        bests=line_table(sweeps, margin=margin, state=state),
-        slopes=found,
-        margin=margin,
-    )
+def _charted(fitted: Fitted, margin: float) -> Charted:
+    return Charted(fitted, margin)
 
 
 def map_table(frame: "pandas.DataFrame", charts: Mapping[str, Charted]) -> "pandas.DataFrame":

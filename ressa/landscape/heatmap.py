@@ -67,7 +67,11 @@ class Heatmap:
         self._columns: list[_Level] = []
         self._range = colour_range(frame)
         self._states = ["pruned", "repaired"] if searched["repaired"].notna().any() else ["pruned"]
-        self._best = {state: best_trials(searched, state) for state in self._states}
+        several = self.about.several_objectives
+        self._best = {
+            state: best_trials(searched, state, several_objectives=several)
+            for state in self._states
+        }
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         if not self._points:
@@ -143,15 +147,26 @@ class Heatmap:
             scale.append(" ", style=_on(_colour(step / 23)))
         scale.append(f" {percent(high)} %  {self.about.metric}")
         yield scale
-        best = max(self._points, key=lambda point: (point["best"], point["score"]))
-        yield Text(f"★ {_describe(best)}, the best of {len(self._points)}", style="bold")
-        if self._states != ["pruned"] and best["trial"] not in self._best["pruned"]:
-            before = next(p for p in self._points if p["trial"] in self._best["pruned"])
-            yield Text(f"  before repair: {_describe(before, 'pruned')}")
-        for budget in sorted({p["budget"] for p in self._points if not math.isnan(p["budget"])}):
-            line = [point for point in self._points if point["budget"] == budget]
-            top = max(line, key=lambda point: point["score"])
-            yield Text(f"  budget {budget:g}: {_describe(top)}, the best of {len(line)}")
+        last, *before = [self._starred(state) for state in reversed(self._states)]
+        if self.about.several_objectives:
+            top = max(last, key=lambda point: point["score"])
+            yield Text(f"★ the Pareto front: {len(last)}, such as {_describe(top)}", style="bold")
+            return
+        for top in last:
+            line, name = self._points, ""
+            if not math.isnan(top["budget"]):
+                line = [point for point in line if point["budget"] == top["budget"]]
+                name = f"budget {top['budget']:g}: "
+            yield Text(f"★ {name}{_describe(top)}, the best of {len(line)}", style="bold")
+            for other in before[0] if before else []:
+                same = other["budget"] == top["budget"] or not name
+                if same and other["trial"] != top["trial"]:
+                    yield Text(f"  before repair: {_describe(other, 'pruned')}")
+
+    def _starred(self, state: str) -> list[dict[str, Any]]:
+        """The best of each line, budgets rising."""
+        found = [point for point in self._points if point["trial"] in self._best[state]]
+        return sorted(found, key=lambda point: (point["budget"], -point["score"]))
 
 
 def _describe(point: dict[str, Any], state: str | None = None) -> str:

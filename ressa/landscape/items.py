@@ -127,7 +127,7 @@ def read_items(
     runs: list[Run] = []
     columns = []
     for sweep, rows in trials.items():
-        answers = _answers(sweep, rows, task)
+        answers = _answers(sweep, rows, task, state)
         for row in rows.to_dict("records"):
             own = row["reused_trial"] if row["state"] == "reused" else row["trial"]
             wanted = state or ("pruned" if pd.isna(row["score_repaired"]) else "repaired")
@@ -176,9 +176,9 @@ def _metric(trials: Mapping[SweepStore, "pandas.DataFrame"]) -> str:
 
 
 def _answers(
-    sweep: SweepStore, rows: "pandas.DataFrame", task: str
+    sweep: SweepStore, rows: "pandas.DataFrame", task: str, state: str | None
 ) -> "dict[tuple[str, str], pandas.DataFrame]":
-    """Each trial's answers to real pictures, by trial and state; one row a question."""
+    """Each trial's answers to real pictures, by trial and state (None: any); one row a question."""
     import pandas as pd
 
     columns = ["trial", "state", "example_id", "image_id", "true_answer", "value"]
@@ -186,11 +186,12 @@ def _answers(
         dict.fromkeys(rows["reused_trial"].where(rows["state"] == "reused", rows["trial"]))
     )
     wanted: list[dict[str, Any]] = [{"trial": name} for name in names]
+    asked = {"task": task, "image": "real"} | ({} if state is None else {"state": state})
     tables = [
         sweep.read(
             "answers",
             columns=columns,
-            where={"task": task, "image": "real"} | which,
+            where=asked | which,
             in_order=False,
         ).to_pandas()
         for which in (wanted if len(names) <= _FEW else [{}])

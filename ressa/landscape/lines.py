@@ -8,21 +8,20 @@ straight on the map, and they differ in slope.
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ressa.landscape.items import Floats
-from ressa.landscape.observed import mapped_trials, observe
-from ressa.landscape.surrogate import CONFIDENCE, Surrogate, fit
+from ressa.landscape.maps import Fitted, fitted_map
+from ressa.landscape.surrogate import CONFIDENCE, Surrogate
 from ressa.store import SweepStore
 
 if TYPE_CHECKING:
     import pandas
 
 Kind = Literal["sum", "parameters", "bytes", "operations"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
 DRAWS = 2000
 _PLACES = 61  # on a line
 _COLUMNS: dict[Kind, str] = {"bytes": "packed_bytes", "operations": "macs"}
@@ -236,7 +235,6 @@ def line_table(
     margin: float,
     confidence: float = CONFIDENCE,
     state: str | None = None,
-    kinds: Sequence[Kind] = KINDS,
 ) -> "pandas.DataFrame":
     """Returns the best of every line, one row each, with columns as `LineBest`.
 
@@ -248,21 +246,23 @@ def line_table(
         margin: in points.
         confidence: of the intervals.
         state: pruned or repaired; None takes repaired where there is a repair.
-        kinds: which lines.
 
     Raises:
         SpecError: there are too few allocations, or they cannot be on one map.
         NotFoundError: no trial has a score.
     """
+    return bests(fitted_map(sweeps, state=state), margin=margin, confidence=confidence)
+
+
+def bests(fitted: Fitted, *, margin: float, confidence: float = CONFIDENCE) -> "pandas.DataFrame":
+    """Returns the best of every line of a map, as `line_table` does."""
     import pandas as pd
 
-    trials = pd.concat(mapped_trials(sweeps, state=state).values())
-    surrogate = fit(observe(sweeps, state=state))
+    trials = fitted.trials
     spans = {t: (float(trials[t].min()), float(trials[t].max())) for t in ("vision", "language")}
     rows = [
-        asdict(best_of(surrogate, line, margin=margin, confidence=confidence))
-        for kind, slope in slopes(trials).items()
-        if kind in kinds
+        asdict(best_of(fitted.surrogate, line, margin=margin, confidence=confidence))
+        for slope in slopes(trials).values()
         for equal in _levels(trials, spans)
         if (line := line_through(slope, equal, **spans)) is not None
     ]

@@ -1,6 +1,6 @@
 """Which trials a map is made from: all of one or several sweeps that differ in nothing else."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,7 +15,18 @@ if TYPE_CHECKING:
     import pandas
 
 _READ = [
-    *("trial", "key", "role", "state", "reused_trial", "model", "metric", "point", "budget"),
+    *(
+        "trial",
+        "attempt",
+        "key",
+        "role",
+        "state",
+        "reused_trial",
+        "model",
+        "metric",
+        "point",
+        "budget",
+    ),
     "sparsity",
     *("score_pruned", "score_repaired"),
     *(f"{tower}_{what}" for tower in ("vision", "language") for what in ("zeros", "prunable")),
@@ -79,7 +90,16 @@ def observe(
         SpecError: as `mapped_trials`; or there are several sweeps and no answers that pair them.
         NotFoundError: no trial has such a score.
     """
-    trials = mapped_trials(sweeps, state=state)
+    return observed(mapped_trials(sweeps, state=state), pictures=pictures)
+
+
+def observed(trials: "Mapping[SweepStore, pandas.DataFrame]", *, pictures: bool = True) -> Observed:
+    """Reads what some trials scored, as `observe` does.
+
+    Args:
+        trials: as `mapped_trials` gives them.
+        pictures: whether to read single answers too.
+    """
     vision, language, score = (
         np.concatenate([rows[column].to_numpy(float) for rows in trials.values()])
         for column in ("vision", "language", "score")

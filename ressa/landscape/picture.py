@@ -167,12 +167,8 @@ def _draw_panel(
     if span is _LIMITS:
         draw_dense(axes, drawn, state, scale)
     points = visible(searched)
-    if panel.trials is drawn:
-        best = best_trials(searched, state)
-        points = [point | {"best": point["trial"] in best} for point in points]
-    else:  # on the map of one value of an option, its own best
-        own = max(points, key=lambda point: (point[state], point["trial"]))
-        points = [point | {"best": point is own} for point in points]
+    best = best_trials(searched, state, several_objectives=about.several_objectives)
+    points = [point | {"best": point["trial"] in best} for point in points]
     labelled = with_room(points, (span[1] - span[0]) / side)
     for point in points:
         label = percent(point[state]) if point["trial"] in labelled else ""
@@ -396,7 +392,9 @@ def _footnote(about: About, drawn: "pandas.DataFrame", charted: Charted | None =
             "◇ the best of a line, bold where it lies with 90 % probability, its score at its end"
         )
     shaded = "interpolates" if charted is None else "and contours: Gaussian process"
-    return [*said, "★ the best of a map", f"shading {shaded}"]
+    several = not about.several_objectives and searched["budget"].nunique() > 1
+    best = "on the Pareto front" if about.several_objectives else "the best of a map"
+    return [*said, f"★ {'the best of a budget' if several else best}", f"shading {shaded}"]
 
 
 def _lines(phrases: list[str], width: int) -> str:

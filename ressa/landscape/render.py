@@ -8,9 +8,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rich import box
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from ressa.landscape.allocations import without_run
+from ressa.landscape.fitting import GAP, Column, fitting, wrapped
 from ressa.landscape.tables import About
 
 if TYPE_CHECKING:
@@ -25,12 +28,22 @@ class _Column:
 
     heading: str
     cell: Callable[[dict[str, Any]], str]
+    name: str
+    """What the column is called by --where, --sort and --columns."""
     least: int = 0
     """Where room is short, the highest goes first; 0 stays."""
 
+    @property
+    def short(self) -> str:
+        """Its heading where it stands alone."""
+        group = self.name.partition("_")[0] if self.name.startswith(("blank", "recovery")) else ""
+        return f"{group} {self.heading.split(chr(10))[-1]}".strip()
 
-def render_table(frame: "pandas.DataFrame", width: int = 100) -> Table:
+
+def render_table(frame: "pandas.DataFrame", width: int = 100) -> Group:
     """Lays a `results_table` out; scores in percent, sparsities as fractions.
+
+    Columns in which no row has anything are left out.
 
     Args:
         frame: what `results_table` returned.
@@ -40,12 +53,6 @@ def render_table(frame: "pandas.DataFrame", width: int = 100) -> Table:
     rows = frame.to_dict("records")
     shown, left_out = _fitting(rows, width, chosen=bool((frame["options"] != "").any()))
     table = Table(
-        title=_title(about),
-        caption=_caption(about, left_out),
-        title_justify="left",
-        caption_justify="left",
-        title_style="bold",
-        caption_style="dim",
         box=box.SIMPLE_HEAD,
         show_edge=False,
         pad_edge=False,
@@ -65,48 +72,66 @@ def render_table(frame: "pandas.DataFrame", width: int = 100) -> Table:
         style = "bold" if row["best"] else "red" if row["state"] == "failed" else ""
         ends = role == "baseline" and next_role not in ("baseline", None)
         table.add_row(*(Text(one.cell(row)) for one in shown), style=style, end_section=ends)
-    return table
+    caption = _caption(about, frame, shown, left_out)
+    return Group(Text(_title(about), style="bold"), table, Text(caption, style="dim"))
 
 
 _TRIAL, _ALSO = "\ntrial", "\nalso"
 _ALSO_WIDTH = 24  # it may take more lines
 _COLUMNS = (
-    _Column(_TRIAL, lambda row: _name(row)),
-    _Column("sparsity\nvision", lambda row: target(row["vision"], row["vision_sparsity"])),
-    _Column("\nlanguage", lambda row: target(row["language"], row["language_sparsity"])),
-    _Column("\nboth", lambda row: fraction(row["sparsity"]), least=1),
-    _Column("\nwhole", lambda row: fraction(row["whole"]), least=8),
-    _Column("score\nbefore", lambda row: percent(row["pruned"])),
-    _Column("\nafter", lambda row: percent(row["repaired"])),
-    _Column("\n±", lambda row: percent(row["standard_error"]), least=2),
-    _Column("blank\nbefore", lambda row: percent(row["blank_pruned"]), least=4),
-    _Column("\nafter", lambda row: percent(row["blank_repaired"]), least=5),
-    _Column("recovery\nof dense", lambda row: fraction(row["recovery"], 2), least=3),
-    _Column("\nof d.-r.", lambda row: fraction(row["recovery_repaired"], 2), least=7),
-    _Column("\ns", lambda row: fraction(row["seconds"], 0), least=6),
+    _Column(_TRIAL, lambda row: _name(row), "trial"),
+    _Column(
+        "sparsity\nvision", lambda row: target(row["vision"], row["vision_sparsity"]), "vision"
+    ),
+    _Column(
+        "\nlanguage", lambda row: target(row["language"], row["language_sparsity"]), "language"
+    ),
+    _Column("\nboth", lambda row: fraction(row["sparsity"]), "sparsity", least=1),
+    _Column("\nwhole", lambda row: fraction(row["whole"]), "whole", least=8),
+    _Column("score\nbefore", lambda row: percent(row["pruned"]), "pruned"),
+    _Column("\nafter", lambda row: percent(row["repaired"]), "repaired"),
+    _Column("\n±", lambda row: percent(row["standard_error"]), "standard_error", least=2),
+    _Column("blank\nbefore", lambda row: percent(row["blank_pruned"]), "blank_pruned", least=4),
+    _Column("\nafter", lambda row: percent(row["blank_repaired"]), "blank_repaired", least=5),
+    _Column("recovery\nof dense", lambda row: fraction(row["recovery"], 2), "recovery", least=3),
+    _Column(
+        "\nof d.-r.",
+        lambda row: fraction(row["recovery_repaired"], 2),
+        "recovery_repaired",
+        least=7,
+    ),
+    _Column("\ns", lambda row: fraction(row["seconds"], 0), "seconds", least=6),
 )
-_CHOSEN = _Column(_ALSO, lambda row: str(row["options"]))
+_CHOSEN = _Column(_ALSO, lambda row: str(row["options"]), "options")
 
 
 def _fitting(
     rows: list[dict[str, Any]], width: int, *, chosen: bool
-) -> tuple[list[_Column], list[str]]:
-    """Returns the columns that there is room for, and the names of those left out."""
-    shown = [*_COLUMNS, *([_CHOSEN] if chosen else [])]
+) -> tuple[list[_Column], list[_Column]]:
+    """Returns the columns that say something and have room, and those that lack room alone."""
+    columns = [*_COLUMNS, *([_CHOSEN] if chosen else [])]
+    cells = {column: [column.cell(row) for row in rows] for column in columns}
+    shown = [column for column in columns if {*cells[column]} != {NOTHING}]
     widths = {
-        column: max(map(len, (*column.heading.split("\n"), *map(column.cell, rows))))
-        for column in shown
+        column: max(map(len, (*column.heading.split("\n"), *cells[column]))) for column in shown
     }
     if chosen:
         widths[_CHOSEN] = min(widths[_CHOSEN], _ALSO_WIDTH)
     left_out = []
-    for column in sorted(_COLUMNS, key=lambda one: -one.least):
+    for column in sorted(shown, key=lambda one: -one.least):
         if not column.least or sum(widths[one] + 1 for one in shown) - 1 <= width:
             break
         shown.remove(column)
         left_out.append(column)
-    named = {4: "blank before", 5: "blank after", 3: "recovery", 6: "seconds"}
-    return shown, [named.get(one.least, one.heading.split("\n")[-1]) for one in left_out]
+    return shown, left_out
+
+
+def _asked(row: dict[str, Any], tower: str) -> str:
+    return target(row[tower], row[f"{tower}_sparsity"])
+
+
+def _recovered(row: dict[str, Any]) -> str:
+    return fraction(row["recovery_repaired"], 2)
 
 
 def _name(row: dict[str, Any]) -> str:
@@ -116,15 +141,17 @@ def _name(row: dict[str, Any]) -> str:
     return f"{row['trial']} ★" if row["best"] else str(row["trial"])
 
 
-def _title(about: About) -> Text:
+def _title(about: About) -> str:
     questions = f"{about.items:,} questions" if about.items else None
     parts = (about.sweep, about.model, about.methods, about.metric, questions)
-    return Text(" · ".join(part for part in parts if part))
+    return " · ".join(part for part in parts if part)
 
 
-def _caption(about: About, left_out: list[str]) -> Text:
+def _caption(
+    about: About, frame: "pandas.DataFrame", shown: list[_Column], left_out: list[_Column]
+) -> str:
     """What the columns are of: which floors a score stands on, which weights a sparsity counts."""
-    lines = []
+    lines, there = [], {column.name for column in shown}
     scores = {
         "dense": about.dense,
         "dense-repaired": about.dense_repaired,
@@ -132,7 +159,11 @@ def _caption(about: About, left_out: list[str]) -> Text:
         "dense on blank images": about.floor_dense_blank,
     }
     known = [f"{name} {percent(value)}" for name, value in scores.items() if value is not None]
-    lines.append("score: in %, before and after repair, ± one standard error")
+    starred = frame[frame["best"]]
+    if len(starred):
+        lines.append(_star(about, starred))
+    after = " and after" if "repaired" in there else ""
+    lines.append(f"score: in %, before{after} repair, ± one standard error")
     if known:
         lines.append(f"beside them: {', '.join(known)}")
     if about.vision_prunable and about.language_prunable:
@@ -140,89 +171,107 @@ def _caption(about: About, left_out: list[str]) -> Text:
             f"sparsity: zeros; both: of {about.vision_prunable:,} prunable weights of vision "
             f"and {about.language_prunable:,} of language"
         )
-    if about.whole_parameters:
+    if about.whole_parameters and "whole" in there:
         lines.append(f"  whole: of all {about.whole_parameters:,} parameters of the model")
-    lines.append("blank: the same on blank images, where there is nothing to see")
-    lines.append(
-        "recovery: (repaired − pruned) / (dense − pruned); d.-r.: dense-repaired for dense;"
-    )
-    lines.append(f"  {NOTHING} where pruning lost less than two standard errors")
+    if there & {"blank_pruned", "blank_repaired"}:
+        lines.append("blank: the same on blank images, where there is nothing to see")
+    if there & {"recovery", "recovery_repaired"}:
+        also = "; d.-r.: dense-repaired for dense" if "recovery_repaired" in there else ""
+        lines.append(
+            f"recovery: (repaired − pruned) / (dense − pruned), {NOTHING} where pruning lost less "
+            f"than two standard errors{also}"
+        )
     if left_out:
-        lines.append(f"no room here for {', '.join(left_out)}: -o csv has every column")
-    return Text("\n".join(lines))
+        names = ", ".join(column.short for column in left_out)
+        lines.append(f"no room here for {names}: -o csv has every column")
+    others = ", ".join(
+        f"{column.short} = {column.name}" for column in shown if column.short != column.name
+    )
+    lines.append(f"for --where, --sort and --columns: {others}")
+    return "\n".join(lines)
+
+
+def _star(about: About, starred: "pandas.DataFrame") -> str:
+    """What a star marks."""
+    if about.several_objectives:
+        return "★ on the Pareto front: none is as good or better in every objective"
+    of_runs = without_run(starred["options"]) != starred["options"].astype(str)
+    each = " of each budget" if starred["budget"].nunique() > 1 else ""
+    runs = ", by the mean over its runs" if of_runs.any() else ""
+    return f"★ the best allocation{each}{runs}"
 
 
 def plain_table(
     frame: "pandas.DataFrame", *, headings: bool = True, width: int | None = None
 ) -> Table:
-    """Lays any frame out as it is: numbers to the right, times to the second, gaps as –.
+    """Lays any frame out as it is: numbers to the right, gaps as –, times in UTC.
 
-    Where it has no room, headings break after an underscore; where that is not enough, each row
-    becomes a block of its own, a line a column.
+    Where it has no room, times go without year and seconds, headings and text are wrapped between
+    words and their parts; where that is not enough, each row becomes a block of its own, a line a
+    column.
 
     Args:
         frame: what to lay out.
         headings: whether it has any.
         width: columns of the terminal; None: as many as are needed.
     """
-    import pandas as pd
-
-    names = [str(name) for name in frame.columns]
-    cells = [[_plain(value) for value in row] for row in frame.itertuples(index=False, name=None)]
-    columns = [list(column) for column in zip(*cells, strict=True)] or [[] for _ in names]
-    numeric = [
-        pd.api.types.is_numeric_dtype(kind) or (bool(column) and all(map(_NUMBER.match, column)))
-        for kind, column in zip(frame.dtypes, columns, strict=True)
-    ]
-    if headings and width is not None and _wide(names, columns) > width:
-        names = [name.replace("_", "_\n") for name in names]
-        if _narrowest(names, columns, numeric) > width:
-            return _upright([str(name) for name in frame.columns], cells)
+    columns = _columns(frame, headings=headings)
+    widths = [column.widest for column in columns]
+    if width is not None:
+        if sum(column.widest + GAP for column in columns) - GAP > width:
+            columns = _columns(frame, headings=headings, times=_SHORT_TIME)
+        fitted = fitting(columns, width)
+        if fitted is None and headings and len(columns) > 1:
+            return _upright(_columns(frame, headings=True), width)
+        widths = fitted or [column.least for column in columns]
     table = _simple(headings=headings)
-    for name, is_number in zip(names, numeric, strict=True):
-        least = max((len(word) for word in name.split()), default=0)
+    for column, room in zip(columns, widths, strict=True):
         table.add_column(
-            name,
-            justify="right" if is_number else "left",
+            wrapped(column.heading, room),
+            justify="right" if column.is_number else "left",
             vertical="top",
             overflow="fold",
-            no_wrap=is_number,
-            min_width=least if headings else None,
+            no_wrap=True,
+            width=room,
         )
-    for row in cells:
-        table.add_row(*map(Text, row))
+    for row in zip(*(column.cells for column in columns), strict=True):
+        cells = zip(row, widths, strict=True)
+        table.add_row(*(Text(wrapped(cell, room)) for cell, room in cells))
     return table
 
 
 _NUMBER = re.compile(rf"(?:[-+]?[\d.,:]+(?: %)?|{NOTHING}|)$")
-_FOLDED = 24  # a longer word, such as a path, may be folded
+_TIME, _SHORT_TIME = "%Y-%m-%d %H:%M:%S", "%m-%d %H:%M"
 
 
-def _wide(names: list[str], columns: list[list[str]]) -> int:
-    """How many columns of a terminal a table takes if no cell is wrapped."""
-    return sum(
-        max(map(len, (name, *cells))) + 1 for name, cells in zip(names, columns, strict=True)
-    )
+def _columns(frame: "pandas.DataFrame", *, headings: bool, times: str = _TIME) -> list[Column]:
+    """The columns of a frame as text; where all of one are times, its heading says UTC."""
+    import pandas as pd
 
-
-def _narrowest(names: list[str], columns: list[list[str]], numeric: list[bool]) -> int:
-    """How many it takes at least if neither numbers nor words are broken."""
-    found = 0
-    for name, cells, is_number in zip(names, columns, numeric, strict=True):
-        words = [word for cell in cells for word in ([cell] if is_number else cell.split())]
-        longest = max((len(word) for word in words), default=0)
-        heading = max((len(word) for word in name.split()), default=0)
-        found += max(min(longest, _FOLDED), heading) + 1
+    found = []
+    for name, (_, values) in zip(frame.columns, frame.items(), strict=True):
+        is_time = headings and pd.api.types.is_datetime64_any_dtype(values.dtype)
+        cells = [
+            value.strftime(times) if is_time and not _missing(value) else _plain(value)
+            for value in values
+        ]
+        is_number = pd.api.types.is_numeric_dtype(values.dtype) or (
+            bool(cells) and all(map(_NUMBER.match, cells))
+        )
+        heading = f"{name} (UTC)" if is_time else str(name)
+        found.append(Column(heading if headings else "", cells, is_number or is_time))
     return found
 
 
-def _upright(names: list[str], rows: list[list[str]]) -> Table:
+def _upright(columns: list[Column], width: int) -> Table:
+    names = [column.heading for column in columns]
+    room = max(width - max(map(len, names)) - 1, 1)
     table = _simple(headings=False)
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
-    for row in rows:
+    for row in zip(*(column.cells for column in columns), strict=True):
         for name, cell in zip(names, row, strict=True):
-            table.add_row(name, Text(cell), end_section=name == names[-1])
+            table.add_row(name, Text(wrapped(cell, room)), end_section=name == names[-1])
     return table
 
 

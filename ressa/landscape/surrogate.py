@@ -29,6 +29,7 @@ import numpy as np
 
 from ressa.errors import SpecError
 from ressa.landscape.items import Floats
+from ressa.threads import one_thread
 
 LEAST_CELLS = 4
 """Of fewer allocations no map is drawn."""
@@ -72,6 +73,7 @@ class Predicted:
     """[place]: ends of the two-sided interval."""
 
 
+@one_thread()
 def fit(observed: Observed) -> "Surrogate":
     """Fits the map to what trials scored; the same trials in any order give the same map.
 
@@ -144,6 +146,7 @@ class Surrogate:
     _shape: Floats | None
     """[cell]: 1 / 10 p(1 − p) at each; None where the noise is the same everywhere."""
 
+    @one_thread()
     def predict(
         self, vision: Floats, language: Floats, *, confidence: float = CONFIDENCE
     ) -> Predicted:
@@ -168,6 +171,7 @@ class Surrogate:
             high=_share(mean + reach),
         )
 
+    @one_thread()
     def draws(
         self, vision: Floats, language: Floats, count: int, *, seed: int = 0, pictures: bool = True
     ) -> Floats:
@@ -191,6 +195,7 @@ class Surrogate:
         spread = np.sqrt(self.noise(mean))[:, None] * _NODES
         return np.asarray(_share(found[:, :, None] + spread) @ _WEIGHTS)
 
+    @one_thread()
     def left_out(self) -> tuple[Floats, Floats]:
         """Predicts each cell from all others: mean logit and deviation of a run, [cell] each.
 

@@ -1,6 +1,5 @@
 """What a sweep found, one row a trial, with what each score is to be compared with."""
 
-import json
 import math
 import re
 from collections import Counter
@@ -9,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ressa.errors import SpecError, UnknownNameError
+from ressa.landscape.allocations import RACING, bests, has_several, is_best, options_of
 from ressa.store import SweepStore, matching
 
 if TYPE_CHECKING:
@@ -36,8 +36,8 @@ COLUMNS = {
     "vision_sparsity": "zeros counted over the vision tower's prunable weights",
     "language_sparsity": "zeros counted over the language tower's prunable weights",
     "score": "value of the objective: repaired, or pruned where there is no repair",
-    "best": "whether no other successful trial of the search is as good or better in every "
-    "objective: the best one, or with several objectives those on the Pareto front",
+    "best": "whether it is a run of the best allocation, of its budget where there are budgets, by "
+    "the mean score over runs; with several objectives, of one on their Pareto front",
     "options": "what else the search chose, as field=value",
     "number": "number of the proposal; null for a baseline",
     "kept": "prunable weights of both towers that stay",
@@ -106,9 +106,6 @@ LINE_COLUMNS = (
 _SUCCESSFUL = ("succeeded", "reused")
 _ROUNDED = 2  # weights by which what the two towers are to lose may miss what was meant of both
 _NAMED = 8  # running trials that a status names
-_CHOSEN = ("vision_sparsity", "language_sparsity", "sparsity", "budget")  # these have columns
-_SPARSITY = rf'"({"|".join(_CHOSEN)})": ("[^"\\]*"|[^",\\{{}}\[\]]+)'
-"""One of them in a point's JSON, as a regular expression."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,6 +125,8 @@ class About:
     vision_prunable: int | None
     language_prunable: int | None
     whole_parameters: int | None
+    several_objectives: bool
+    """Whether the best are a Pareto front."""
 
 
 def results_table(sweep: SweepStore) -> "pandas.DataFrame":
@@ -164,8 +163,7 @@ def results_table(sweep: SweepStore) -> "pandas.DataFrame":
             "vision_sparsity": _realised(trials, "vision"),
             "language_sparsity": _realised(trials, "language"),
             "score": trials["score"],
-            "best": _is_best(trials),
-            "options": _options(trials["point"]),
+            "options": options_of(trials["point"]),
             "number": trials["number"],
             "kept": _kept(trials, "vision") + _kept(trials, "language"),
             "whole_kept": trials["whole_parameters"] - trials["whole_zeros"],
@@ -177,7 +175,8 @@ def results_table(sweep: SweepStore) -> "pandas.DataFrame":
             "majority": about.floor_majority,
             **{column: trials[column] for column in _AS_STORED[1:]},
         }
-    )[list(COLUMNS)]
+    )
+    frame = frame.assign(best=is_best(frame, trials["objectives"]))[list(COLUMNS)]
     frame.attrs["about"] = about
     return frame
 
@@ -310,9 +309,33 @@ def failures(sweep: SweepStore) -> "pandas.DataFrame":
     return failed[columns].reset_index(drop=True)
 
 
+SWEEP_COLUMNS = {
+    "sweep": "name of the sweep",
+    "state": "new, running, finished, interrupted, stopped, cancelled, hopeless (too many trials "
+    "failed), or unknown (its driver is on another machine, or stands still)",
+    "ended_by": "why it is finished before all planned trials ran",
+    "done": "trials that ran to an end, whichever",
+    "planned": "trials that are to run, baselines included",
+    "failed": "trials that failed or were lost",
+    "running": "trials that run; of many the first",
+    "waiting": "of those, which have no place yet, what they need and what nodes have",
+    "driver": "process and machine that drive it",
+    "metric": "the objective; of several, the first",
+    "best": "mean score of the best allocation over its runs, a fraction; null where there are "
+    "several lines, or several objectives",
+    "best_trial": "its first run",
+    "best_runs": "how many runs it has",
+    "lines": "budgets that have a best, which `ressa best` shows; null without budgets",
+    "front": "allocations on the Pareto front (`ressa best --pareto`); null with one objective",
+    "reused": "points that came to a trial that had run",
+    "updated": "when its last row was written",
+}
+"""Columns of `sweep_row`, in order."""
+
+
 def sweep_row(sweep: SweepStore) -> dict[str, Any]:
-    """Returns how far a sweep is, as a row; what there is none of is None."""
-    state = sweep.status()
+    """Returns how far a sweep is, as a row with columns `SWEEP_COLUMNS`; nothing is None."""
+    state, found = sweep.status(), bests(sweep.trials(RACING))
     driver = state.holder if state.state in ("running", "unknown") else None
     return {
         "sweep": state.name,
@@ -325,8 +348,11 @@ def sweep_row(sweep: SweepStore) -> dict[str, Any]:
         "waiting": _some([_waits(*one) for one in state.waiting.items()], "; "),
         "driver": f"process {driver.pid} on {driver.host}" if driver else None,
         "metric": state.metric,
-        "best": state.best_score,
-        "best_trial": state.best_trial,
+        "best": found.only.score if found.only else None,
+        "best_trial": found.only.trial if found.only else None,
+        "best_runs": found.only.runs if found.only else None,
+        "lines": found.lines,
+        "front": found.front,
         "reused": state.counts.get("reused"),
         "updated": state.updated,
     }
@@ -350,6 +376,15 @@ def repair_order(frame: "pandas.DataFrame") -> str | None:
     return None if math.isnan(correlation) else f"τ = {correlation:.2f} over {count} trials"
 
 
+def best_words(row: dict[str, Any]) -> str | None:
+    """Says what a `sweep_row` knows of the best; None where nothing has a score."""
+    if row["front"] is not None:
+        return f"front of {row['front']}"
+    if (row["lines"] or 1) > 1:
+        return f"{row['lines']} lines"
+    return None if row["best"] is None else f"{100 * row['best']:.1f} % ({row['best_trial']})"
+
+
 def short_row(row: dict[str, Any]) -> dict[str, Any]:
     """Shortens a `sweep_row` for a terminal of 80 columns."""
     planned = "" if row["planned"] is None else f"/{row['planned']}"
@@ -358,7 +393,7 @@ def short_row(row: dict[str, Any]) -> dict[str, Any]:
         "state": row["state"],
         "trials": f"{row['done']}{planned}",
         "failed": row["failed"],
-        "best": None if row["best"] is None else f"{row['best']:.3f} ({row['best_trial']})",
+        "best": best_words(row),
         "updated": row["updated"],
     }
 
@@ -455,50 +490,6 @@ def kendall(one: Sequence[float], other: Sequence[float]) -> float:
     return (pairs - sum(ties) + both - 2 * swapped) / math.sqrt(untied) if untied else math.nan
 
 
-def _is_best(trials: "pandas.DataFrame") -> "pandas.Series":
-    racing = (trials["role"] != "baseline") & trials["state"].isin(_SUCCESSFUL)
-    texts = trials.loc[racing, "objectives"].dropna()
-    if texts.empty or len(json.loads(texts.iloc[0])) == 1:
-        best = trials["score"].where(racing)
-        best = best == best.max()
-        return best & ~best.duplicated()  # of equals, the first
-    values = texts.map(lambda text: tuple(json.loads(text).values()))
-    front: dict[Any, tuple[float, ...]] = {}
-    # From the best in the first objective on, so that whatever beats a trial comes before it.
-    for place, value in sorted(values.items(), key=lambda item: item[1], reverse=True):
-        if not any(_covers(other, value) for other in front.values()):
-            front[place] = value
-    return racing & trials.index.isin(list(front))
-
-
-def _covers(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
-    """Whether one is at least as good in every objective."""
-    return all(a >= b for a, b in zip(one, other, strict=True))
-
-
-def _options(points: "pandas.Series") -> list[str]:
-    """Returns what each point says beside the sparsities, as words."""
-    import pandas as pd
-
-    texts = points.astype("str").fillna("{}")
-    # Sparsities differ from trial to trial; without them few texts are left to be parsed.
-    texts = texts.mask(texts.str.fullmatch(rf"\{{({_SPARSITY}(, )?)*\}}"), "{}")
-    rest = texts.str.replace(f"(, )?{_SPARSITY}", "", regex=True)
-    rest = rest.str.replace("{, ", "{", regex=False)
-    is_flat = texts.str.count(r"\{") == 1
-    numbers, distinct = pd.factorize(rest.where(is_flat, texts))
-    words = [_words(text) for text in distinct]
-    return [words[number] for number in numbers]
-
-
-def _words(point: str) -> str:
-    try:
-        chosen = dict(json.loads(point))
-    except (ValueError, TypeError, RecursionError):  # another program wrote it
-        return point
-    return " ".join(f"{field}={value}" for field, value in chosen.items() if field not in _CHOSEN)
-
-
 def _about(sweep: SweepStore, trials: "pandas.DataFrame") -> About:
     def first(column: str) -> Any:
         known = trials[column].dropna()
@@ -531,6 +522,7 @@ def _about(sweep: SweepStore, trials: "pandas.DataFrame") -> About:
         vision_prunable=whole("vision_prunable"),
         language_prunable=whole("language_prunable"),
         whole_parameters=whole("whole_parameters"),
+        several_objectives=has_several(trials["objectives"]),
     )
 
 

@@ -7,6 +7,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ressa.errors import SpecError
+from ressa.landscape.allocations import is_best
 from ressa.landscape.tables import About, results_table
 from ressa.spec import SweepSpec, spec_from_yaml
 from ressa.spec.space import SPARSITIES, SPARSITY, exact_decimal, scalar_text
@@ -136,7 +137,8 @@ def results_of(sweeps: Sequence[SweepStore], *, by: str | None = None) -> "panda
     """Returns a `results_table` of one or several sweeps.
 
     Of several, trials are named SWEEP/TRIAL, one that two of them share counts once, baselines are
-    those of the first that has them, and the one best is the trial of the highest score.
+    those of the first that has them, and the best are those of all together; of several objectives
+    each sweep keeps its own.
 
     Args:
         sweeps: of one model, evaluation and recipe.
@@ -173,9 +175,10 @@ def results_of(sweeps: Sequence[SweepStore], *, by: str | None = None) -> "panda
     joined = pd.concat(frames)
     order = (joined["role"] != "baseline").to_numpy().argsort(kind="stable")
     joined = joined.iloc[order].reset_index(drop=True)
-    tops = joined.loc[joined["best"], "score"]
-    joined["best"] = joined.index == (tops.idxmax() if len(tops) else -1)
-    joined.attrs["about"] = _about(abouts)
+    about = _about(abouts)
+    if not about.several_objectives:
+        joined["best"] = is_best(joined)
+    joined.attrs["about"] = about
     return joined
 
 

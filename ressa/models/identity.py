@@ -5,7 +5,7 @@ import logging
 from pathlib import Path
 
 from ressa.catalog import MODELS
-from ressa.errors import SpecError
+from ressa.errors import SpecError, UnknownNameError
 from ressa.spec import ModelRef
 
 log = logging.getLogger(__name__)
@@ -55,6 +55,33 @@ def file_hashes(ref: ModelRef) -> dict[str, str]:
         with path.open("rb") as file:
             hashes[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
     return hashes
+
+
+def checked_folder(name: str) -> Path | None:
+    """Says where a model's files lie, or None if it is to come from the hub.
+
+    Raises:
+        SpecError: they are not there, or it can be no name of a model.
+    """
+    if name in MODELS and not MODELS[name].is_on_hub:
+        folder = MODELS[name].folder
+    else:
+        folder = Path(name).expanduser()
+        if not folder.is_dir():
+            if name.startswith((".", "/", "~")) or name.count("/") > 1:
+                raise SpecError(
+                    f"model {name}: there is no such folder. Write a folder that save_pretrained "
+                    f"wrote, a hub id organisation/name, or one of: {', '.join(MODELS)}."
+                )
+            if "/" not in name:
+                raise UnknownNameError("model", name, known=MODELS)
+            return None
+    if not (folder / "config.json").is_file():
+        raise SpecError(
+            f"model {name}: {folder} has no config.json. Write the folder that the model's and the "
+            "processor's save_pretrained wrote."
+        )
+    return folder
 
 
 def _folder(ref: ModelRef) -> Path:

@@ -10,9 +10,8 @@ import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import logging as transformers_logging
 
-from ressa.catalog import MODELS
-from ressa.errors import SpecError, UnknownNameError
-from ressa.models.identity import pinned, refuse_pickled
+from ressa.errors import SpecError
+from ressa.models.identity import checked_folder, pinned, refuse_pickled
 from ressa.models.sizes import resize
 from ressa.models.towers import Towers, find_towers
 from ressa.models.vlm import VLM
@@ -80,7 +79,7 @@ def reading(ref: ModelRef, *, weights: bool = False) -> Iterator[tuple[str, dict
 
     Of a hub model only the commit that its revision stands for is read.
     """
-    folder = _folder(ref.id)
+    folder = checked_folder(ref.id)
     if ref.trust_remote_code and os.environ.get(TRUST) != "1":
         raise SpecError(
             f"model {ref.id}: the file asks to run Python code that the model brings "
@@ -103,29 +102,6 @@ def reading(ref: ModelRef, *, weights: bool = False) -> Iterator[tuple[str, dict
     # vision-language model, and a package that this model needs. The cause is kept.
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise SpecError(_failure(ref, folder, error)) from error
-
-
-def _folder(name: str) -> Path | None:
-    """Says where a model's files lie, or None if it is to come from the hub."""
-    if name in MODELS and not MODELS[name].is_on_hub:
-        folder = MODELS[name].folder
-    else:
-        folder = Path(name).expanduser()
-        if not folder.is_dir():
-            if name.startswith((".", "/", "~")) or name.count("/") > 1:
-                raise SpecError(
-                    f"model {name}: there is no such folder. Write a folder that save_pretrained "
-                    f"wrote, a hub id organisation/name, or one of: {', '.join(MODELS)}."
-                )
-            if "/" not in name:
-                raise UnknownNameError("model", name, known=MODELS)
-            return None
-    if not (folder / "config.json").is_file():
-        raise SpecError(
-            f"model {name}: {folder} has no config.json. Write the folder that the model's and the "
-            "processor's save_pretrained wrote."
-        )
-    return folder
 
 
 def _failure(ref: ModelRef, folder: Path | None, error: Exception) -> str:

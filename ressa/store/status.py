@@ -19,7 +19,7 @@ _NOT_RUN = ("queued", "running", "reused")
 _ENDS = get_args(Ended)
 _LIFE = ("started", "resumed", "grown", *_ENDS)
 _ATTEMPT = ["trial", "attempt"]
-_READ = [*_ATTEMPT, "role", "state", "metric", "score", "committed"]
+_READ = [*_ATTEMPT, "role", "state", "metric", "committed"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,9 +38,7 @@ class SweepStatus:
     waiting: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Of those that run, which have no place on the nodes yet: what they need, what nodes have."""
     metric: str | None = None
-    best_trial: str | None = None
-    best_score: float | None = None
-    """Best among search trials that succeeded; baselines are not in the race."""
+    """The objective; of several, the first."""
     holder: Holder | None = None
     why: str | None = None
     """Why it is finished before all planned trials ran, if it is."""
@@ -77,7 +75,6 @@ def sweep_status(sweep: SweepStore) -> SweepStatus:
     counts = Counter({row["values"]: row["counts"] for row in _counted(over["state"])})
     counts |= {"queued": len(queued), "running": len(running)}
     life = events.filter(pc.field("kind").isin(_LIFE)).sort_by("committed").to_pylist()
-    best = _best(trials)
     times = [pc.max(table["committed"]).as_py() for table in (events, trials)]
     return SweepStatus(
         name=sweep.name,
@@ -87,9 +84,7 @@ def sweep_status(sweep: SweepStore) -> SweepStatus:
         queued=tuple(sorted(queued)),
         running=tuple(sorted(running)),
         waiting=_waiting(events, running, current.epoch if current else -1),
-        metric=best["metric"] if best else None,
-        best_trial=best["trial"] if best else None,
-        best_score=best["score"] if best else None,
+        metric=next(iter(trials["metric"].drop_null().to_pylist()), None),
         holder=current,
         why=_why(life),
         started=life[0]["committed"] if life else None,
@@ -159,12 +154,3 @@ def _planned(life: list[dict[str, Any]]) -> int | None:
         if "planned" in detail:
             return int(detail["planned"])
     return None
-
-
-def _best(trials: "pyarrow.Table") -> dict[str, Any] | None:
-    import pyarrow.compute as pc
-
-    racing = (pc.field("role") != "baseline") & pc.field("state").isin(["succeeded", "reused"])
-    scored = trials.filter(racing & pc.field("score").is_valid())
-    at = pc.index(scored["score"], pc.max(scored["score"])).as_py() if len(scored) else -1
-    return None if at < 0 else dict(scored.slice(at, 1).to_pylist()[0])

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
+import pandas
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.markup import escape
@@ -12,6 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from ressa.landscape.allocations import RACING, bests
 from ressa.records import Progress
 from ressa.sparsity import TOWERS, Target
 from ressa.spec import SweepSpec
@@ -32,6 +34,7 @@ class Board:
     def __init__(self, spec: SweepSpec, console: Console) -> None:
         self._spec, self._console = spec, console
         self._planned = 0
+        self._best = ""
         self._finished: dict[str, Mapping[str, Any]] = {}
         self._running: dict[str, tuple[Attempt, Progress, float]] = {}
         self._seconds: list[float] = []
@@ -69,6 +72,7 @@ class Board:
         """Is told how many trials there are to be, which are there, and which run again first."""
         ran = {trial: row for trial, row in finished.items() if row["state"] != "reused"}
         self._planned, self._finished = trials, ran
+        self._note_best()
         already = f", {len(ran)} finished before" if ran else ""
         noun = "trial" if trials == 1 else "trials"
         self._say(f"[bold]{self._spec.name}[/bold]  {trials} {noun}{already}")
@@ -98,6 +102,7 @@ class Board:
         """Is told how an attempt ended."""
         _, _, since = self._running.pop(attempt.trial)
         self._finished[attempt.trial] = row
+        self._note_best()
         seconds = time.monotonic() - since
         if (attempt.spec.repair is None) == (self._spec.repair.method == "none"):
             self._seconds.append(seconds)  # the dense baseline is no measure for the others
@@ -113,7 +118,7 @@ class Board:
             ProgressBar(total=max(self._planned, 1), completed=done, width=24),
             f"{done}/{self._planned} trials",
             f"{len(self._running)} running",
-            self._best(),
+            self._best,
             self._time_left(),
         )
         trials = Table.grid(padding=(0, 2))
@@ -123,16 +128,13 @@ class Board:
             trials.add_row("", _targets(attempt), progress.stage, step, Text(seconds, style="dim"))
         return Group(head, trials)
 
-    def _best(self) -> str:
-        scores = {
-            trial: row["score"]
-            for trial, row in self._finished.items()
-            if row["role"] != "baseline" and row["state"] == "succeeded"
-        }
-        if not scores:
-            return "no score yet"
-        trial = max(scores, key=lambda name: scores[name])
-        return f"best {_percent(scores[trial])} ({trial})"
+    def _note_best(self) -> None:
+        """Works out what the bar says of the best: of several lines or objectives nothing."""
+        if self._live is None:
+            return
+        rows = [{"trial": trial, **row} for trial, row in self._finished.items()]
+        only = bests(pandas.DataFrame(rows, columns=RACING)).only
+        self._best = f"best {_percent(only.score)} ({only.trial})" if only else ""
 
     def _time_left(self) -> str:
         if not self._seconds or not self._planned:

@@ -4,14 +4,17 @@ It joins the cluster's Ray and asks a process on each node, which takes no core 
 anybody: so it may run beside sweeps.
 """
 
+import os
 import platform
+import shutil
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from ressa.doctor import Finding, examine
-from ressa.errors import RessaError
+from ressa.errors import NotFoundError, RessaError
 from ressa.store import Store, open_store
 from ressa.sweep.joined_ray import joined_ray, node_name
 from ressa.sweep.versions import differences, installed
@@ -184,6 +187,34 @@ def _clock(seconds: float) -> Finding:
         found=f"{seconds:+.1f} s beside {platform.node()}",
         advice="" if ok else "Sweeps run all the same; times in rows are off. Start an NTP client.",
     )
+
+
+def examine_store(place: str) -> Finding:
+    """Whether this machine can keep a store there: whether it exists, takes files, has room.
+
+    A folder that does not exist is not made.
+    """
+    advice = "Name a store that can be written to, with --store."
+    try:
+        objects = open_store(place).objects
+        token = f".doctor-{uuid.uuid4().hex}"
+        objects.put(token, b"ressa doctor was here")
+        objects.delete(token)
+    except NotFoundError:
+        above = next(one for one in Path(place).expanduser().absolute().parents if one.is_dir())
+        if os.access(above, os.W_OK):
+            said = f"{place} does not exist yet: a run makes it; {_room(above)}"
+            return Finding(what="store", ok=True, found=said, advice="")
+        said = f"{place} does not exist, and {above} cannot be written to"
+        return Finding(what="store", ok=False, found=said, advice=advice)
+    except RessaError as error:
+        return Finding(what="store", ok=False, found=str(error), advice=advice)
+    room = "" if objects.folder is None else f"; {_room(objects.folder)}"
+    return Finding(what="store", ok=True, found=f"{place} can be written to{room}", advice="")
+
+
+def _room(folder: Path) -> str:
+    return f"{shutil.disk_usage(folder).free / 2**30:,.1f} GiB of its disk are free"
 
 
 def _store(

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ressa.errors import ConflictError, SpecError, TooManyFailures
+from ressa.errors import ConflictError, NotFoundError, SpecError, TooManyFailures
 from ressa.spec import StopWhen, SweepSpec, load_spec, spec_from_yaml
 from ressa.store import Ended, Lease, Store, SweepStore, acquire, holder, open_store
 from ressa.sweep import joined_ray, local_ray
@@ -95,24 +95,34 @@ def start(
     """
     _check_here(spec, address)
     plan = make_plan(spec)
-    data = plan.data  # reads the data sets: faults show before anything is written
-    store = open_store(spec.store, create=True)
-    grown: dict[str, Any] = {}
-    if store.has_sweep(spec.name):
-        sweep = store.sweep(spec.name)
-        known = continued(sweep, spec)
+    grown = _pin(spec, plan)
+    there = _stored(spec)
+    if there is not None:
+        known = continued(there, spec)
         if commits_of(known) == commits_of(plan.spec):
             plan = SweepPlan(known, plan.inventory, plan.fingerprint)
         else:
             plan = make_plan(known)  # of the commits that it began with, not today's
-        grown = growth(stored_spec(sweep), plan.spec) | _pin(known, plan)
-    else:
-        grown = _pin(spec, plan)
-        # Where it lies is not part of it: a store may be moved.
-        sweep = store.create_sweep(spec.name, spec.model_copy(update={"store": "."}).to_yaml())
+        grown = growth(stored_spec(there), plan.spec) | _pin(known, plan)
+        if _is_over(there, plan, watcher):
+            return there
+    data = plan.data  # reads the data sets: faults show before anything is written
+    store = open_store(spec.store, create=True)
+    # Where it lies is not part of it: a store may be moved.
+    text = spec.model_copy(update={"store": "."}).to_yaml()
+    sweep = store.create_sweep(spec.name, text) if there is None else there
     work = _Work(data=data, grown=grown, redo=None, fresh=fresh, address=address)
     _drive(plan, store, sweep, watcher, work)
     return sweep
+
+
+def _stored(spec: SweepSpec) -> SweepStore | None:
+    """The stored sweep of that name, if there is one."""
+    try:
+        store = open_store(spec.store)
+    except NotFoundError:
+        return None
+    return store.sweep(spec.name) if store.has_sweep(spec.name) else None
 
 
 def resume(
@@ -136,6 +146,8 @@ def resume(
     spec = current_spec(sweep)
     _check_here(spec, address)
     plan = make_plan(spec)
+    if _is_over(sweep, plan, watcher, redo):
+        return sweep
     work = _Work(data=plan.data, grown=_pin(spec, plan), redo=redo, address=address)
     _drive(plan, store, sweep, watcher, work)
     return sweep
@@ -151,7 +163,25 @@ def foretell(store: Store, name: str, watcher: Any, *, redo: "Redo | None" = Non
     from ressa.sweep.ledger import Ledger
 
     sweep = store.sweep(name)
-    ledger = Ledger(sweep, make_plan(current_spec(sweep)), epoch=0, redo=redo)
+    _tell(Ledger(sweep, make_plan(current_spec(sweep)), epoch=0, redo=redo), watcher)
+
+
+def _is_over(sweep: SweepStore, plan: SweepPlan, watcher: Any, redo: "Redo | None" = None) -> bool:
+    """Whether a sweep has finished and nothing is left to do; tells the watcher if so.
+
+    Looks at rows alone: no lease is taken, no data set is read, nothing is written.
+    """
+    if sweep.status().state != "finished":
+        return False
+    from ressa.sweep.ledger import Ledger
+
+    ledger = Ledger(sweep, plan, epoch=0, redo=redo)
+    if ledger.is_complete:
+        _tell(ledger, watcher)
+    return ledger.is_complete
+
+
+def _tell(ledger: "Ledger", watcher: Any) -> None:
     watcher.planned(ledger.planned, dict(ledger.results), tuple(ledger.left_over))
 
 
@@ -175,7 +205,7 @@ def _drive(plan: SweepPlan, store: Store, sweep: SweepStore, watcher: Any, work:
     try:
         _tidy(store, sweep)
         ledger = Ledger(sweep, plan, epoch=lease.epoch, redo=work.redo)
-        watcher.planned(ledger.planned, dict(ledger.results), tuple(ledger.left_over))
+        _tell(ledger, watcher)
         if ledger.is_complete:
             return
         if ledger.is_hopeless:

@@ -10,7 +10,8 @@ from typing import Any
 
 from ressa.catalog import MODELS
 from ressa.data import picture_of
-from ressa.errors import SpecError, UnknownNameError
+from ressa.errors import SpecError
+from ressa.models.identity import checked_folder
 from ressa.records import TaskData, TrialSpec, use_of
 from ressa.sparsity import TOWERS, Inventory, Tower, tower_zeros
 from ressa.spec import (
@@ -276,8 +277,7 @@ def inventory_of(model: ModelRef) -> Inventory:
     """
     if model.catalog is not None:
         return model.catalog.inventory()
-    if "/" not in model.id and not Path(model.id).expanduser().is_dir():
-        raise UnknownNameError("model", model.id, known=MODELS)
+    checked_folder(model.id)  # before torch and transformers are imported
     from ressa.models import load_inventory
 
     return load_inventory(model)

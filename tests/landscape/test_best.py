@@ -2,8 +2,8 @@
 
 import pytest
 
-from ressa.landscape import heatmap, results_table
-from ressa.landscape.best import best_table, over_runs
+from ressa.landscape import heatmap, results_table, short_row, sweep_row
+from ressa.landscape.best import best_table, over_runs, ranked
 from ressa.store import SweepStore
 from tests.landscape.conftest import commit
 
@@ -37,6 +37,38 @@ def test_runs_of_an_allocation_are_one_row_with_their_means(repeated: SweepStore
 def test_the_best_is_the_best_on_average(repeated: SweepStore) -> None:
     assert best_table(repeated)["trial"].tolist() == ["t003"]
     assert heatmap(results_table(repeated))._points[1]["best"]
+
+
+def test_the_best_is_the_same_wherever_it_is_named(repeated: SweepStore) -> None:
+    frame = results_table(repeated)
+    assert frame.loc[frame["best"], "trial"].tolist() == ["t003", "t004", "t005"]
+    assert ranked(frame)[:2] == ["t003", "t002"], "a run of the best comes before the luckiest"
+    row = sweep_row(repeated)
+    assert (row["best"], row["best_trial"], row["best_runs"]) == (pytest.approx(0.75), "t003", 3)
+    assert short_row(row)["best"] == "75.0 % (t003)"
+
+
+def test_each_line_has_its_own_best(sweep: SweepStore) -> None:
+    frame = results_table(sweep)
+    best = best_table(sweep)["trial"].tolist()
+    assert frame.loc[frame["best"], "trial"].tolist() == best
+    row = sweep_row(sweep)
+    assert (row["best"], row["best_trial"], row["lines"]) == (None, None, 3)
+    assert short_row(row)["best"] == "3 lines"
+
+
+def test_several_objectives_have_a_front_by_means(empty_sweep: SweepStore) -> None:
+    runs = [("0.3", 0.9, 0.4), ("0.3", 0.5, 0.4), ("0.5", 0.6, 0.4), ("0.5", 0.6, 0.4)]
+    for number, (place, score, other) in enumerate([*runs, ("0.6", 0.1, 0.9)]):
+        row = {"role": "search", "number": number, "state": "succeeded", "score": score}
+        row |= {"objectives": {"easy-vqa.accuracy": score, "sparsity": other}}
+        row |= {"vision_target": place, "point": {"replicate": str(number % 2)}}
+        empty_sweep.commit("trials", [row], trial=f"t{number:03d}", epoch=1)
+    frame = results_table(empty_sweep)
+    assert frame["best"].tolist() == [True, True, False, False, True]
+    row = sweep_row(empty_sweep)
+    assert (row["best"], row["front"]) == (None, 2)
+    assert short_row(row)["best"] == "front of 2"
 
 
 def test_without_a_standard_error_the_best_alone_is_within_one(repeated: SweepStore) -> None:

@@ -36,10 +36,18 @@ def test_every_score_is_there_as_a_number(sweep: SweepStore) -> None:
         assert f"{100 * score:.1f}" in text
 
 
-def test_the_best_is_starred_once_per_map_and_named(sweep: SweepStore) -> None:
+def test_the_best_of_each_budget_is_starred_once_per_map_and_named(sweep: SweepStore) -> None:
     text = "\n".join(_lines(sweep))
-    assert len(re.findall(r"★\d", text)) == 2
-    assert re.search(r"★ t001  vision 0.5 language 0.500  98.3 ± 0.7, the best of 18", text)
+    assert len(re.findall(r"★\d", text)) == 6
+    assert re.search(
+        r"★ budget 0.5: t001  vision 0.5 language 0.500  98.3 ± 0.7, the best of", text
+    )
+
+
+def test_without_budgets_one_best_is_starred_and_named(grid_sweep: SweepStore) -> None:
+    text = "\n".join(_lines(grid_sweep))
+    assert len(re.findall(r"★\d", text)) == 1
+    assert re.search(r"★ t000  vision 0 language 0  98.6 ± 1.1, the best of 9", text)
 
 
 def test_each_map_stars_its_own_best(sweep: SweepStore) -> None:
@@ -47,7 +55,12 @@ def test_each_map_stars_its_own_best(sweep: SweepStore) -> None:
     searched = frame[frame["role"] == "search"]
     text = "\n".join(_lines(sweep))
     starred = [float(number) for number in re.findall(r"★(\d+\.\d)", text)]
-    assert starred == [round(100 * searched[state].max(), 1) for state in ("pruned", "repaired")]
+    bests = [
+        round(100 * best, 1)
+        for state in ("pruned", "repaired")
+        for best in searched.groupby("budget")[state].max()
+    ]
+    assert sorted(starred) == sorted(bests)
 
 
 def test_budgets_are_listed_with_their_best(sweep: SweepStore) -> None:

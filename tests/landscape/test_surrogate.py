@@ -17,6 +17,7 @@ from ressa.landscape.lines import (
     slopes,
     within,
 )
+from ressa.landscape.maps import fitted_map
 from ressa.landscape.observed import mapped_trials, observe
 from ressa.landscape.surrogate import Observed, Surrogate, fit
 from ressa.store import SweepStore, open_store
@@ -235,6 +236,14 @@ def test_a_stored_sweep_becomes_a_table_of_lines(sweep: SweepStore) -> None:
     assert found["equal"].tolist() == [0.5, 0.6, 0.7] * 2
     assert found["score"].between(found["low"], found["high"]).all()
     assert found["within_margin"].between(0, 1).all()
+
+
+def test_a_map_is_fitted_again_only_where_scores_are_new(sweep: SweepStore) -> None:
+    first = fitted_map([sweep])
+    assert fitted_map([sweep], state="repaired") is first
+    assert fitted_map([sweep], state="pruned") is not first
+    commit(sweep, "t050", "0.2", "0.2")
+    assert len(fitted_map([sweep]).trials) == len(first.trials) + 1
 
 
 def test_a_pattern_is_not_on_the_map(sweep: SweepStore) -> None:

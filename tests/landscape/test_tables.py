@@ -18,7 +18,14 @@ from ressa.landscape import (
     render_table,
     results_table,
 )
-from ressa.landscape.tables import COLUMNS, asked_lines, rank_correlation, recovery
+from ressa.landscape.tables import (
+    COLUMNS,
+    SWEEP_COLUMNS,
+    asked_lines,
+    rank_correlation,
+    recovery,
+    sweep_row,
+)
 from ressa.store import SweepStore
 
 from .conftest import commit
@@ -41,6 +48,12 @@ def test_the_page_lists_the_columns() -> None:
     assert [row for row in page.splitlines() if row.startswith("| `")][: len(COLUMNS)] == [
         f"| `{name}` | {meaning} |" for name, meaning in COLUMNS.items()
     ]
+
+
+def test_the_page_lists_what_ls_says_of_a_sweep(sweep: SweepStore) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "query.md").read_text()
+    assert all(f"| `{name}` | {meaning} |" in page for name, meaning in SWEEP_COLUMNS.items())
+    assert list(sweep_row(sweep)) == list(SWEEP_COLUMNS)
 
 
 def test_what_stays_and_what_goes_are_all(sweep: SweepStore) -> None:
@@ -84,11 +97,10 @@ def test_a_budget_is_met_by_what_was_counted(sweep: SweepStore) -> None:
     assert searched["whole"].max() < searched["sparsity"].max()
 
 
-def test_one_trial_is_the_best_and_no_baseline_is(sweep: SweepStore) -> None:
-    best = results_table(sweep).query("best")
-    assert len(best) == 1
-    assert best["role"].item() == "search"
-    assert best["score"].item() == results_table(sweep).query("role == 'search'")["score"].max()
+def test_of_each_budget_one_trial_is_the_best_and_no_baseline_is(sweep: SweepStore) -> None:
+    searched = results_table(sweep).query("role == 'search'")
+    best = results_table(sweep).query("best").set_index("budget")["score"]
+    assert best.to_dict() == searched.groupby("budget")["score"].max().to_dict()
 
 
 def test_recovery_is_the_share_of_the_loss_that_came_back() -> None:
@@ -199,6 +211,16 @@ def test_a_plain_table_without_room_breaks_headings_and_then_stands_upright() ->
     assert [line.split() for line in upright if "stage" in line] == [
         ["failure_stage", "repair"]
     ] * 2
+
+
+def test_times_without_room_lose_year_and_seconds_and_utc_is_said_once() -> None:
+    row = {"sweep": "map-lines", "updated": pd.Timestamp("2026-11-27 15:42:53", tz="UTC")}
+    wide, narrow = (
+        _printed(plain_table(pd.DataFrame([row]), width=width)).splitlines() for width in (40, 25)
+    )
+    assert wide[0].split() == narrow[0].split() == ["sweep", "updated", "(UTC)"]
+    assert wide[-1].split() == ["map-lines", "2026-11-27", "15:42:53"]
+    assert narrow[-1].split() == ["map-lines", "11-27", "15:42"]
 
 
 def test_where_both_towers_were_asked_together_the_map_shows_what_came_of_it(

