@@ -9,6 +9,7 @@ from ressa.repair.distillation import (
     LiveTeacher,
     StoredTeacher,
     Teacher,
+    teacher_logits,
     teacher_parts,
 )
 from ressa.repair.loop import train
@@ -28,6 +29,7 @@ __all__ = [
     "attach",
     "merge",
     "remove_checkpoints",
+    "teacher_logits",
     "teacher_parts",
     "train",
 ]

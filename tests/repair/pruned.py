@@ -26,10 +26,9 @@ from ressa.repair import (
     Teacher,
     attach,
     merge,
-    teacher_parts,
+    teacher_logits,
     train,
 )
-from ressa.repair.distillation import Pictures
 from ressa.spec import Distillation, Rank, Repair
 from ressa.store import open_store
 from ressa.workers import device, use_device
@@ -93,16 +92,6 @@ def repair_plan(**changes: Any) -> Repair:
 def state(model: torch.nn.Module) -> dict[str, Tensor]:
     """A copy of all weights."""
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
-
-
-def teacher_logits(
-    vlm: VLM, examples: Sequence[Example], pictures: Pictures, *, blank: bool = False
-) -> Teacher:
-    """The dense model's logits for all examples in one."""
-    rows: dict[str, Tensor] = {}
-    for part in teacher_parts(vlm, examples, pictures, blank=blank):
-        rows |= part.rows
-    return Teacher(rows)
 
 
 def teacher_of(vlm: VLM, plan: Repair) -> Teacher | FeatureTeacher:

@@ -6,7 +6,7 @@ from typing import cast
 
 import pytest
 import torch
-from pruned import dense_vlm, prune, questions, repair_plan, task, teacher_logits
+from pruned import dense_vlm, prune, questions, repair_plan, task
 from torch import Tensor
 from torch.nn import functional
 
@@ -20,6 +20,7 @@ from ressa.repair import (
     attach,
     distillation,
     merge,
+    teacher_logits,
     teacher_parts,
     train,
 )

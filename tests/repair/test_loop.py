@@ -17,7 +17,6 @@ from pruned import (
     repaired,
     state,
     task,
-    teacher_logits,
     teacher_of,
 )
 from torch import Tensor
@@ -33,6 +32,7 @@ from ressa.repair import (
     Teacher,
     attach,
     merge,
+    teacher_logits,
     train,
 )
 from ressa.repair.batches import global_batches

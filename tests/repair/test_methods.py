@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from pruned import dense_vlm, prune, questions, repair_plan, state, task, teacher_logits
+from pruned import dense_vlm, prune, questions, repair_plan, state, task
 from torch import Tensor, nn
 from torch.nn import functional
 
 from ressa.errors import RepairError
-from ressa.repair import REPAIR_METHODS, AdaptedLinear, attach, bits, merge, train
+from ressa.repair import REPAIR_METHODS, AdaptedLinear, attach, bits, merge, teacher_logits, train
 from ressa.repair.lora import LoRALinear
 from ressa.repair.sparselora import StraightThroughLinear
 from ressa.repair.spp import row_vectors
