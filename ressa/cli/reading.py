@@ -14,7 +14,9 @@ from ressa.cli.app import (
     app,
     command,
     listed,
+    marked,
     opened_store,
+    say_edges,
     show_results,
     told,
 )
@@ -190,12 +192,14 @@ def _draw_landscape(sweeps: "list[SweepStore]", what: Shown, by: str | None, mar
     from ressa.landscape import heatmap, line_table, results_of
     from ressa.landscape.figures import curves_of, layers_of
     from ressa.landscape.tables import mixed, parted
+    from ressa.sweep.driver import current_spec
 
     frame = results_of(sweeps, by=by)
     match what:
         case Shown.lines:
             table = line_table(sweeps, margin=margin)
             show([_line(row, margin) for row in table.to_dict("records")], Output.table)
+            say_edges(table["edge"], current_spec(sweeps[0]))
             say(
                 f"through: the equal split of a line; within {margin:g}: the chance that its best "
                 "place here lies less than so many points below the true best; equal split: its "
@@ -226,7 +230,7 @@ def _line(row: dict[str, Any], margin: float) -> dict[str, Any]:
     return {
         "line": row["line"],
         "through": f"{row['equal']:.3g}",
-        "best": "{vision:.0f}:{language:.0f}".format(**shown),
+        "best": ":".join(marked(row["edge"], *(f"{shown[t]:.0f}" for t in ("vision", "language")))),
         "vision between": "{vision_low:.0f}–{vision_high:.0f}".format(**shown),
         "score": "{score:.1f}".format(**shown),
         "between": "{low:.1f}–{high:.1f}".format(**shown),
