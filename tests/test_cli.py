@@ -137,6 +137,12 @@ def sweep(tmp_path: Path) -> SweepStore:
         ("ls --store foo://bar", 5, "cannot open store foo://bar"),
         ("landscape quickstart --out map.gif", 2, "ends in none of .png, .svg, .pdf"),
         ("landscape quickstart --show lines --by repair.steps", 2, "--show lines has no map"),
+        ("landscape quickstart --trial t000", 2, "--trial is of --show layers and --show curves"),
+        (
+            "landscape quickstart --show curves --trial t0",
+            3,
+            "has no trial 't0'. Did you mean",
+        ),
         ("landscape quickstart --out file/map.png", 5, "cannot write"),
         ("models nope", 2, "instructblip-vicuna-7b, pocket-blip2, pocket-llava."),
         ("models ./nope", 2, "there is no such folder"),
@@ -310,6 +316,7 @@ def test_in_80_columns_no_heading_and_no_number_is_broken(
         ("best quickstart --budget 0.7", 2, "quickstart has 0.5"),
         ("best quickstart --within 1", 2, "such as 1se"),
         ("compare quickstart quickstart/t000", 2, "two sweeps or two trials"),
+        ("compare quickstart:t000 quickstart/t001", 3, "a trial is SWEEP/TRIAL, quickstart/t000"),
         ("compare quickstart/t000 quickstart/t001", 3, "no repaired answers of easy-vqa"),
         ("verdict quickstart", 1, "nothing of quickstart is confirmed yet: ressa confirm"),
         ("confirm quickstart --more 2", 3, "nothing of quickstart was confirmed yet"),
@@ -678,7 +685,15 @@ def test_stages_are_listed_and_collected(ressa: Ressa, tmp_path: Path) -> None:
     (row,) = json.loads(ressa("stages", "ls", "-o", "json").out)
     assert (row["stage"], row["key"], row["needed_by"]) == ("dense", "k", None)
     assert row["mib"] > 1
-    assert ressa("stages", "gc").err == "removed 0 stages, 0.0 MiB\n"  # it is too young
+    store.stages.put("dense", "l", {"content": b"d"})
+    listed = ressa("stages", "ls")
+    assert listed.out.splitlines()[-1].split()[:2] == ["dense", "2"]
+    assert "the 0 that `ressa stages gc` removes" in listed.err
+    assert ressa("stages", "ls", "--all").out.splitlines()[-1].split()[:2] == ["dense", "l"]
+    store.stages.remove("dense", "l")
+    young = ressa("stages", "gc").err.splitlines()
+    assert young[0] == "removed 0 stages, 0.0 MiB"
+    assert young[1].startswith("kept: 1 that no sweep needs and that were used in the last 7d")
     assert ressa("stages", "gc", "--older-than", "0", "--dry-run").err.startswith("would remove 1")
     assert store.stages.exists("dense", "k")
     assert ressa("stages", "gc", "--older-than", "0").err == "removed 1 stages, 1.0 MiB\n"

@@ -146,10 +146,19 @@ def landscape(
         Shown,
         typer.Option(
             "--show",
-            help="The map; scores and the best along lines of equal size; layers of the best trial;"
-            " curves of repair.",
+            help="The map; the best along lines of equal size; layers of the best trial; curves of"
+            " repair of the best.",
         ),
     ] = Shown.map,
+    trials: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--trial",
+            metavar="TRIAL",
+            help="The layers of this trial; or its curve, and several may be named.",
+            show_default=False,
+        ),
+    ] = None,
     by: Annotated[
         str | None,
         typer.Option(
@@ -169,26 +178,34 @@ def landscape(
             " as a table (.parquet).",
         ),
     ] = None,
+    output: OutputOption = Output.table,
 ) -> None:
-    """Draws the map of a sweep, or of several as one."""
+    """Draws the map of a sweep, or of several as one; the rows behind it with -o."""
     from ressa.landscape import plot
-    from ressa.landscape.saving import check_shown
+    from ressa.landscape.saving import check_shown, shown_rows
     from ressa.sweep.driver import current_spec
 
-    check_shown(what.value, by)
+    named = tuple(trials or ())
+    check_shown(what.value, by, named)
     opened = opened_store(store)
     sweeps = [opened.sweep(name) for name in dict.fromkeys(names)]
     margin = current_spec(sweeps[0]).verdict.margin
     if what is Shown.lines or (what is Shown.map and out is not None and by is None):
         say("fitting the map …")
     if out is not None:
-        plot(sweeps, out, show=what.value, by=by, margin=margin)
-    _draw_landscape(sweeps, what, by, margin)
+        plot(sweeps, out, show=what.value, by=by, trials=named, margin=margin)
+    if output is Output.table:
+        _draw_landscape(sweeps, what, by, named, margin)
+    else:
+        show(shown_rows(sweeps, what.value, by, named, margin, fitted=False), output)
     if out is not None:
         say(f"wrote {out}")
 
 
-def _draw_landscape(sweeps: "list[SweepStore]", what: Shown, by: str | None, margin: float) -> None:
+def _draw_landscape(
+    sweeps: "list[SweepStore]", what: Shown, by: str | None, trials: tuple[str, ...], margin: float
+) -> None:
+    from ressa.cli.shortened import curved, layered
     from ressa.landscape import heatmap, line_table, results_of
     from ressa.landscape.figures import curves_of, layers_of
     from ressa.landscape.tables import mixed, parted
@@ -206,10 +223,16 @@ def _draw_landscape(sweeps: "list[SweepStore]", what: Shown, by: str | None, mar
                 "chance"
             )
         case Shown.layers:
-            show(layers_of(sweeps, frame), Output.table)
+            title, rows = layered(layers_of(sweeps, frame, trials), frame)
+            show(rows, Output.table, title=title)
+            say(
+                "output_error: share of a layer's squared output that pruning loses, in %; of a "
+                "block its layers' mean. Names within their block; whole ones: -o csv"
+            )
         case Shown.curves:
-            losses = curves_of(sweeps, frame).pivot(index="step", columns="trial", values="loss")
-            show(losses.reset_index(), Output.table)
+            title, rows = curved(curves_of(sweeps, frame, trials), frame, chosen=bool(trials))
+            show(rows, Output.table, title=title)
+            say("each is noisy, of one batch; every step: -o csv, a picture: --out curves.png")
         case Shown.map:
             differ = mixed(frame) if by is None else None
             if differ is not None:

@@ -1,11 +1,18 @@
 """Rows as a terminal shows them: in percent and points; what all rows share is said once, above."""
 
+import math
+import os
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from ressa.landscape.figures import split_of
 from ressa.landscape.render import percent
 
+if TYPE_CHECKING:
+    import pandas
+
 Row = dict[str, Any]
+_STEPS = 20  # of a curve: more rows nobody reads
 
 
 def once(rows: Sequence[Row], names: Sequence[str]) -> tuple[list[str], list[Row]]:
@@ -84,6 +91,64 @@ def won(rows: Sequence[Row], by: str | None) -> tuple[str, list[Row]]:
     said, kept = once(ours, ["seeds"])
     about, kept = _conditions(kept, by)
     return " · ".join([*about, *said]), kept
+
+
+def layered(layers: "pandas.DataFrame", results: "pandas.DataFrame") -> tuple[str, list[Row]]:
+    """Shortens the layers of a trial: names within their block, and a row for each block."""
+    trial = layers["trial"].iloc[0]
+    rows: list[Row] = []
+    for (tower, block), own in layers.groupby(["tower", "block"], sort=False):
+        start = os.path.commonpath([name.replace(".", "/") for name in own["name"]])
+        lone = len(own) == 1
+        rows += [
+            {
+                "tower": tower,
+                "block": block,
+                "layer": name.rpartition(".")[2] if lone else name[len(start) + 1 :],
+                "sparsity": f"{sparsity:.3f}",
+                "output_error": None if error != error else percent(error),
+            }
+            for name, sparsity, error in own[["name", "sparsity", "output_error"]].itertuples(
+                index=False
+            )
+        ]
+        if not lone:
+            mean, weights = own["output_error"].astype(float).mean(), own["weights"].sum()
+            rows.append(
+                {
+                    "tower": tower,
+                    "block": block,
+                    "layer": "all of it",
+                    "sparsity": f"{own['zeros'].sum() / weights:.3f}" if weights else None,
+                    "output_error": None if mean != mean else percent(mean),
+                }
+            )
+    (row,) = results[results["trial"] == trial].to_dict("records")
+    return f"layers of {_trial(row)}", once(rows, [])[1]
+
+
+def curved(
+    curves: "pandas.DataFrame", results: "pandas.DataFrame", *, chosen: bool
+) -> tuple[str, list[Row]]:
+    """Shortens curves of repair: a column a trial, with its split, and about twenty steps."""
+    about = {row["trial"]: _trial(row, score=False) for row in results.to_dict("records")}
+    shown = list(dict.fromkeys(curves["trial"]))
+    losses = curves.pivot(index="step", columns="trial", values="loss")[shown]
+    stride = math.ceil(len(losses) / _STEPS)
+    rows = losses.iloc[sorted({*range(0, len(losses), stride), len(losses) - 1})]
+    which = "" if chosen else ": of the dense model and of the best trials, best first"
+    title = f"training loss by step of repair{which}"
+    return title, [
+        {"step": int(step), **{about[name]: f"{row[name]:.4f}" for name in shown}}
+        for step, row in rows.iterrows()
+    ]
+
+
+def _trial(row: Row, *, score: bool = True) -> str:
+    """Names a trial with its split, and its score."""
+    said = f"{row['trial']} {split_of(row)}".strip()
+    known = score and row["score"] is not None and row["score"] == row["score"]
+    return f"{said}, score {percent(row['score'])}" if known else said
 
 
 def _conditions(rows: list[Row], by: str | None) -> tuple[list[str], list[Row]]:

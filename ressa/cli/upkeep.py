@@ -1,38 +1,73 @@
 """Verbs that look after stages, data, models and this machine."""
 
 import re
-from collections.abc import Iterator
-from datetime import timedelta
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ressa.cli.app import OutputOption, StoreOption, app, client, opened_store
 from ressa.cli.relay import relayed
-from ressa.cli.shortened import once
 from ressa.errors import SpecError
 from ressa.terminal import Output, say, show
 
 if TYPE_CHECKING:
     from ressa.doctor import Finding
+    from ressa.sweep.shared import Use
 
+WEEK = "7d"
 stages = typer.Typer(help="Looks after the work that trials share.", no_args_is_help=True)
 app.add_typer(stages, name="stages")
 
 
 @stages.command("ls")
 @relayed
-def list_stages(store: StoreOption = "results", output: OutputOption = Output.table) -> None:
-    """Lists the stages of a store: size, last use, which sweeps used and which need each."""
-    from ressa.sweep.shared import needs_of, uses_of
+def list_stages(
+    every: Annotated[
+        bool, typer.Option("--all", help="In the table too, each stage: who used and needs it.")
+    ] = False,
+    store: StoreOption = "results",
+    output: OutputOption = Output.table,
+) -> None:
+    """Lists the stages of a store by kind: size, last use, how many are needed and how many free.
+
+    Other forms than the table list each.
+    """
+    from ressa.cli.shortened import once
+    from ressa.sweep.shared import kinds_of, needs_of, uses_of
 
     opened = opened_store(store)
     found = uses_of(opened, needs_of(opened))
-    if found or output is not Output.table:
+    if output is not Output.table:
         show([use.row() for use in found], output)
-    if output is Output.table:
-        size = sum(use.stored.size for use in found) / 2**20
-        say(f"{len(found)} stages in {opened.location}, {size:.1f} MiB")
+        return
+    edge = datetime.now(UTC) - _duration(WEEK)
+    kinds = kinds_of(found, edge=edge)
+    if found:
+        rows = [_short(use.row()) for use in found] if every else [_sized(row) for row in kinds]
+        show(once(rows, [])[1], output)
+    say(f"{len(found):,} stages in {opened.location}, {_mib(found)}")
+    if found:
+        free = sum(row["free"] for row in kinds)
+        say(
+            "needed: by sweeps that are not finished; recent: by none, and used within a week; "
+            f"free: the {free:,} that `ressa stages gc` removes. --all lists each stage"
+        )
+
+
+def _short(row: dict[str, Any]) -> dict[str, Any]:
+    """A stage for a terminal; one whose writer was not done says so."""
+    half = "" if row.pop("whole") else " (half written)"
+    return _sized(row) | {"key": f"{row['key'][:12]}{half}"}
+
+
+def _sized(row: dict[str, Any]) -> dict[str, Any]:
+    return row | {"mib": f"{row['mib']:,.1f}"}
+
+
+def _mib(uses: "Iterable[Use]") -> str:
+    return f"{sum(use.stored.size for use in uses) / 2**20:,.1f} MiB"
 
 
 @stages.command("gc")
@@ -41,8 +76,8 @@ def collect_stages(
     older_than: Annotated[
         str,
         typer.Option("--older-than", metavar="TIME", help="Since the last use: 0, 30m, 12h, 7d."),
-    ] = "7d",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only says what would go.")] = False,
+    ] = WEEK,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
     store: StoreOption = "results",
     output: OutputOption = Output.table,
 ) -> None:
@@ -50,14 +85,31 @@ def collect_stages(
 
     Rows stay, and with them all results. Drivers may run meanwhile.
     """
-    from ressa.sweep.shared import collect
+    from ressa.sweep.shared import collect, kinds_of, needs_of, uses_of
 
-    opened = opened_store(store)
-    removed = collect(opened, older_than=_duration(older_than), dry_run=dry_run)
-    if removed or output is not Output.table:
+    opened, age = opened_store(store), _duration(older_than)
+    removed = collect(opened, older_than=age, dry_run=dry_run)
+    if output is not Output.table:
         show([use.row() for use in removed], output)
-    size = sum(use.stored.size for use in removed) / 2**20
-    say(f"{'would remove' if dry_run else 'removed'} {len(removed)} stages, {size:.1f} MiB")
+    elif removed:
+        rows = kinds_of(removed, edge=datetime.now(UTC))
+        shown = ("stage", "count", "mib", "last_use")
+        show([{name: _sized(row)[name] for name in shown} for row in rows], output)
+    say(f"{'would remove' if dry_run else 'removed'} {len(removed):,} stages, {_mib(removed)}")
+    gone = {use.stored.name for use in removed}
+    needs = needs_of(opened)
+    kept = [use for use in uses_of(opened, needs) if use.stored.name not in gone]
+    needed = [use for use in kept if use.needed_by]
+    if needed:
+        names = ", ".join(sorted({name for use in needed for name in use.needed_by}))
+        say(f"kept: {len(needed):,} that sweeps need which are not finished: {names}")
+    for name, why in needs.unclear.items():
+        say(f"all is kept for {name}, whose needs cannot be worked out: {why}")
+    if len(kept) > len(needed):
+        say(
+            f"kept: {len(kept) - len(needed):,} that no sweep needs and that were used in the last "
+            f"{older_than}; --older-than takes another time, or 0"
+        )
 
 
 def _duration(text: str) -> timedelta:
@@ -84,6 +136,8 @@ def doctor(
     output: OutputOption = Output.table,
 ) -> None:
     """Says whether machines can run trials: this one, or a cluster's. If not, what to do."""
+    from ressa.cli.shortened import once
+
     rows = list(_findings(store))
     show(once(rows, [])[1] if output is Output.table else rows, output)
     if any(row["state"] != "ok" for row in rows):

@@ -6,7 +6,7 @@ Colours are Okabe and Ito's, which the colour-blind tell apart; dashes and marks
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ressa.errors import NotFoundError
+from ressa.errors import NotFoundError, SpecError, did_you_mean
 from ressa.landscape.allocations import without_run
 from ressa.landscape.best import ranked
 from ressa.landscape.charted import KINDS, Charted
@@ -130,30 +130,39 @@ def lines_of(frame: "pandas.DataFrame") -> "Iterator[tuple[str, pandas.DataFrame
     yield from ((name, table) for name, _, table in sorted(most, key=lambda one: one[:2][::-1]))
 
 
-def layers_of(sweeps: Sequence[SweepStore], frame: "pandas.DataFrame") -> "pandas.DataFrame":
-    """Returns the layers of the best trial: sparsity and error of each, as fractions.
+def layers_of(
+    sweeps: Sequence[SweepStore], frame: "pandas.DataFrame", trials: Sequence[str] = ()
+) -> "pandas.DataFrame":
+    """Returns the layers of a trial, by default the best: sparsity and error, as fractions.
 
     Raises:
-        NotFoundError: there are none.
+        NotFoundError: there are none, or no such trial.
+        SpecError: several trials were named.
     """
-    (trial,) = _best(sweeps, frame, 1)
-    columns = ["trial", "tower", "block", "name", "sparsity", "output_error"]
+    if len(trials) > 1:
+        raise SpecError(f"the layers of one trial are shown, got {', '.join(trials)}.")
+    (trial,) = _named(frame, trials) or _best(sweeps, frame, 1)
+    columns = ["trial", "tower", "block", "name", "weights", "zeros", "sparsity", "output_error"]
     sweep, own = owner(sweeps, trial)
-    layers = sweep.read("layers", columns=columns, where={"trial": own}).to_pandas()
+    read = [*columns, "rows", "columns"]
+    read.remove("weights")
+    layers = sweep.read("layers", columns=read, where={"trial": own}).to_pandas()
     if layers.empty:
-        raise NotFoundError(f"{sweep.name} has no layers of {own}.")
-    return layers.assign(trial=trial)
+        raise NotFoundError(f"{sweep.name} has no layers of {own}: nothing of it was pruned.")
+    return layers.assign(trial=trial, weights=layers["rows"] * layers["columns"])[columns]
 
 
-def curves_of(sweeps: Sequence[SweepStore], frame: "pandas.DataFrame") -> "pandas.DataFrame":
-    """Returns the loss over the steps of repair, of the dense model and the best five trials.
+def curves_of(
+    sweeps: Sequence[SweepStore], frame: "pandas.DataFrame", trials: Sequence[str] = ()
+) -> "pandas.DataFrame":
+    """Returns the loss over the steps of repair, by default of the dense model and the best five.
 
     Raises:
-        NotFoundError: there is no curve of them.
+        NotFoundError: there is no curve of them, or no such trial.
     """
     import pandas as pd
 
-    wanted = ["dense-repaired", *_best(sweeps, frame, _CURVES)]
+    wanted = _named(frame, trials) or ["dense-repaired", *_best(sweeps, frame, _CURVES)]
     columns = ["trial", "step", "loss"]
     curves = []
     for trial in wanted:
@@ -166,11 +175,31 @@ def curves_of(sweeps: Sequence[SweepStore], frame: "pandas.DataFrame") -> "panda
     return joined.reset_index(drop=True)
 
 
-def draw_layers(sweeps: Sequence[SweepStore], frame: "pandas.DataFrame") -> "Figure":
-    """Draws what pruning does to each layer of the best trial: its error, or else its sparsity."""
+def _named(frame: "pandas.DataFrame", trials: Sequence[str]) -> list[str]:
+    """Checks the names of trials that were asked for; those of several sweeps are SWEEP/TRIAL."""
+    known = frame["trial"].tolist()
+    for trial in trials:
+        if trial not in known:
+            about = frame.attrs["about"].sweep
+            raise NotFoundError(f"{about} has no trial {trial!r}.{did_you_mean(trial, known)}")
+    return list(dict.fromkeys(trials))
+
+
+def split_of(row: Mapping[str, Any]) -> str:
+    """A row of a `results_table` in short: vision and language sparsity in percent, and options."""
+    if row["role"] == "baseline":
+        return ""
+    split = f"{100 * row['vision_sparsity']:.0f}:{100 * row['language_sparsity']:.0f}"
+    return f"{split} {row['options']}".strip()
+
+
+def draw_layers(
+    sweeps: Sequence[SweepStore], frame: "pandas.DataFrame", trials: Sequence[str] = ()
+) -> "Figure":
+    """Draws what pruning does to each layer of a trial: its error, or else its sparsity."""
     from matplotlib.figure import Figure
 
-    layers = layers_of(sweeps, frame)
+    layers = layers_of(sweeps, frame, trials)
     trial = layers["trial"].iloc[0]
     figure = Figure(figsize=(11.6, 6.4), layout="constrained")
     for axes, tower in zip(figure.subplots(2, 1, sharey=True), ("vision", "language"), strict=True):
@@ -193,22 +222,24 @@ def draw_layers(sweeps: Sequence[SweepStore], frame: "pandas.DataFrame") -> "Fig
     return figure
 
 
-def draw_curves(sweeps: Sequence[SweepStore], frame: "pandas.DataFrame") -> "Figure":
-    """Draws the loss over the steps of repair, of the dense model and the best trials."""
+def draw_curves(
+    sweeps: Sequence[SweepStore], frame: "pandas.DataFrame", trials: Sequence[str] = ()
+) -> "Figure":
+    """Draws the loss over the steps of repair, by default of the dense model and the best."""
     from matplotlib.figure import Figure
 
-    curves = curves_of(sweeps, frame)
+    curves = curves_of(sweeps, frame, trials)
     figure = Figure(figsize=(9, 5.4), layout="constrained")
     axes = figure.subplots()
     rows = frame.set_index("trial")
     for at, (trial, own) in enumerate(curves.groupby("trial", sort=False)):
         row = rows.loc[trial]
-        split = f"{100 * row['vision_sparsity']:.0f}:{100 * row['language_sparsity']:.0f}"
-        name = f"{trial}, {split} {row['options']}, {100 * row['score']:.1f} %"
-        style = {"color": _HUES[at], "linestyle": _DASHES[at]}
+        score = f"{100 * row['score']:.1f} %"
+        name = ", ".join(filter(None, (str(trial), split_of(row), score)))
+        style = {"color": _HUES[at % len(_HUES)], "linestyle": _DASHES[at % len(_DASHES)]}
         own = own.sort_values("step")
         axes.plot(own["step"], own["loss"], label=name, linewidth=1.3, **style)
-    axes.set(xlabel="step of repair", ylabel="loss", ylim=(0, None))
+    axes.set(xlabel="step of repair", ylabel="training loss", ylim=(0, None))
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
     axes.legend(fontsize=8)

@@ -25,6 +25,7 @@ def plot(
     *,
     show: str = "map",
     by: str | None = None,
+    trials: Sequence[str] = (),
     margin: float = 1.0,
 ) -> None:
     """Draws one or several sweeps into a file, several as one map.
@@ -33,9 +34,10 @@ def plot(
         sweeps: what to draw: of one model, evaluation and recipe.
         path: ends in .png, .svg or .pdf; .html is the report's page with the map alone; .parquet
             has what would be drawn as rows.
-        show: map; lines: scores along lines of equal size, and the best there; layers of the best
-            trial; curves of repair.
+        show: map; lines: scores along lines of equal size, and the best there; layers of a trial;
+            curves of repair.
         by: of a map, an option of which each value gets maps of its own, such as repair.steps.
+        trials: whose layers, or curves; by default those of the best.
         margin: in points: what lies less than this below the best is as good.
 
     Raises:
@@ -44,7 +46,7 @@ def plot(
         NotFoundError: there is nothing to draw.
         StoreError: the file cannot be written.
     """
-    check_shown(show, by)
+    check_shown(show, by, trials)
     path = Path(path)
     suffix = path.suffix.lower()
     if suffix == ".html":
@@ -53,7 +55,7 @@ def plot(
         write_page(path, page(gather_map(sweeps, margin=margin, by=by)))
         return
     if suffix == ".parquet":
-        content = parquet_bytes(_rows(sweeps, show, by, margin))
+        content = parquet_bytes(shown_rows(sweeps, show, by, trials, margin))
         _write(path, lambda: path.write_bytes(content))
         return
     if suffix not in _SUFFIXES:
@@ -62,7 +64,7 @@ def plot(
         )
     import matplotlib
 
-    figure = _drawn(sweeps, show, by, margin)
+    figure = _drawn(sweeps, show, by, trials, margin)
     # With dates and random names left out, an unchanged sweep draws an unchanged file.
     with matplotlib.rc_context({"svg.hashsalt": "ressa"}):
         _write(
@@ -71,8 +73,9 @@ def plot(
         )
 
 
-def check_shown(show: str, by: str | None) -> None:
-    """Refuses an option whose values maps are asked of, where no map is shown.
+def check_shown(show: str, by: str | None, trials: Sequence[str] = ()) -> None:
+    """Refuses an option whose values maps are asked of where no map is shown, and trials where one
+    is.
 
     Raises:
         SpecError: it names the option.
@@ -82,6 +85,8 @@ def check_shown(show: str, by: str | None) -> None:
             f"--by {by} draws a map for each of its values, and --show {show} has no map. Leave "
             "one of them out."
         )
+    if trials and show not in ("layers", "curves"):
+        raise SpecError("--trial is of --show layers and --show curves; the others show them all.")
 
 
 def _write(path: Path, write: Callable[[], object]) -> None:
@@ -92,30 +97,38 @@ def _write(path: Path, write: Callable[[], object]) -> None:
         raise StoreError(f"cannot write {path}: {error.strerror or error}") from error
 
 
-def _rows(
-    sweeps: Sequence[SweepStore], show: str, by: str | None, margin: float
+def shown_rows(
+    sweeps: Sequence[SweepStore],
+    show: str,
+    by: str | None,
+    trials: Sequence[str],
+    margin: float,
+    *,
+    fitted: bool = True,
 ) -> "pandas.DataFrame":
-    """What is shown, as rows."""
+    """Returns what `plot` would draw as rows; of a map with or without the fitted grid."""
     frame = results_of(sweeps, by=by)
     match show:
         case "lines":
             return line_table(sweeps, margin=margin)
         case "layers":
-            return figures.layers_of(sweeps, frame)
+            return figures.layers_of(sweeps, frame, trials)
         case "curves":
-            return figures.curves_of(sweeps, frame)
-    return map_table(frame, charts(sweeps, margin=margin))
+            return figures.curves_of(sweeps, frame, trials)
+    return map_table(frame, charts(sweeps, margin=margin) if fitted else {})
 
 
-def _drawn(sweeps: Sequence[SweepStore], show: str, by: str | None, margin: float) -> "Figure":
+def _drawn(
+    sweeps: Sequence[SweepStore], show: str, by: str | None, trials: Sequence[str], margin: float
+) -> "Figure":
     frame = results_of(sweeps, by=by)
     match show:
         case "lines":
             return figures.draw_lines(frame, charts(sweeps, margin=margin))
         case "layers":
-            return figures.draw_layers(sweeps, frame)
+            return figures.draw_layers(sweeps, frame, trials)
         case "curves":
-            return figures.draw_curves(sweeps, frame)
+            return figures.draw_curves(sweeps, frame, trials)
     return draw(frame, charts(sweeps, margin=margin) if by is None else {}, by=by)
 
 

@@ -178,9 +178,12 @@ def _known_trials(sweep: SweepStore, plan: SweepPlan) -> Iterable[TrialSpec]:
 def uses_of(store: Store, needs: Needs) -> list[Use]:
     """Lists the stages of a store with who used and who needs each."""
     used: dict[str, set[str]] = {}
+    of_trial: dict[str, set[str]] = {}
     last: dict[str, datetime] = {}
     for name in store.sweeps():
-        trials = store.sweep(name).trials(["finished", "stages_computed", "stages_reused"])
+        trials = store.sweep(name).trials(["key", "finished", "stages_computed", "stages_reused"])
+        for key in trials["key"]:
+            of_trial.setdefault(key, set()).add(name)
         columns = [trials[f"stages_{how}"] for how in ("computed", "reused")]
         for finished, *lists in zip(trials["finished"], *columns, strict=True):
             for stage in (stage for names in lists if names is not None for stage in names):
@@ -190,10 +193,41 @@ def uses_of(store: Store, needs: Needs) -> list[Use]:
         Use(
             stored=stored,
             last_use=max(stored.written, last.get(stored.name, _LONG_AGO)),
-            used_by=tuple(sorted(used.get(stored.name, ()))),
+            used_by=tuple(sorted(used.get(stored.name, set()) | _own(stored, of_trial))),
             needed_by=needs.of(stored),
         )
         for stored in store.stages.inventory()
+    ]
+
+
+def _own(stage: StoredStage, of_trial: Mapping[str, set[str]]) -> set[str]:
+    """Sweeps with the trial that a stage belongs to, of one that no two trials share."""
+    trial = stage.key.split("-")[0]
+    return of_trial.get(trial, set()) if stage.stage in OF_ONE_TRIAL else set()
+
+
+def kinds_of(uses: Iterable[Use], *, edge: datetime) -> list[dict[str, Any]]:
+    """Returns stages as a row for each kind: how many, how large, who holds them, which may go.
+
+    Args:
+        uses: the stages.
+        edge: those that nobody needs and that were last used before it are free.
+    """
+    found: dict[str, list[Use]] = {}
+    for use in uses:
+        found.setdefault(use.stored.stage, []).append(use)
+    return [
+        {
+            "stage": kind,
+            "count": len(own),
+            "mib": sum(use.stored.size for use in own) / 2**20,
+            "last_use": max(use.last_use for use in own),
+            "needed": sum(bool(use.needed_by) for use in own),
+            "recent": sum(not use.needed_by and use.last_use > edge for use in own),
+            "free": sum(not use.needed_by and use.last_use <= edge for use in own),
+            "needed_by": " ".join(sorted({name for use in own for name in use.needed_by})) or None,
+        }
+        for kind, own in sorted(found.items())
     ]
 
 
