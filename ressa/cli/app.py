@@ -137,6 +137,7 @@ def show_results(
 ) -> None:
     """Writes a sweep's results; as a table, no more of them than are read."""
     from ressa.landscape import chosen, render_table, repair_order, results_table
+    from ressa.landscape.allocations import without_run
 
     frame = results_table(sweep)
     found = chosen(frame, where=where, sort=sort, columns=columns)
@@ -148,6 +149,10 @@ def show_results(
         show(shown, output)
     else:
         draw(render_table(shown, width()))
+    if not columns and (without_run(found["options"]) != found["options"]).any():
+        split = "budget, vision_target, language_target, runs, pruned, repaired, spread"
+        sql = f"SELECT {split} FROM allocations WHERE sweep = '{sweep.name}' AND role = 'search'"
+        say(f'means over runs: ressa query "{sql}" {shlex.join(_there(sweep))}')
     if len(found) > len(shown):
         say(f"the first {len(shown)} of {len(found):,} trials; -o csv writes all of them.")
     order = None if where or columns else repair_order(frame)
@@ -209,7 +214,10 @@ def listed(text: str) -> list[str]:
 
 def command(verb: str, sweep: "SweepStore", *options: str) -> str:
     """A command line to go on with, which works from any folder."""
+    return shlex.join(["ressa", verb, sweep.name, *options, *_there(sweep)])
+
+
+def _there(sweep: "SweepStore") -> list[str]:
+    """The options that say where a sweep is."""
     where = ["--store", sweep.store.location]
-    if client.address is not None:
-        where += ["--address", client.address]
-    return shlex.join(["ressa", verb, sweep.name, *options, *where])
+    return where if client.address is None else [*where, "--address", client.address]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rich import box
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
@@ -27,12 +28,22 @@ class _Column:
 
     heading: str
     cell: Callable[[dict[str, Any]], str]
+    name: str
+    """What the column is called by --where, --sort and --columns."""
     least: int = 0
     """Where room is short, the highest goes first; 0 stays."""
 
+    @property
+    def short(self) -> str:
+        """Its heading where it stands alone."""
+        group = self.name.partition("_")[0] if self.name.startswith(("blank", "recovery")) else ""
+        return f"{group} {self.heading.split(chr(10))[-1]}".strip()
 
-def render_table(frame: "pandas.DataFrame", width: int = 100) -> Table:
+
+def render_table(frame: "pandas.DataFrame", width: int = 100) -> Group:
     """Lays a `results_table` out; scores in percent, sparsities as fractions.
+
+    Columns in which no row has anything are left out.
 
     Args:
         frame: what `results_table` returned.
@@ -42,12 +53,6 @@ def render_table(frame: "pandas.DataFrame", width: int = 100) -> Table:
     rows = frame.to_dict("records")
     shown, left_out = _fitting(rows, width, chosen=bool((frame["options"] != "").any()))
     table = Table(
-        title=_title(about),
-        caption=_caption(about, frame, left_out),
-        title_justify="left",
-        caption_justify="left",
-        title_style="bold",
-        caption_style="dim",
         box=box.SIMPLE_HEAD,
         show_edge=False,
         pad_edge=False,
@@ -67,48 +72,66 @@ def render_table(frame: "pandas.DataFrame", width: int = 100) -> Table:
         style = "bold" if row["best"] else "red" if row["state"] == "failed" else ""
         ends = role == "baseline" and next_role not in ("baseline", None)
         table.add_row(*(Text(one.cell(row)) for one in shown), style=style, end_section=ends)
-    return table
+    caption = _caption(about, frame, shown, left_out)
+    return Group(Text(_title(about), style="bold"), table, Text(caption, style="dim"))
 
 
 _TRIAL, _ALSO = "\ntrial", "\nalso"
 _ALSO_WIDTH = 24  # it may take more lines
 _COLUMNS = (
-    _Column(_TRIAL, lambda row: _name(row)),
-    _Column("sparsity\nvision", lambda row: target(row["vision"], row["vision_sparsity"])),
-    _Column("\nlanguage", lambda row: target(row["language"], row["language_sparsity"])),
-    _Column("\nboth", lambda row: fraction(row["sparsity"]), least=1),
-    _Column("\nwhole", lambda row: fraction(row["whole"]), least=8),
-    _Column("score\nbefore", lambda row: percent(row["pruned"])),
-    _Column("\nafter", lambda row: percent(row["repaired"])),
-    _Column("\n±", lambda row: percent(row["standard_error"]), least=2),
-    _Column("blank\nbefore", lambda row: percent(row["blank_pruned"]), least=4),
-    _Column("\nafter", lambda row: percent(row["blank_repaired"]), least=5),
-    _Column("recovery\nof dense", lambda row: fraction(row["recovery"], 2), least=3),
-    _Column("\nof d.-r.", lambda row: fraction(row["recovery_repaired"], 2), least=7),
-    _Column("\ns", lambda row: fraction(row["seconds"], 0), least=6),
+    _Column(_TRIAL, lambda row: _name(row), "trial"),
+    _Column(
+        "sparsity\nvision", lambda row: target(row["vision"], row["vision_sparsity"]), "vision"
+    ),
+    _Column(
+        "\nlanguage", lambda row: target(row["language"], row["language_sparsity"]), "language"
+    ),
+    _Column("\nboth", lambda row: fraction(row["sparsity"]), "sparsity", least=1),
+    _Column("\nwhole", lambda row: fraction(row["whole"]), "whole", least=8),
+    _Column("score\nbefore", lambda row: percent(row["pruned"]), "pruned"),
+    _Column("\nafter", lambda row: percent(row["repaired"]), "repaired"),
+    _Column("\n±", lambda row: percent(row["standard_error"]), "standard_error", least=2),
+    _Column("blank\nbefore", lambda row: percent(row["blank_pruned"]), "blank_pruned", least=4),
+    _Column("\nafter", lambda row: percent(row["blank_repaired"]), "blank_repaired", least=5),
+    _Column("recovery\nof dense", lambda row: fraction(row["recovery"], 2), "recovery", least=3),
+    _Column(
+        "\nof d.-r.",
+        lambda row: fraction(row["recovery_repaired"], 2),
+        "recovery_repaired",
+        least=7,
+    ),
+    _Column("\ns", lambda row: fraction(row["seconds"], 0), "seconds", least=6),
 )
-_CHOSEN = _Column(_ALSO, lambda row: str(row["options"]))
+_CHOSEN = _Column(_ALSO, lambda row: str(row["options"]), "options")
 
 
 def _fitting(
     rows: list[dict[str, Any]], width: int, *, chosen: bool
-) -> tuple[list[_Column], list[str]]:
-    """Returns the columns that there is room for, and the names of those left out."""
-    shown = [*_COLUMNS, *([_CHOSEN] if chosen else [])]
+) -> tuple[list[_Column], list[_Column]]:
+    """Returns the columns that say something and have room, and those that lack room alone."""
+    columns = [*_COLUMNS, *([_CHOSEN] if chosen else [])]
+    cells = {column: [column.cell(row) for row in rows] for column in columns}
+    shown = [column for column in columns if {*cells[column]} != {NOTHING}]
     widths = {
-        column: max(map(len, (*column.heading.split("\n"), *map(column.cell, rows))))
-        for column in shown
+        column: max(map(len, (*column.heading.split("\n"), *cells[column]))) for column in shown
     }
     if chosen:
         widths[_CHOSEN] = min(widths[_CHOSEN], _ALSO_WIDTH)
     left_out = []
-    for column in sorted(_COLUMNS, key=lambda one: -one.least):
+    for column in sorted(shown, key=lambda one: -one.least):
         if not column.least or sum(widths[one] + 1 for one in shown) - 1 <= width:
             break
         shown.remove(column)
         left_out.append(column)
-    named = {4: "blank before", 5: "blank after", 3: "recovery", 6: "seconds"}
-    return shown, [named.get(one.least, one.heading.split("\n")[-1]) for one in left_out]
+    return shown, left_out
+
+
+def _asked(row: dict[str, Any], tower: str) -> str:
+    return target(row[tower], row[f"{tower}_sparsity"])
+
+
+def _recovered(row: dict[str, Any]) -> str:
+    return fraction(row["recovery_repaired"], 2)
 
 
 def _name(row: dict[str, Any]) -> str:
@@ -118,15 +141,17 @@ def _name(row: dict[str, Any]) -> str:
     return f"{row['trial']} ★" if row["best"] else str(row["trial"])
 
 
-def _title(about: About) -> Text:
+def _title(about: About) -> str:
     questions = f"{about.items:,} questions" if about.items else None
     parts = (about.sweep, about.model, about.methods, about.metric, questions)
-    return Text(" · ".join(part for part in parts if part))
+    return " · ".join(part for part in parts if part)
 
 
-def _caption(about: About, frame: "pandas.DataFrame", left_out: list[str]) -> Text:
+def _caption(
+    about: About, frame: "pandas.DataFrame", shown: list[_Column], left_out: list[_Column]
+) -> str:
     """What the columns are of: which floors a score stands on, which weights a sparsity counts."""
-    lines = []
+    lines, there = [], {column.name for column in shown}
     scores = {
         "dense": about.dense,
         "dense-repaired": about.dense_repaired,
@@ -137,7 +162,8 @@ def _caption(about: About, frame: "pandas.DataFrame", left_out: list[str]) -> Te
     starred = frame[frame["best"]]
     if len(starred):
         lines.append(_star(about, starred))
-    lines.append("score: in %, before and after repair, ± one standard error")
+    after = " and after" if "repaired" in there else ""
+    lines.append(f"score: in %, before{after} repair, ± one standard error")
     if known:
         lines.append(f"beside them: {', '.join(known)}")
     if about.vision_prunable and about.language_prunable:
@@ -145,16 +171,24 @@ def _caption(about: About, frame: "pandas.DataFrame", left_out: list[str]) -> Te
             f"sparsity: zeros; both: of {about.vision_prunable:,} prunable weights of vision "
             f"and {about.language_prunable:,} of language"
         )
-    if about.whole_parameters:
+    if about.whole_parameters and "whole" in there:
         lines.append(f"  whole: of all {about.whole_parameters:,} parameters of the model")
-    lines.append("blank: the same on blank images, where there is nothing to see")
-    lines.append(
-        "recovery: (repaired − pruned) / (dense − pruned); d.-r.: dense-repaired for dense;"
-    )
-    lines.append(f"  {NOTHING} where pruning lost less than two standard errors")
+    if there & {"blank_pruned", "blank_repaired"}:
+        lines.append("blank: the same on blank images, where there is nothing to see")
+    if there & {"recovery", "recovery_repaired"}:
+        also = "; d.-r.: dense-repaired for dense" if "recovery_repaired" in there else ""
+        lines.append(
+            f"recovery: (repaired − pruned) / (dense − pruned), {NOTHING} where pruning lost less "
+            f"than two standard errors{also}"
+        )
     if left_out:
-        lines.append(f"no room here for {', '.join(left_out)}: -o csv has every column")
-    return Text("\n".join(lines))
+        names = ", ".join(column.short for column in left_out)
+        lines.append(f"no room here for {names}: -o csv has every column")
+    others = ", ".join(
+        f"{column.short} = {column.name}" for column in shown if column.short != column.name
+    )
+    lines.append(f"for --where, --sort and --columns: {others}")
+    return "\n".join(lines)
 
 
 def _star(about: About, starred: "pandas.DataFrame") -> str:
