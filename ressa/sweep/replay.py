@@ -158,7 +158,7 @@ def _recorded(plan: SweepPlan, trials: Sequence[Mapping[str, Any]]) -> dict[str,
             float(row["score"]),
             hours,
             rows.objectives(row, plan),
-            None if rows.is_null(budget) else float(budget),
+            None if budget is None or rows.is_null(budget) else float(budget),
             allocation,
         )
         found.setdefault(plan.key_of(point), one)
@@ -260,7 +260,9 @@ def summary(
         margin: in points.
     """
     lines: list[float | None] = [*own[-1].regrets]
-    named = [(f"{line:g}", [line]) for line in sorted(one for one in lines if one is not None)]
+    named: list[tuple[str, list[float | None]]] = [
+        (f"{line:g}", [line]) for line in sorted(one for one in lines if one is not None)
+    ]
     if len(lines) != 1 or not named:
         named.append(("all", lines))
     rows_of = []
