@@ -1,6 +1,5 @@
 """Verbs that say what a store holds."""
 
-from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,7 +21,7 @@ from ressa.cli.app import (
 )
 from ressa.cli.relay import relayed
 from ressa.errors import NotFoundError
-from ressa.terminal import Output, draw, say, show
+from ressa.terminal import Output, draw, progress, say, show
 
 if TYPE_CHECKING:
     from ressa.store import SweepStore
@@ -98,20 +97,27 @@ def replay(
     store: StoreOption = "results",
     output: OutputOption = Output.table,
 ) -> None:
-    """Says what another sampler would have cost. Recorded trials tell; nothing runs."""
+    """Says what another sampler would have cost. Recorded trials tell; nothing runs.
+
+    A line a budget: when the search would have named its best. -o csv: trial by trial.
+    """
+    from ressa.sweep import replay as searches
     from ressa.sweep.driver import current_spec
     from ressa.sweep.plan import make_plan
-    from ressa.sweep.replay import replay as search_again
-    from ressa.sweep.replay import told as told_of
 
     sweep = opened_store(store).sweep(name)
     plan, recorded = make_plan(current_spec(sweep)), sweep.trials().to_dict("records")
-    found = search_again(
-        plan, recorded, sampler=sampler.value, count=trials, seed=seed, nearest=nearest
-    )
-    show([asdict(one) for one in found], output)
-    if output is Output.table:
-        say(told_of(sampler.value, found, recorded))
+    own, name = searches.itself(plan, recorded), sampler.value
+    with progress(f"replaying {sweep.name} with {name}", trials or len(own)) as moved:
+        found = searches.replay(
+            plan, recorded, sampler=name, count=trials, seed=seed, nearest=nearest, moved=moved
+        )
+    if output is not Output.table:
+        show([one.to_row() for one in found], output)
+        return
+    margin = plan.spec.verdict.margin
+    show(searches.summary(name, found, own, margin=margin), output)
+    say(searches.told(name, found, own, margin))
 
 
 @app.command()

@@ -248,12 +248,12 @@ def _best(frame: "pandas.DataFrame") -> list[tuple[str, str]]:
     several = len(best) > 1
 
     def line(row: dict[str, Any]) -> str:
-        return f"budget {row['budget']:g}: " if several else ""
+        return f"budget {row['budget']:g}, " if several else ""
 
     return [
         (
             _with_error(row["score"], _plain(row["standard_error"])),
-            f"{line(row)}{row['trial']}, {_mean_of(row['runs'])}not confirmed",
+            f"{row['trial']}, {line(row)}{_mean_of(row['runs'])}not confirmed",
         )
         for row in best.to_dict("records")
     ]
