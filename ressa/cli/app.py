@@ -82,12 +82,6 @@ def load(file: Path, sets: list[str] | None) -> "SweepSpec":
     return loaded.spec
 
 
-def placed(store: str) -> str:
-    """Returns where a file's `store` lies: RESSA_STORE stands for one that a folder is added to."""
-    is_absolute = "://" in store or Path(store).is_absolute()
-    return store if is_absolute else os.environ.get("RESSA_STORE", store)
-
-
 def warn_of_idle_gpus(resources: "Resources", gpus: float) -> None:
     """Warns where a sweep would leave all GPUs of a machine or cluster idle."""
     if gpus and not resources.gpus_per_worker:
