@@ -301,6 +301,7 @@ def _judge(sweep: "SweepStore", output: Output) -> None:
     found = confirmed(rounds)
     if not found:
         say(f"nothing of {sweep.name} is confirmed yet: {_confirming(sweep)}")
+        say("--dry-run says what that would run and how long; it runs nothing")
         raise typer.Exit(1)
     verdicts = judge(found, margin=asked.margin, confidence=asked.confidence)
     if output is not Output.table:

@@ -206,28 +206,31 @@ def _draw_landscape(
     from ressa.cli.shortened import curved, layered
     from ressa.landscape import heatmap, line_table, results_of
     from ressa.landscape.figures import curves_of, layers_of
-    from ressa.landscape.tables import mixed, parted
+    from ressa.landscape.tables import colour_range, mixed, parted
 
     frame = results_of(sweeps, by=by)
     match what:
         case Shown.lines:
             table = line_table(sweeps, margin=margin)
-            show([_line(row, margin) for row in table.to_dict("records")], Output.table)
+            rows, alike = _apart([_line(row, margin) for row in table.to_dict("records")])
+            show(rows, Output.table)
+            for line, other in alike.items():
+                say(f"{line}: as {other}, in every number")
             say(
                 f"through: the equal split of a line; within {margin:g}: the chance that its best "
                 "place here lies less than so many points below the true best; equal split: its "
                 "chance"
             )
         case Shown.layers:
-            title, rows = layered(layers_of(sweeps, frame, trials), frame)
-            show(rows, Output.table, title=title)
+            title, shown = layered(layers_of(sweeps, frame, trials), frame)
+            show(shown, Output.table, title=title)
             say(
                 "output_error: share of a layer's squared output that pruning loses, in %; of a "
                 "block its layers' mean. Names within their block; whole ones: -o csv"
             )
         case Shown.curves:
-            title, rows = curved(curves_of(sweeps, frame, trials), frame, chosen=bool(trials))
-            show(rows, Output.table, title=title)
+            title, shown = curved(curves_of(sweeps, frame, trials), frame, chosen=bool(trials))
+            show(shown, Output.table, title=title)
             say("each is noisy, of one batch; every step: -o csv, a picture: --out curves.png")
         case Shown.map:
             differ = mixed(frame) if by is None else None
@@ -237,7 +240,25 @@ def _draw_landscape(
             for value, part in parted(frame, by).items():
                 if by is not None:
                     say(f"{by} = {value}")
-                draw(heatmap(part))
+                draw(heatmap(part, scale=colour_range(frame)))
+
+
+def _apart(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """Leaves out kinds of line whose rows are those of an earlier kind; returns which of which."""
+    from ressa.landscape.charted import KINDS
+
+    of: dict[str, list[dict[str, Any]]] = {kind: [] for kind in KINDS}
+    for row in rows:
+        of[row["line"]].append({name: value for name, value in row.items() if name != "line"})
+    alike: dict[str, str] = {}
+    shown: list[dict[str, Any]] = []
+    for kind, own in of.items():
+        same = next((k for k in of if k not in alike and own and of[k] == own), kind)
+        if same == kind:
+            shown += [{"line": kind} | row for row in own]
+        else:
+            alike[kind] = same
+    return shown, alike
 
 
 def _line(row: dict[str, Any], margin: float) -> dict[str, Any]:

@@ -34,20 +34,32 @@ if TYPE_CHECKING:
     from ressa.store import Holder, SweepStore, Wish
 
 
+Replaced = Annotated[
+    str | None, typer.Option("--store", metavar="PLACE", help="Replaces the file's `store`.")
+]
+
+
 @app.command()
 def validate(file: File, set_: Sets = None) -> None:
     """Checks a sweep file: every fault at once, with its line. Nothing is run."""
     spec = load(file, set_)
-    say(f"{file}: sweep {spec.name!r} is valid.")
+    from ressa.sweep.preview import left_out
+
+    count, points = left_out(spec)
+    rest = f" {count:,} of its {points:,} points are left out: ressa plan {file}" if count else ""
+    say(f"{file}: sweep {spec.name!r} is valid.{rest}")
 
 
 @app.command()
-def plan(file: File, set_: Sets = None, output: OutputOption = Output.table) -> None:
+def plan(
+    file: File, set_: Sets = None, store: Replaced = None, output: OutputOption = Output.table
+) -> None:
     """Shows what a sweep would run. Points that cannot be, shared work and data are said too."""
     from ressa.sweep.preview import preview
 
     spec = load(file, set_)
-    found = preview(spec.model_copy(update={"store": placed(spec.store)}))
+    place = placed(spec.store) if store is None else store
+    found = preview(spec.model_copy(update={"store": place}))
     if output is not Output.table:
         show(found.points, output)
         return
@@ -75,9 +87,7 @@ def _planned(row: dict[str, Any]) -> dict[str, Any]:
 def run(
     file: File,
     set_: Sets = None,
-    store: Annotated[
-        str | None, typer.Option("--store", metavar="PLACE", help="Replaces the file's `store`.")
-    ] = None,
+    store: Replaced = None,
     fresh: Annotated[
         bool,
         typer.Option(
