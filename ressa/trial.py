@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from ressa.data import examples_of
-from ressa.errors import RepairError
+from ressa.errors import RepairError, StoreError, TrialError
 from ressa.evaluate import Answer, Scores, aggregates, measure_of
 from ressa.kept import Kept
 from ressa.keys import contents_of, dense_key, teacher_key
@@ -85,7 +85,7 @@ def run(
     """
     place = open_store(store)
     if fresh:
-        with TemporaryDirectory(prefix="ressa-fresh-") as folder:
+        with _place_of_its_own() as folder:
             own = Stages(open_store(folder))
             outcome = yield from _Trial(trial, own, Kept(), rungs=Stages(place)).steps()
         Stages(place).replace(FRESH_OUTCOME, trial.key, outcome.to_json())
@@ -104,6 +104,23 @@ def run(
     stages.leave("outcome", trial.key, outcome.to_json())
     remove_checkpoints(stages.store, trial.key, *earlier)
     return outcome
+
+
+@contextmanager
+def _place_of_its_own() -> Iterator[str]:
+    """Makes a folder for a trial that shares nothing, on this machine alone, as its troubles are.
+
+    Raises:
+        TrialError: "node": it cannot be written to.
+    """
+    with TemporaryDirectory(prefix="ressa-fresh-") as folder:
+        try:
+            yield folder
+        except StoreError as error:
+            if folder not in str(error):
+                raise
+            where = "--fresh works in this machine's TMPDIR."
+            raise TrialError(f"{error} {where}", "node") from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

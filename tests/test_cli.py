@@ -664,6 +664,7 @@ def test_the_base_install_reads_and_says_what_running_needs(
     reads = [
         ["validate", QUICKSTART],
         ["plan", QUICKSTART],
+        ["plan", QUICKSTART, "--set", "space.vision_sparsity={low: 0.4, high: 0.8}"],
         ["results", "quickstart"],
         ["query", "SELECT count(*) AS n FROM trials"],
         ["ls"],
@@ -685,7 +686,7 @@ def test_the_base_install_reads_and_says_what_running_needs(
     )
     for call, (code, out, err) in zip(reads, said, strict=False):
         assert code == 0, (call, err)
-        assert out or call[0] == "validate"
+        assert out or call[0] == "validate" or "--set" in call
     assert "were not read: they need easy_vqa" in said[1][2]
     for call, (code, out, err) in zip(runs, said[len(reads) :], strict=True):
         assert (code, out) == (2, ""), call

@@ -1,13 +1,17 @@
 """What trials share is made once, and changes nothing: with it or without, results are equal."""
 
+import errno
+import os
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import obstore
 import pytest
 import torch
 
 from ressa import trial
+from ressa.errors import FullStore, TrialError
 from ressa.kept import Kept
 from ressa.keys import stages_of
 from ressa.records import Outcome, TrialSpec
@@ -130,6 +134,23 @@ def test_a_trial_that_shares_nothing_leaves_nothing_but_its_outcome(grid, tmp_pa
     again = run(spec, tmp_path, fresh=True)  # takes the place of what was there
     files = open_store(tmp_path).stages.get(trial.FRESH_OUTCOME, spec.key)
     assert files == {"content": again.to_json()}
+
+
+@pytest.mark.parametrize("full", ["ressa-fresh-", "store"])
+def test_a_machines_full_temporary_folder_is_not_a_full_store(tmp_path, monkeypatch, full):
+    put = obstore.put
+    (tmp_path / "store").mkdir()
+
+    def out_of_space(store, path, content, **how):
+        if full in str(store.prefix):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return put(store, path, content, **how)
+
+    monkeypatch.setattr(obstore, "put", out_of_space)
+    spec = replace(trials_of(plan_of(evaluate=[{"samples": 2}]))[0], repair=None)
+    with pytest.raises(TrialError if full == "ressa-fresh-" else FullStore) as end:
+        run(spec, tmp_path / "store", fresh=True)
+    assert getattr(end.value, "failure", "node") == "node"
 
 
 def test_what_a_process_keeps_is_not_kept_for_another_model(tmp_path):

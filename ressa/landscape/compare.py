@@ -1,8 +1,10 @@
 """Two trials, or two sweeps allocation by allocation, paired by the questions both answered."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
 
 from ressa.errors import NotFoundError, SpecError, did_you_mean
 from ressa.landscape.allocations import RUN
@@ -16,6 +18,14 @@ if TYPE_CHECKING:
 
 _READ = ["trial", "role", "state", "reused_trial", "metric", "score_repaired"]
 _RESULTS = ("succeeded", "reused")
+_NEAR = 0.0005
+"""How far apart two sweeps may ask for one allocation, in each tower: what is 19661/49152 in one,
+to lie on its line, is 0.4 in the other."""
+
+_Target: TypeAlias = Fraction | str | None
+"""A share, a pattern, or nothing where both towers have one sparsity."""
+_Asked: TypeAlias = tuple[_Target, _Target, float | None, str]
+"""An allocation: vision, language, the sparsity of both, and what else was chosen."""
 
 
 def compare(store: Store, one: str, other: str, *, confidence: float) -> list[dict[str, Any]]:
@@ -122,37 +132,81 @@ def _rows(sweep: SweepStore, names: set[str]) -> "pandas.DataFrame":
 def _pairs(one: SweepStore, other: SweepStore) -> list[Any]:
     """The allocations that two sweeps share, with the runs of each that have the same number."""
     ours, theirs = _allocations(one), _allocations(other)
+    same = matched(ours, theirs)
     pairs = []
-    for key, runs in ours.items():
-        common = [number for number in runs if number in theirs.get(key, {})]
+    for key in filter(same.__contains__, ours):
+        runs, others = ours[key], theirs[same[key]]
+        common = [number for number in runs if number in others]
         if common:
             vision, language, shared, options = key
-            about = {"vision": vision, "language": language, "options": options}
+            about: dict[str, Any] = {"vision": _said(vision), "language": _said(language)}
+            about["options"] = options
             if shared is not None:
                 about["sparsity"] = shared
             mine = [_run(one, runs[number]) for number in common]
-            pairs.append((mine, [_run(other, theirs[key][number]) for number in common], about))
+            pairs.append((mine, [_run(other, others[number]) for number in common], about))
     if not pairs:
         raise NotFoundError(f"{one.name} and {other.name} have no allocation in common.")
     return pairs
 
 
-def _allocations(sweep: SweepStore) -> Mapping[tuple[Any, ...], dict[str, str]]:
+def matched(ours: Collection[_Asked], theirs: Collection[_Asked]) -> dict[_Asked, _Asked]:
+    """Says which allocation of one sweep is which of another's.
+
+    The very same one, if there is; else the nearest that asks for almost the same. None is taken
+    twice.
+    """
+    found = {asked: asked for asked in ours if asked in theirs}
+    alike: dict[Any, list[_Asked]] = {}
+    for asked in theirs:
+        if asked not in found:
+            alike.setdefault(_kind(asked), []).append(asked)
+    shares = {kind: np.array([_shares(one) for one in some]) for kind, some in alike.items()}
+    near = []
+    for asked in ours:
+        kind = _kind(asked)
+        if asked in found or kind not in alike:
+            continue
+        apart = np.abs(shares[kind] - _shares(asked)).max(axis=1)
+        near += [(apart[at], asked, alike[kind][at]) for at in np.flatnonzero(apart <= _NEAR)]
+    taken = set[_Asked]()
+    for _, asked, other in sorted(near, key=lambda pair: pair[0]):
+        if asked not in found and other not in taken:
+            found[asked] = other
+            taken.add(other)
+    return found
+
+
+def _kind(asked: _Asked) -> Any:
+    """What has to be the same: an allocation without its shares."""
+    return tuple("share" if isinstance(part, Fraction) else part for part in asked)
+
+
+def _shares(asked: _Asked) -> list[float]:
+    return [float(part) if isinstance(part, Fraction) else 0.0 for part in asked[:2]]
+
+
+def _allocations(sweep: SweepStore) -> Mapping[_Asked, dict[str, str]]:
     """Trials that came to a result, by allocation and number of the run."""
     frame = results_table(sweep)
     frame = frame[(frame["role"] != "baseline") & frame["state"].isin(_RESULTS)]
-    found: dict[tuple[Any, ...], dict[str, str]] = {}
+    found: dict[_Asked, dict[str, str]] = {}
     for row in frame.to_dict("records"):
         run = RUN.search(row["options"])
         number = run[0].strip() if run else ""
         shared = None if isinstance(row["vision"], str) else row["budget"]  # by both towers
         options = RUN.sub("", row["options"]).strip()
-        key = (_asked(row["vision"]), _asked(row["language"]), shared, options)
+        key = (asked(row["vision"]), asked(row["language"]), shared, options)
         found.setdefault(key, {})[number] = row["trial"]
     return found
 
 
-def _asked(target: Any) -> Any:
-    """A target as it is matched: a line's exact fraction, 19661/49152, is 0.4 to three decimals."""
-    is_share = isinstance(target, str) and ":" not in target
-    return f"{float(Fraction(target)):.3f}" if is_share else target
+def asked(target: Any) -> _Target:
+    """Reads a target of a table's row."""
+    if not isinstance(target, str):
+        return None
+    return target if ":" in target else Fraction(target)
+
+
+def _said(target: _Target) -> str | None:
+    return f"{float(target):.3f}" if isinstance(target, Fraction) else target

@@ -6,7 +6,6 @@ follows from the number of the proposal, so nothing carries over from one to the
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import optuna
@@ -21,7 +20,8 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from ressa.records import content_key
 from ressa.search.cube import order
-from ressa.spec import Dimension, Point
+from ressa.search.seen import Seen
+from ressa.spec import Dimension
 from ressa.threads import one_thread
 
 # A study is made for every proposal; its birth is no news.
@@ -29,19 +29,6 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 _STARTUP = 6  # trials with a result before a model is fitted
 _POPULATION = 12  # of a generation of nsga2: sweeps have tens of trials, not thousands
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Seen:
-    """A trial that a proposal is conditioned on: its point, and its objectives if it has them."""
-
-    point: Point
-    values: tuple[float, ...] | None
-    """One for each objective, larger is better. None while the trial is in flight or when it
-    failed; `failed` tells which."""
-    failed: bool = False
-    system_attrs: str = "{}"
-    """What the sampler noted when it proposed the trial."""
 
 
 class Learner:

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from ressa.errors import InfeasibleAllocation
 from ressa.search import fixed
 from ressa.search.cube import distance
-from ressa.search.learners import Learner, Seen
+from ressa.search.seen import Seen
 from ressa.spec import Point, SweepSpec
 from ressa.spec.space import REPLICATE
 
@@ -75,6 +75,8 @@ class Proposer:
         self._points = fixed.Fixed(self._stream(), self._can_be, endless=not self._size)
         self._learner: Learns | None = learner
         if learner is None and not self.is_fixed:
+            from ressa.search.learners import Learner  # with optuna, which a base install lacks
+
             self._learner = Learner(
                 self._search.sampler, self._dimensions, len(spec.objectives), self._search.seed
             )

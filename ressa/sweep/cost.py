@@ -12,7 +12,7 @@ each mask that trials share a bit a weight, and of SparseGPT the weights that st
 not counted.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -65,16 +65,16 @@ class Cost:
     """Of weights that each worker holds on its GPU; activations come on top."""
 
 
-def estimate(plan: SweepPlan, trials: int, points: Sequence[Mapping[str, str]]) -> Cost:
+def estimate(plan: SweepPlan, trials: int, known: Sequence[TrialSpec]) -> Cost:
     """Estimates what so many trials and the baselines take.
 
     Args:
         plan: of the sweep; data that were not read count with their published sizes.
         trials: how many the search will run.
-        points: what it may run: all of a list, or some that were drawn from a continuous space.
+        known: what it may run, each once: all of a list, or some that were drawn from a continuous
+            space.
     """
-    of_points = {trial.key: trial for trial in map(plan.trial, points)}
-    known = list(of_points.values()) or [plan.baseline("dense_repaired")]
+    known = known or [plan.baseline("dense_repaired")]
     spec, parts = plan.spec, plan.inventory.parameters
     vision, language = parts["vision"], parts["language"]
     weight = BYTES[spec.model.dtype]
@@ -108,11 +108,11 @@ def estimate(plan: SweepPlan, trials: int, points: Sequence[Mapping[str, str]]) 
     )
 
 
-def cost_words(plan: SweepPlan, trials: int, points: Sequence[Mapping[str, str]]) -> list[Fact]:
+def cost_words(plan: SweepPlan, trials: int, known: Sequence[TrialSpec]) -> list[Fact]:
     """Says an estimate and what it rests on; nothing for a sweep without GPUs."""
     if not plan.spec.resources.gpus_per_worker:
         return []
-    cost = estimate(plan, trials, points)
+    cost = estimate(plan, trials, known)
     parts = ", ".join(f"{name} {value:.1f}" for name, value in cost.hours.items())
     sizes = [(ref.task, _size(plan, ref)) for ref in plan.spec.evaluate]
     data = ", ".join(f"{task} {items:,} on {images:,} pictures" for task, (items, images) in sizes)

@@ -12,13 +12,14 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
-from ressa.errors import NotFoundError, RessaError, StoreError, TrialError
+from ressa.errors import DamagedStage, FullStore, NotFoundError, RessaError, StoreError, TrialError
 from ressa.records import Outcome, Progress, TrialSpec
 from ressa.spec import Resources
 from ressa.store import open_store
 from ressa.sweep.diary import Diary, Subject
+from ressa.sweep.kills import memory_kills, this_node
 from ressa.sweep.places import bundle
 
 if TYPE_CHECKING:
@@ -34,6 +35,10 @@ a minute by its defaults, it would put the next attempt onto that machine again.
 _LOST_CONNECTION = re.compile(
     r"^Dist(Backend|Network|Store)Error|^RuntimeError.*(\bgloo\b|NCCL)", re.IGNORECASE
 )
+
+
+Where: TypeAlias = tuple[str, int]
+"""A worker's node, and how many kills for memory it had counted when the attempt began."""
 
 
 class _ToldToEnd(BaseException):
@@ -63,6 +68,17 @@ def _preemptible() -> Iterator[None]:
         yield
     except _ToldToEnd:
         raise TrialError("the trial's process was told to end (SIGTERM)", "preempted") from None
+
+
+@contextmanager
+def _on_this_machine() -> Iterator[None]:
+    """Says in an error of the store which machine it is that cannot use it."""
+    try:
+        yield
+    except (FullStore, DamagedStage):
+        raise
+    except StoreError as error:
+        raise StoreError(f"on {platform.node()}: {error}") from error
 
 
 def _end_with_raylet() -> None:
@@ -120,8 +136,12 @@ class Worker:
         )
         workers.set_threads(self._resources.cpus_per_worker)
 
-    def begin(self, trial: TrialSpec, earlier: Sequence[str], subject: Subject) -> None:
-        """Starts an attempt, which may go on from repair checkpoints of the trial's other keys."""
+    def begin(self, trial: TrialSpec, earlier: Sequence[str], subject: Subject) -> Where:
+        """Starts an attempt, which may go on from repair checkpoints of the trial's other keys.
+
+        Returns:
+            Where it runs.
+        """
         from ressa.kept import Kept
         from ressa.memory import free_cache
         from ressa.sweep.claims import RayClaims
@@ -131,7 +151,8 @@ class Worker:
             self._steps.close()  # of a trial that early stopping ended: its engine goes first
             self._steps = None
             free_cache()  # or the next model would find the last one's memory taken
-        check_seen(subject)
+        with _on_this_machine():
+            check_seen(subject)
         self._diary.begin(subject)
         self._settle()
         self._kept = self._kept or Kept()
@@ -145,6 +166,7 @@ class Worker:
                 fresh=self._fresh,
             )
         )
+        return this_node(), memory_kills()
 
     def advance(self) -> Progress | Outcome:
         """Runs until the trial reports progress, or to its end.
@@ -154,7 +176,7 @@ class Worker:
         """
         assert self._steps is not None, "begin() comes first"
         try:
-            with _preemptible():
+            with _preemptible(), _on_this_machine():
                 for progress in self._steps:
                     self._diary.note(_said(progress))
                     return progress
@@ -173,6 +195,9 @@ class Worker:
 class Gang(Protocol):
     """What the trainable needs of a trial's workers."""
 
+    ran_on: tuple[Where, ...]
+    """Where each worker runs; nothing is known before an attempt has begun."""
+
     def begin(self, trial: TrialSpec, earlier: Sequence[str], subject: Subject) -> None: ...
     def advance(self) -> Progress | Outcome: ...
     def close(self) -> None: ...
@@ -183,10 +208,11 @@ class OwnProcess:
 
     def __init__(self, resources: Resources, fresh: bool) -> None:
         self._worker = Worker(0, resources, fresh)
+        self.ran_on: tuple[Where, ...] = ()
 
     def begin(self, trial: TrialSpec, earlier: Sequence[str], subject: Subject) -> None:
         """Starts an attempt."""
-        self._worker.begin(trial, earlier, subject)
+        self.ran_on = (self._worker.begin(trial, earlier, subject),)
 
     def advance(self) -> Progress | Outcome:
         """Runs to the next report."""
@@ -207,6 +233,7 @@ class Actors:
         remote: Any = ray.remote(Worker)
         group: Any = get_current_placement_group()
         self._ray = ray
+        self.ran_on: tuple[Where, ...] = ()
         # Ray drops the empty bundle of the trial's own process, so workers are bundles 0, 1, …
         self._actors = [
             remote.options(
@@ -265,7 +292,7 @@ class Actors:
 
     def begin(self, trial: TrialSpec, earlier: Sequence[str], subject: Subject) -> None:
         """Starts an attempt on every worker."""
-        self._all("begin", lambda rank: (trial, earlier, subject))
+        self.ran_on = tuple(self._all("begin", lambda rank: (trial, earlier, subject)))
 
     def advance(self) -> Progress | Outcome:
         """Runs every worker to the next report; rank 0's is returned."""
@@ -307,6 +334,6 @@ def check_seen(subject: Subject) -> None:
         open_store(subject.store).sweep(subject.sweep)
     except NotFoundError as error:
         raise StoreError(
-            f"{platform.node()} does not see the store {subject.store}, where its driver writes: "
+            f"this machine does not see the store {subject.store}, where the driver writes: "
             f"{error} Every node needs that folder, shared, or a store at a URL."
         ) from error

@@ -195,6 +195,9 @@ class Ledger:
         """Returns the next try of an attempt that did not succeed, if `retry` allows one."""
         retry, tries = self._plan.spec.retry, self._tries[trial]
         kind = row.get("failure_class")
+        if (kind, row.get("failure_stage")) == ("node", "store"):
+            # The machine's fault, not the trial's; the driver sees to it that there is an end.
+            return Again(trial=trial, tries=tries, reason="its machine could not use the store")
         if row["state"] not in FAILED or kind not in retry.on or tries >= retry.attempts:
             return None
         reason = f"{kind} at {row['failure_stage']}; try {tries + 1} of {retry.attempts}"

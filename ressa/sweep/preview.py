@@ -16,13 +16,14 @@ from ressa.catalog import MODELS, TASKS
 from ressa.data import open_data
 from ressa.errors import InfeasibleAllocation, MissingExtraError, NotFoundError, SpecError
 from ressa.records import TrialSpec
+from ressa.search.fixed import chance
 from ressa.sparsity import TOWERS, Inventory
 from ressa.spec import ModelRef, SweepSpec, grid_points
 from ressa.spec.space import SPARSITIES, SPARSITY
 from ressa.store import open_store
 from ressa.sweep.cost import BYTES, Fact, cost_words
 from ressa.sweep.plan import SweepPlan, inventory_of, make_plan
-from ressa.sweep.shared import already_made, how_often, trials_of
+from ressa.sweep.shared import already_made, how_often
 
 _MOST_POINTS = 200  # more rows are not read by anyone
 _DRAWN = 500  # points of a continuous space: their feasible share is good to a few per cent
@@ -46,12 +47,13 @@ def preview(spec: SweepSpec) -> Preview:
         plan, facts = _with_data(plan)
     rows: list[dict[str, Any]] = []
     distinct = 0
-    feasible: list[dict[str, str]] = []
-    drawn: list[dict[str, str]] = []
+    trials: dict[str, TrialSpec] = {}
+    drawn: list[TrialSpec] = []
     if _points(spec) <= _MOST_LISTED:
         feasible, skipped = grid_points(spec, plan.inventory)
         rows = [_row(plan, point) for point in feasible[:_MOST_POINTS]]
-        distinct = len({plan.key_of(point) for point in feasible})
+        trials = {trial.key: trial for trial in map(plan.trial, feasible)}
+        distinct = len(trials)
         first = f"; the first {len(rows)} are shown" if len(feasible) > len(rows) else ""
         facts.append(("space", f"{len(feasible)} points, {distinct} distinct trials{first}"))
         facts += _skipped(skipped)
@@ -63,10 +65,10 @@ def preview(spec: SweepSpec) -> Preview:
         ("search", f"{spec.search.sampler}, {count} trials, {spec.search.parallel} at once"),
         *_sees(spec),
         ("baselines", ", ".join(plan.baselines) or "none"),
-        *_shared(plan, count, feasible),
+        *_shared(plan, count, trials),
         *_data_words(plan),
         *_unconfirmed(spec),
-        *cost_words(plan, count, feasible or drawn),
+        *cost_words(plan, count, list(trials.values()) or drawn),
     ]
     return Preview(pandas.DataFrame(rows), facts)
 
@@ -133,18 +135,15 @@ def _points(spec: SweepSpec) -> float:
     return math.prod(math.inf if axis.size is None else axis.size for axis in spec.dimensions)
 
 
-def _continuous(plan: SweepPlan) -> tuple[list[dict[str, str]], list[Fact]]:
+def _continuous(plan: SweepPlan) -> tuple[list[TrialSpec], list[Fact]]:
     """Draws points evenly from a space that cannot be listed, and says how much is excluded."""
-    from ressa.search.fixed import chance  # with optuna, which a base install lacks
-
     size = _points(plan.spec)
     what = "continuous" if size == math.inf else f"{size:,.0f} points, too many to list"
     facts = [("space", f"{what}: the sampler draws from it")]
     reasons, drawn = [], []
     for point in islice(chance(plan.spec.dimensions, 0), _DRAWN):
         try:
-            plan.trial(point)
-            drawn.append(point)
+            drawn.append(plan.trial(point))
         except InfeasibleAllocation as error:
             reasons.append((point, str(error)))
     if reasons:
@@ -170,10 +169,11 @@ def _fields(point: Mapping[str, str]) -> str:
     return " ".join(f"{field}={value}" for field, value in point.items())
 
 
-def _shared(plan: SweepPlan, count: int, points: list[dict[str, str]]) -> list[Fact]:
+def _shared(plan: SweepPlan, count: int, trials: Mapping[str, TrialSpec]) -> list[Fact]:
     """What trials will share, how often each is made, and what is there already."""
     spec = plan.spec
-    known = list(trials_of(plan, points).values())
+    baselines = {trial.key: trial for trial in map(plan.baseline, plan.baselines)}
+    known = list({**baselines, **trials}.values())
     asked = how_often(known or [plan.baseline("dense_repaired")], plan.inventory)
     samples, repaired = spec.prune.calibration.samples, spec.repair.data
     questions = repaired.samples or "all"
@@ -188,8 +188,8 @@ def _shared(plan: SweepPlan, count: int, points: list[dict[str, str]]) -> list[F
         "vision-mask": "vision masks",
         "language-mask": "language masks",
     }
-    if points:
-        most = "" if spec.search.sampler == "grid" and count >= len(points) else "at most "
+    if trials:
+        most = "" if spec.search.sampler == "grid" and count >= len(trials) else "at most "
         shared = [
             f"{names[kind]}: made {most}{_times(made)}, used {_times(used)}"
             for kind, (made, used) in asked.items()

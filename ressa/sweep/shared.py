@@ -2,9 +2,11 @@
 
 Which stages a trial needs follows from its spec (`ressa.keys`), so that nothing has to be kept
 about it: a sweep that is not finished needs those of its baselines, of the trials that it proposed,
-and of every point that its space lists.
+and of those that it may propose yet, as far as that can be told.
 """
 
+import contextlib
+import itertools
 import json
 import math
 from collections import Counter
@@ -28,7 +30,7 @@ OF_ONE_TRIAL = frozenset(
 )
 """Stages that no two trials share; their keys begin with the trial's."""
 
-_MOST_LISTED = 100_000  # points of a space whose stages are kept for a sweep that goes on
+_MOST_LISTED = 1_000  # points of a space that are all kept for a sampler that learns
 _LONG_AGO = datetime.min.replace(tzinfo=UTC)
 
 
@@ -38,17 +40,6 @@ def versions_of(trial: TrialSpec) -> Versions:
     return {
         tower: METHODS[target.method].from_spec(target).versions for tower, target in wanted.items()
     }
-
-
-def trials_of(plan: SweepPlan, points: Iterable[Mapping[str, str]]) -> dict[str, TrialSpec]:
-    """Returns a sweep's baselines and the trials that points come to, by key."""
-    found = [plan.baseline(name) for name in plan.baselines]
-    for point in points:
-        try:
-            found.append(plan.trial(point))
-        except InfeasibleAllocation:
-            continue
-    return {trial.key: trial for trial in found}
 
 
 def how_often(trials: Iterable[TrialSpec], inventory: Inventory) -> dict[str, tuple[int, int]]:
@@ -155,7 +146,7 @@ def needs_of(store: Store) -> Needs:
         finished = set(sweep.trials(["key"])["key"])
         try:
             plan = make_plan(current_spec(sweep))
-            for trial in _known_trials(sweep, plan):
+            for trial in known_trials(sweep, plan):
                 if trial.key not in finished:
                     needs.of_trials.setdefault(trial.key, set()).add(name)
                 # Also of those that are finished: trials that are proposed yet may share them.
@@ -167,12 +158,35 @@ def needs_of(store: Store) -> Needs:
     return needs
 
 
-def _known_trials(sweep: SweepStore, plan: SweepPlan) -> Iterable[TrialSpec]:
-    points = [json.loads(point) for point in sweep.proposals()["point"]]
+def known_trials(sweep: SweepStore, plan: SweepPlan) -> Iterable[TrialSpec]:
+    """Lists a sweep's baselines, what it proposed, and what it may propose yet, each once."""
+    found = {trial.key: trial for trial in map(plan.baseline, plan.baselines)}
+    for text in sweep.proposals()["point"]:
+        with contextlib.suppress(InfeasibleAllocation):  # of a baseline, or by other rules
+            trial = plan.trial(json.loads(text))
+            found[trial.key] = trial
     sizes = [dimension.size for dimension in plan.spec.dimensions]
-    if None not in sizes and math.prod(filter(None, sizes)) <= _MOST_LISTED:
-        points += grid_points(plan.spec, plan.inventory)[0]
-    return trials_of(plan, points).values()
+    if plan.spec.search.is_fixed:
+        found |= _in_turn(plan)
+    elif None not in sizes and math.prod(filter(None, sizes)) <= _MOST_LISTED:
+        points = grid_points(plan.spec, plan.inventory)[0]
+        found |= {trial.key: trial for trial in map(plan.trial, points)}
+    return found.values()
+
+
+def _in_turn(plan: SweepPlan) -> dict[str, TrialSpec]:
+    """The trials of a sampler that looks at no result, as many as are asked for."""
+    from ressa.search import Proposer
+
+    proposer, found = Proposer(plan.spec, plan.key_of), dict[str, TrialSpec]()
+    baselines = {plan.baseline(name).key for name in plan.baselines}
+    for number in itertools.count():
+        proposal = proposer.propose(number, ())
+        if proposal is None or len(found.keys() - baselines) == plan.spec.search.trials:
+            break
+        trial = plan.trial(proposal.point)
+        found[trial.key] = trial
+    return found
 
 
 def uses_of(store: Store, needs: Needs) -> list[Use]:

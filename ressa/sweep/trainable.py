@@ -19,7 +19,6 @@ from ressa.errors import (
 from ressa.records import Failure, Outcome, Progress
 from ressa.spec import Resources
 from ressa.sweep.gang import Actors, Gang, OwnProcess, lost_connection
-from ressa.sweep.kills import memory_kills, this_node
 from ressa.sweep.places import bundle
 
 OUTSIDE_STEPS = "repair, outside its steps"
@@ -28,14 +27,19 @@ those of a rung. Of what runs out in a step the repair loop makes an error of it
 
 
 class AttemptFailed(Exception):
-    """Carries what happened to an attempt from its process to the driver."""
+    """Carries what happened to an attempt from its process to the driver.
 
-    def __init__(self, failure: Failure) -> None:
+    Args:
+        failure: what is known of it there.
+        went_away: whether a worker's process ended that could not say why itself.
+    """
+
+    def __init__(self, failure: Failure, went_away: bool) -> None:
         super().__init__(failure.message)
-        self.failure = failure
+        self.failure, self.went_away = failure, went_away
 
-    def __reduce__(self) -> tuple[type, tuple[Failure]]:
-        return type(self), (self.failure,)
+    def __reduce__(self) -> tuple[type, tuple[Failure, bool]]:
+        return type(self), (self.failure, self.went_away)
 
 
 def placement(resources: Resources) -> PlacementGroupFactory:
@@ -70,18 +74,20 @@ class TrialTrainable(tune.Trainable):
         self._config = config
         self._begun = False
         self._stage = "start"
-        self._ran_on = (this_node(), memory_kills())
 
     def step(self) -> dict[str, Any]:
         """Runs the trial up to its next report."""
         try:
             report = self._advance()
         except Exception as error:
-            raise AttemptFailed(describe_failure(error, self._stage)) from error
+            went_away = isinstance(error, ray.exceptions.RayActorError)
+            raise AttemptFailed(describe_failure(error, self._stage), went_away) from error
+        assert self._gang is not None
         if isinstance(report, Progress):
             self._stage = report.stage
-            return {"done": False, "progress": report, "ran_on": self._ran_on}
-        return {"done": True, "ran_on": self._ran_on}  # the outcome itself is a stage in the store
+            return {"done": False, "progress": report, "ran_on": self._gang.ran_on}
+        # The outcome itself is a stage in the store.
+        return {"done": True, "ran_on": self._gang.ran_on}
 
     def _advance(self) -> Progress | Outcome:
         if self._gang is None:
@@ -137,7 +143,8 @@ def _stage_of(cause: BaseException, kind: FailureClass, stage: str) -> str:
         return "store"
     if isinstance(cause, TrialError) and cause.stage != TrialError.stage:
         return cause.stage
-    if stage == RepairError.stage and kind == "oom":
+    died = isinstance(cause, ray.exceptions.RayActorError)
+    if stage == RepairError.stage and kind == "oom" and not died:
         return OUTSIDE_STEPS
     return stage
 

@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -27,6 +28,7 @@ from ressa.records import Failure, Outcome, Progress
 from ressa.store import Lease, Store
 from ressa.sweep import claims, rows
 from ressa.sweep.diary import Subject
+from ressa.sweep.gang import Where
 from ressa.sweep.joined_ray import free_places, unplaced_groups
 from ressa.sweep.kills import memory_kills_on
 from ressa.sweep.ledger import Again, Attempt, Ledger
@@ -180,10 +182,12 @@ class StoreSearcher(Searcher):
         self._trials: list[Trial] = []
         self._deadlines: dict[str, float] = {}
         self._timed_out: set[str] = set()
-        self._ran_on: dict[str, tuple[str, int]] = {}
-        """The node of a trial, and how many kills for memory it had counted when it began."""
+        self._ran_on: dict[str, tuple[Where, ...]] = {}
+        """The nodes of a trial's workers, with their kills for memory when it began."""
         self._kills: dict[str, int] = {}
         """The same, by node, when the last of its deaths was looked into."""
+        self._without_store: Counter[str] = Counter()
+        """How many of a trial's attempts in a row could not use the store where they were."""
         self._unplaced: dict[str, float] = {}
         """When a trial without a process will have waited for long."""
         self._waiting: set[str] = set()
@@ -318,7 +322,9 @@ class StoreSearcher(Searcher):
         elif error or not (result or {}).get("done"):
             state, failure = self._what_happened(trial_id)
             if failure.stage == "store":
-                self._check_store(failure)
+                self._check_store(attempt.trial, failure)
+            else:
+                self._without_store.pop(attempt.trial, None)
             tables = rows.unsuccessful(attempt, failure, self._plan, started=started, state=state)
         else:
             tables = rows.succeeded(attempt, self._outcome(attempt), self._plan, started=started)
@@ -332,15 +338,27 @@ class StoreSearcher(Searcher):
         if self._lease.lost:
             raise ConflictError("another driver took this sweep over; this one stops.")
 
-    def _check_store(self, failure: Failure) -> None:
-        """Tells a trial that could not use the store from a store that nobody can use.
+    def _check_store(self, trial: str, failure: Failure) -> None:
+        """Tells one machine's passing trouble with the store from what only the user can mend.
+
+        The trial is not to blame, and no attempt is counted against it. But a machine that never
+        sees the store fails within seconds and is free again, for the next attempt and the next.
 
         Raises:
-            StoreError: it is full, or this process cannot write to it either.
+            StoreError: the store is full, this process cannot write to it either, or a trial came
+                as often in a row as it may be tried upon a machine that cannot use it.
         """
         if failure.kind != "node":
             raise StoreError(failure.message)
         self._store.objects.check_writable()
+        self._without_store[trial] += 1
+        times = self._without_store[trial]
+        if times >= self._plan.spec.retry.attempts:
+            raise StoreError(
+                f"{failure.message} {trial} found no usable store at {times} attempts in a row, "
+                "and so the sweep ends; no trial is lost. Mend that machine, or leave it out, and "
+                f"go on: ressa resume {self._plan.spec.name}"
+            )
 
     def _what_happened(self, trial_id: str) -> tuple[str, Failure]:
         """Says how an attempt ended that did not come to its end: its state, and why."""
@@ -353,9 +371,13 @@ class StoreSearcher(Searcher):
         error = _error_of(trial)
         cause = getattr(error, "cause", None) if isinstance(error, RayTaskError) else None
         if isinstance(cause, AttemptFailed):
-            state = "lost" if cause.failure.kind in ("node", "preempted") else "failed"
-            return state, replace(cause.failure, micro_batch=last.micro_batch)
-        kind = "oom" if self._was_killed_for_memory(trial_id) else kind_of_death(str(error))
+            failure = replace(cause.failure, micro_batch=last.micro_batch)
+            if cause.went_away and failure.kind == "node" and self._ran_out_of_memory(trial_id):
+                message = "a worker's process went away: memory ran out"
+                failure = replace(failure, kind="oom", message=message)
+            is_lost = cause.went_away or failure.kind in ("node", "preempted")
+            return "lost" if is_lost else "failed", failure
+        kind = "oom" if self._ran_out_of_memory(trial_id) else kind_of_death(str(error))
         why = {"oom": ": memory ran out", "preempted": ": its machine was wanted back"}
         message = f"the trial's process went away{why.get(kind, '')}"
         failure = Failure(
@@ -367,15 +389,16 @@ class StoreSearcher(Searcher):
         )
         return "lost", failure
 
-    def _was_killed_for_memory(self, trial_id: str) -> bool:
-        """Whether its node has ended a process for lack of memory since it began: its own, then.
+    def _ran_out_of_memory(self, trial_id: str) -> bool:
+        """Whether a node has ended a process for lack of memory since it began there: its own.
 
         Not one by which another trial's death was explained; and of a trial that had not reported
         yet it is not known where it was.
         """
-        node, before = self._ran_on.get(trial_id, (None, 0))
-        if node is None:
-            return False
+        found = [self._has_killed(*where) for where in self._ran_on.get(trial_id, ())]
+        return any(found)  # of all of them: each is also remembered
+
+    def _has_killed(self, node: str, before: int) -> bool:
         before = max(before, self._kills.get(node, 0))
         self._kills[node] = max(before, memory_kills_on(node))
         return self._kills[node] > before

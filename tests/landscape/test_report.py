@@ -7,7 +7,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +160,33 @@ def test_it_is_served_to_this_machine_alone_and_says_whether_it_is_new(
     assert "t008" not in written[0]["trials"]["trial"]
     with pytest.raises(urllib.error.URLError):
         fetch(served.address)
+
+
+def test_a_page_that_was_long_in_the_making_asks_for_what_is_newer(
+    asked: SweepStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sweep's last rows come while it is made: told that it is new, it would stay behind."""
+    monkeypatch.setattr("ressa.landscape.report.serving.EVERY", 0.2)
+    data, newer = gather(asked), threading.Event()
+
+    def made(data: dict[str, Any], *, watch: float) -> str:
+        shown.append(data["spec"])
+        assert newer.wait(30)
+        return page(data, watch=watch)
+
+    def told(now: Mapping[str, Any]) -> None:
+        if now["spec"] == "the last":
+            newer.set()
+
+    def gathered() -> dict[str, Any]:
+        return data | {"spec": "the last"} if shown else data
+
+    shown: list[str] = []
+    monkeypatch.setattr("ressa.landscape.report.serving.page", made)
+    with serve(gathered, changed=told) as served:
+        version = fetch(served.address)[2]
+        code, text, _ = fetch(served.address + "data.json", **{"If-None-Match": version})
+    assert (code, json.loads(text)["spec"]) == (200, "the last")
 
 
 def test_a_look_that_fails_is_said_and_made_again(asked: SweepStore, monkeypatch) -> None:

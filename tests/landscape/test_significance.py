@@ -7,7 +7,7 @@ import pytest
 
 from ressa.errors import NotFoundError, SpecError
 from ressa.landscape import Allocated, compare, judge
-from ressa.landscape.compare import _asked
+from ressa.landscape.compare import asked, matched
 from ressa.landscape.items import Items, read_items
 from ressa.landscape.significance import allocations, holm, mcnemar, same_checkpoints
 from ressa.landscape.verdicts import EQUAL_QUESTION, LANGUAGE_QUESTION
@@ -341,7 +341,29 @@ def test_sweeps_of_one_sparsity_for_both_towers_are_compared_at_each(tmp_path: P
 def test_allocations_are_matched_by_what_was_asked_to_three_decimals(
     one: str, other: str, same: bool
 ) -> None:
-    assert (_asked(one) == _asked(other)) is same
+    ours, theirs = [[(asked(text), asked("0.5"), None, "")] for text in (one, other)]
+    assert bool(matched(ours, theirs)) is same
+
+
+def test_allocations_of_one_sweep_that_are_close_together_are_compared_each(tmp_path: Path) -> None:
+    """As a sampler crowds them at the optimum: 0.4001 and 0.4004 are 0.400 both."""
+    store = open_store(tmp_path, create=True)
+    for name, targets in (
+        ("one", ("0.4001", "0.4004", "0.45")),
+        ("other", ("0.4004", "0.40015", "0.6")),
+    ):
+        sweep = store.create_sweep(name, "")
+        for number, target in enumerate(targets):
+            answer = {"task": "easy-vqa", "split": "validation", "state": "pruned"}
+            answer |= {"image": "real", "example_id": "q", "image_id": "p", "true_answer": "yes"}
+            sweep.commit("answers", [answer | {"value": 1}], trial=f"t00{number}", epoch=1)
+            asks = {"vision_target": target, "language_target": "0.5"}
+            _finish(sweep, f"t00{number}", state="succeeded", **asks)
+    rows = compare(store, "one", "other", confidence=0.95)
+    assert [(row["one"], row["other"]) for row in rows] == [
+        ("one/t000", "other/t001"),
+        ("one/t001", "other/t000"),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,8 @@ def plan_of(**changes):
 
 def cost_of(trials=2, **changes):
     plan = plan_of(**changes)
-    return estimate(plan, trials, grid_points(plan.spec, plan.inventory)[0])
+    points, _ = grid_points(plan.spec, plan.inventory)
+    return estimate(plan, trials, [plan.trial(point) for point in points])
 
 
 def test_repair_grows_with_its_steps_and_is_nothing_without():

@@ -1,15 +1,18 @@
 """Stages of a store: who needs them, which may go, and what a plan says of them beforehand."""
 
+from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 from ressa.keys import stages_of
+from ressa.records import TrialSpec
 from ressa.spec import SweepSpec, spec_from_mapping
 from ressa.store import Store, SweepStore, open_store
 from ressa.sweep import shared
-from ressa.sweep.plan import make_plan
+from ressa.sweep.ledger import Attempt, Ledger
+from ressa.sweep.plan import SweepPlan, make_plan
 from ressa.sweep.preview import preview
 from ressa.sweep.shared import collect, needs_of, uses_of, versions_of, work_rows
 
@@ -131,6 +134,63 @@ def test_a_sweep_that_begins_while_stages_are_removed_keeps_its_own(
     assert left(store) == set(needed)
     assert store.stages.exists(*needed[0].split("/")), "it is there again"
     assert opened is not None and opened["content"] == b"c" * 1000
+
+
+LARGE = {
+    "space": {
+        "vision_sparsity": {"low": 0.1, "high": 0.6, "step": 0.001},
+        "language_sparsity": {"low": 0.1, "high": 0.2, "step": 0.001},
+    }
+}  # 50,601 points
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """Every trial that is worked out from its point."""
+    points: list[object] = []
+    trial = SweepPlan.trial
+
+    def noted(plan: SweepPlan, point: Mapping[str, str]) -> TrialSpec:
+        points.append(point)
+        return trial(plan, point)
+
+    monkeypatch.setattr(SweepPlan, "trial", noted)
+    return points
+
+
+@pytest.mark.parametrize("sampler", ["random", "qmc", "tpe"])
+def test_of_a_large_space_only_what_can_come_is_worked_out(
+    store: Store, made: list[object], sampler: str
+) -> None:
+    spec = spec_of("one", Path(store.location), search={"sampler": sampler, "trials": 10}, **LARGE)
+    begin(store, spec)
+    needs = needs_of(store)
+    assert len(needs.of_trials) == len(spec.baselines) + 10 * (sampler != "tpe")
+    assert len(made) < 50
+
+
+def test_a_sampler_that_looks_at_no_result_needs_what_it_will_propose(tmp_path: Path) -> None:
+    """As a driver goes through it, from the first trial to the last."""
+    store = open_store(tmp_path / "store", create=True)
+    search = {"sampler": "random", "trials": 4, "parallel": 1, "seed": 3}
+    spec = spec_of("one", Path(store.location), search=search, replicates=2)
+    sweep = begin(store, spec)
+    expected = set(needs_of(store).of_trials)
+    ledger = Ledger(sweep, make_plan(spec), epoch=1)
+    started = set()
+    while isinstance(attempt := ledger.next(), Attempt):
+        started.add(attempt.spec.key)
+        row = {"state": "failed", "failure_class": "code", "error": "no", "role": attempt.role}
+        ledger.finish(attempt, {"trials": [row]})
+    assert started == expected
+
+
+def test_a_plan_works_each_point_out_once(store: Store, made: list[object]) -> None:
+    resources = {"gpus_per_worker": 1}
+    found = preview(spec_of("one", Path(store.location), resources=resources))
+    rows = len(found.points)
+    assert len(made) == 2 * rows, "for the table, and for all that is said of the trials"
+    assert "estimate" in dict(found.facts)
 
 
 def test_of_a_sweep_that_cannot_be_understood_everything_stays(store: Store) -> None:

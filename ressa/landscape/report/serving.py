@@ -26,36 +26,48 @@ class Served:
     address: str
 
 
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """The data as they were at one time."""
+
+    data: Mapping[str, Any]
+    version: str
+    """Hash of the data."""
+
+
 class _Latest:
     """The data as they were a moment ago: many pages cost no more than one."""
 
-    def __init__(self, gather: Callable[[], Mapping[str, Any]], changed: Callable[[], None]):
+    def __init__(
+        self,
+        gather: Callable[[], Mapping[str, Any]],
+        changed: Callable[[Mapping[str, Any]], None],
+    ) -> None:
         self._gather, self._changed = gather, changed
         self._lock = threading.Lock()
         self._read_at = float("-inf")
         self._told = ""  # the version that `changed` took
-        self.data: Mapping[str, Any] = {}
-        self.version = ""
+        self._last = _Look({}, "")
 
-    def look(self) -> None:
+    def look(self) -> _Look:
         """Reads the store again, unless somebody just did, and tells of what is new.
 
         What cannot be told, since a disk is full, say, is told at the next look.
         """
         with self._lock:
             if time.monotonic() - self._read_at >= EVERY / 2:
-                self._read()
-            if self.version != self._told:
-                self._changed()
-                self._told = self.version
+                self._last, self._read_at = self._read(), time.monotonic()
+            if self._last.version != self._told:
+                self._changed(self._last.data)
+                self._told = self._last.version
+            return self._last
 
-    def _read(self) -> None:
+    def _read(self) -> _Look:
         data = self._gather()
         # When it was read changes each time, and nothing else by itself.
         rest = [(name, value) for name, value in data["provenance"] if name != "read"]
         text = json.dumps({**data, "provenance": rest}, sort_keys=True)
-        self.version = hashlib.sha256(text.encode()).hexdigest()
-        self.data, self._read_at = data, time.monotonic()
+        return _Look(data, hashlib.sha256(text.encode()).hexdigest())
 
 
 def _why(error: Exception) -> str:
@@ -77,28 +89,30 @@ def _handler(latest: _Latest) -> type[BaseHTTPRequestHandler]:
                 self._answer(403, b"", "text/plain")
             elif self.path in ("/", "/data.json"):
                 try:
-                    answer = self._looked()
+                    look = latest.look()
+                    answer = self._looked(look)
                 except Exception as error:  # whatever it is, it may be over at the next look
-                    answer = (503, _why(error).encode(), "text/plain; charset=utf-8")
-                self._answer(*answer)
+                    self._answer(503, _why(error).encode(), "text/plain; charset=utf-8")
+                else:
+                    self._answer(*answer, version=look.version)
             else:
                 self._answer(404, b"", "text/plain")
 
-        def _looked(self) -> tuple[int, bytes, str]:
-            latest.look()
+        def _looked(self, look: _Look) -> tuple[int, bytes, str]:
             if self.path == "/":
-                text = page(latest.data, watch=EVERY)
+                text = page(look.data, watch=EVERY)
                 return 200, text.encode(), "text/html; charset=utf-8"
-            if self.headers.get("If-None-Match") == latest.version:
+            if self.headers.get("If-None-Match") == look.version:
                 return 304, b"", "application/json"
-            text = json.dumps({**latest.data, "watch": EVERY}, allow_nan=False)
+            text = json.dumps({**look.data, "watch": EVERY}, allow_nan=False)
             return 200, text.encode(), "application/json"
 
-        def _answer(self, code: int, content: bytes, kind: str) -> None:
+        def _answer(self, code: int, content: bytes, kind: str, version: str = "") -> None:
             self.send_response(code)
             self.send_header("Content-Type", kind)
             self.send_header("Content-Length", str(len(content)))
-            self.send_header("ETag", latest.version)
+            if version:
+                self.send_header("ETag", version)
             self.send_header("Cache-Control", "no-store")
             self.send_header("X-Content-Type-Options", "nosniff")
             self.end_headers()
@@ -129,7 +143,7 @@ def serve(
     gather: Callable[[], Mapping[str, Any]],
     *,
     port: int = 0,
-    changed: Callable[[Mapping[str, Any]], None] | None = None,
+    changed: Callable[[Mapping[str, Any]], None] = lambda data: None,
     failed: Callable[[str], None] = lambda why: None,
 ) -> Iterator[Served]:
     """Serves a report on the loopback interface alone, until the end of the block.
@@ -145,7 +159,7 @@ def serve(
     Raises:
         RessaError: the port is taken. Otherwise as `gather` and `changed` at the beginning.
     """
-    latest = _Latest(gather, lambda: changed(latest.data) if changed is not None else None)
+    latest = _Latest(gather, changed)
     latest.look()
 
     try:
