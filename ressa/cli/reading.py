@@ -13,6 +13,7 @@ from ressa.cli.app import (
     StoreOption,
     app,
     command,
+    examples,
     listed,
     opened_store,
     show_results,
@@ -47,7 +48,12 @@ class Sampler(StrEnum):
     map = "map"
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        'results quickstart --where "sparsity >= 0.6" --sort -score',
+        "results quickstart --columns trial,vision,language,score -o csv",
+    )
+)
 @relayed
 def results(
     name: Name,
@@ -61,11 +67,17 @@ def results(
     ] = None,
     sort: Annotated[
         str,
-        typer.Option("--sort", metavar="COLUMNS", help="In this order; -score: best first."),
+        typer.Option(
+            "--sort",
+            metavar="COLUMNS",
+            help="Sorts by these, with commas between them; -score: best first.",
+        ),
     ] = "",
     columns: Annotated[
         str,
-        typer.Option("--columns", metavar="COLUMNS", help="Only these, with commas between them."),
+        typer.Option(
+            "--columns", metavar="COLUMNS", help="Shows only these, with commas between them."
+        ),
     ] = "",
     store: StoreOption = "results",
     output: OutputOption = Output.table,
@@ -75,7 +87,7 @@ def results(
     show_results(sweep, output, where=where, sort=listed(sort), columns=listed(columns))
 
 
-@app.command()
+@app.command(epilog=examples("replay quickstart --sampler gp --nearest"))
 @relayed
 def replay(
     name: Name,
@@ -87,7 +99,8 @@ def replay(
         typer.Option("--trials", min=1, help="How many trials it may spend. Default: all."),
     ] = None,
     seed: Annotated[
-        int | None, typer.Option("--seed", min=0, help="Of its proposals. Default: the sweep's.")
+        int | None,
+        typer.Option("--seed", min=0, help="Seed of its proposals. Default: the sweep's."),
     ] = None,
     nearest: Annotated[
         bool,
@@ -112,10 +125,17 @@ def replay(
         say(told_of(sampler.value, found, recorded))
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        'query "SELECT trial, score FROM trials ORDER BY score DESC LIMIT 5"',
+        'query "DESCRIBE trials"',
+    )
+)
 @relayed
 def query(
-    sql: Annotated[str, typer.Argument(help="One SELECT statement.", show_default=False)],
+    sql: Annotated[
+        str, typer.Argument(metavar="SQL", help="One SELECT statement.", show_default=False)
+    ],
     store: StoreOption = "results",
     output: OutputOption = Output.table,
 ) -> None:
@@ -129,7 +149,13 @@ def query(
     show(ask(opened_store(store), sql), output)
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "landscape quickstart --out map.png",
+        "landscape quickstart --show layers --trial t003",
+        "landscape quickstart --show lines -o csv",
+    )
+)
 @relayed
 def landscape(
     names: Annotated[
@@ -178,7 +204,7 @@ def landscape(
     ] = None,
     output: OutputOption = Output.table,
 ) -> None:
-    """Draws the map of a sweep, or of several as one; the rows behind it with -o."""
+    """Draws the map of a sweep, or of several as one. -o writes the rows behind it."""
     from ressa.landscape import plot
     from ressa.landscape.saving import check_shown, shown_rows
     from ressa.sweep.driver import current_spec
@@ -303,7 +329,7 @@ def _holds_others(place: str) -> bool:
     return bool(found) and not found & {"sweeps", "stages"}
 
 
-@app.command()
+@app.command(epilog=examples("status quickstart"))
 @relayed
 def status(name: Name, store: StoreOption = "results", output: OutputOption = Output.table) -> None:
     """Says how far a sweep is, who drives it and what failed."""

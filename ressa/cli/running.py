@@ -19,6 +19,7 @@ from ressa.cli.app import (
     app,
     client,
     command,
+    examples,
     load,
     opened_store,
     placed,
@@ -50,7 +51,7 @@ def validate(file: File, set_: Sets = None) -> None:
     say(f"{file}: sweep {spec.name!r} is valid.{rest}")
 
 
-@app.command()
+@app.command(epilog=examples("plan sweep.yaml --set search.trials=20"))
 def plan(
     file: File, set_: Sets = None, store: Replaced = None, output: OutputOption = Output.table
 ) -> None:
@@ -83,7 +84,9 @@ def _planned(row: dict[str, Any]) -> dict[str, Any]:
     return shown | {name: fraction(row[name]) for name in ("sparsity", "whole_sparsity")}
 
 
-@app.command()
+@app.command(
+    epilog=examples("run sweep.yaml", "run sweep.yaml --set repair.steps=50 --set name=short")
+)
 def run(
     file: File,
     set_: Sets = None,
@@ -114,21 +117,21 @@ def run(
     _report(sweep, output, ran=watcher.has_started)
 
 
-@app.command()
+@app.command(epilog=examples("resume quickstart", "resume quickstart --failed --dry-run"))
 def resume(
     context: typer.Context,
     name: Name,
     trials: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[TRIAL…]", help="Trials that failed, to redo too.", show_default=False
+            metavar="TRIAL…", help="Trials that failed, to redo too.", show_default=False
         ),
     ] = None,
     failed: Annotated[
-        bool, typer.Option("--failed", help="Also redo all trials that failed or were lost.")
+        bool, typer.Option("--failed", help="Also redoes all trials that failed or were lost.")
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only say what would be done.")
+        bool, typer.Option("--dry-run", help="Only says what would be done.")
     ] = False,
     wait: Wait = False,
     store: StoreOption = "results",
@@ -170,7 +173,7 @@ def resume(
 def stop(
     name: Name,
     wait: Annotated[
-        bool, typer.Option("--wait", help="Return when the running trials have finished.")
+        bool, typer.Option("--wait", help="Returns when the running trials have finished.")
     ] = False,
     store: StoreOption = "results",
 ) -> None:
