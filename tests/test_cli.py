@@ -16,7 +16,9 @@ from pathlib import Path
 import pandas
 import pytest
 
+import ressa as library
 from ressa.cli import main
+from ressa.errors import ConflictError
 from ressa.spec import load_spec
 from ressa.store import SweepStore, open_store
 from ressa.terminal import live
@@ -422,6 +424,21 @@ def test_run_and_plan_put_results_where_the_other_verbs_look(
     assert said.code == 5
     assert "taken is a file, not a folder" in said.err
     assert ressa("plan", QUICKSTART, "--set", f"store={tmp_path / 'own'}").code == 0
+
+
+def test_a_sweep_that_was_begun_in_the_files_store_is_not_begun_anew_elsewhere(
+    ressa: Ressa, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = load_spec(Path(QUICKSTART)).spec
+    open_store(tmp_path / "results", create=True).create_sweep("quickstart", spec.to_yaml())
+    monkeypatch.setenv("RESSA_STORE", "elsewhere")
+    said = ressa("run", QUICKSTART)
+    assert said.code == 4
+    assert "begun in results" in said.err
+    assert "--store results goes on" in said.err
+    with pytest.raises(ConflictError, match="RESSA_STORE is elsewhere"):
+        library.run(QUICKSTART)
+    assert not (tmp_path / "elsewhere").exists()
 
 
 def test_a_model_of_ones_own_on_our_shapes_is_warned_of(ressa: Ressa, tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import os
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -85,12 +85,6 @@ def load(file: Path, sets: list[str] | None) -> "SweepSpec":
         say(f"reading the layers of {loaded.spec.model.id} …")
         loaded.refuse(check_inventory(loaded.spec, inventory_of(loaded.spec.model)))
     return loaded.spec
-
-
-def placed(store: str) -> str:
-    """Returns where a file's `store` lies: RESSA_STORE stands for one that a folder is added to."""
-    is_absolute = "://" in store or Path(store).is_absolute()
-    return store if is_absolute else os.environ.get("RESSA_STORE", store)
 
 
 def warn_of_idle_gpus(resources: "Resources", gpus: float) -> None:
@@ -183,6 +177,33 @@ def told(sweep: "SweepStore", row: "dict[str, Any]") -> list[dict[str, Any]]:
         for name, value in known.items()
         if value is not None and name not in hidden
     ]
+
+
+def marked(edge: object, vision: str, language: str) -> tuple[str, str]:
+    """A split, with ≤ or ≥ at the sparsity that is the least or the largest that was searched."""
+    tower, _, end = edge.partition("_") if isinstance(edge, str) else ("", "", "")
+    sign = "≤" if end == "low" else "≥"
+    return sign * (tower == "vision") + vision, sign * (tower == "language") + language
+
+
+def say_edges(edges: Iterable[object], spec: "SweepSpec") -> None:
+    """Says of splits that lie at the edge of what was searched what to widen."""
+    axes = {axis.name for axis in spec.dimensions}
+    wanted = {}
+    for edge in edges:
+        if isinstance(edge, str):
+            tower, _, end = edge.partition("_")
+            own, other = f"{tower}_sparsity", f"{_OTHER[tower]}_sparsity"
+            is_solved = own not in axes and other in axes  # from the other one, by the budget
+            wanted[f"space.{other if is_solved else own}"] = (end == "low") != is_solved
+    if wanted:
+        words = " and ".join(
+            f"{axis} to {'lower' if is_low else 'higher'} values" for axis, is_low in wanted.items()
+        )
+        say(f"≤, ≥: the edge of the search, beyond which a better split may lie: widen {words}")
+
+
+_OTHER = {"vision": "language", "language": "vision"}
 
 
 def listed(text: str) -> list[str]:

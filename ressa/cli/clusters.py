@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ressa.cli.app import File, OutputOption, Sets, app, examples, placed, warn_of_idle_gpus
+from ressa.cli.app import File, OutputOption, Sets, app, examples, warn_of_idle_gpus
 from ressa.cli.relay import Address, Wait, follow, results_of, terminal, there, told_address
 from ressa.errors import SpecError
 from ressa.terminal import Output, check_takes, say
@@ -50,6 +50,7 @@ def submit(
         check_takes(output)
     from ressa.spec import load_spec
     from ressa.sweep.jobs import Head, Request
+    from ressa.sweep.location import placed
     from ressa.sweep.versions import installed
 
     sets = [*(set_ or []), *([f"store={json.dumps(store)}"] if store is not None else [])]

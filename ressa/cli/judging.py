@@ -12,8 +12,10 @@ from ressa.cli.app import (
     app,
     command,
     examples,
+    marked,
     opened_store,
     own_store,
+    say_edges,
 )
 from ressa.cli.relay import relayed
 from ressa.cli.running import board, interruptible
@@ -51,9 +53,18 @@ def best(
 ) -> None:
     """Shows the best allocation of each line."""
     from ressa.landscape import best_table
+    from ressa.landscape.best import edge_of
+    from ressa.sweep.driver import current_spec
 
     sweep = opened_store(store).sweep(name)
-    found = best_table(sweep, budget=budget, pareto=pareto, within=within)
+    found, spec = (
+        best_table(sweep, budget=budget, pareto=pareto, within=within),
+        current_spec(sweep),
+    )
+    found["edge"] = [
+        edge_of(row, spec) if row["below_best"] == 0 and not pareto else None
+        for row in found.to_dict("records")
+    ]
     if output is not Output.table:
         show(found.drop(columns="best").dropna(axis="columns", how="all"), output)
         return
@@ -61,6 +72,7 @@ def best(
     show([_allocated(row, apart=apart) for row in found.to_dict("records")], output)
     if within and found["standard_error"].isna().any():
         say("where no standard error is known (–), --within shows the best alone")
+    say_edges(found["edge"], spec)
     if len(found):
         say(
             "the best of noisy scores is biased upwards; again with fresh seeds, on test examples: "
@@ -80,12 +92,15 @@ def _allocated(row: dict[str, Any], *, apart: bool) -> dict[str, Any]:
     """An allocation for a terminal: scores in percent, sparsities as `results` has them."""
     from ressa.landscape.render import fraction, percent, target
 
+    vision, language = marked(
+        row["edge"], *(target(row[t], row[f"{t}_sparsity"]) for t in ("vision", "language"))
+    )
     has_line, has_runs = row["budget"] == row["budget"], row["runs"] > 1
     return {
         **({"line": f"{row['budget']:g}"} if has_line else {}),
         "trial": row["trial"],
-        "vision": target(row["vision"], row["vision_sparsity"]),
-        "language": target(row["language"], row["language_sparsity"]),
+        "vision": vision,
+        "language": language,
         "both": fraction(row["sparsity"]),
         "score": percent(row["score"]),
         "±": percent(row["standard_error"]),

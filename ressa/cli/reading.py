@@ -1,6 +1,5 @@
 """Verbs that say what a store holds."""
 
-from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,13 +14,15 @@ from ressa.cli.app import (
     command,
     examples,
     listed,
+    marked,
     opened_store,
+    say_edges,
     show_results,
     told,
 )
 from ressa.cli.relay import relayed
 from ressa.errors import NotFoundError
-from ressa.terminal import Output, draw, say, show
+from ressa.terminal import Output, draw, progress, say, show
 
 if TYPE_CHECKING:
     from ressa.store import SweepStore
@@ -109,20 +110,27 @@ def replay(
     store: StoreOption = "results",
     output: OutputOption = Output.table,
 ) -> None:
-    """Says what another sampler would have cost. Recorded trials tell; nothing runs."""
+    """Says what another sampler would have cost. Recorded trials tell; nothing runs.
+
+    A line a budget: when the search would have named its best. -o csv: trial by trial.
+    """
+    from ressa.sweep import replay as searches
     from ressa.sweep.driver import current_spec
     from ressa.sweep.plan import make_plan
-    from ressa.sweep.replay import replay as search_again
-    from ressa.sweep.replay import told as told_of
 
     sweep = opened_store(store).sweep(name)
     plan, recorded = make_plan(current_spec(sweep)), sweep.trials().to_dict("records")
-    found = search_again(
-        plan, recorded, sampler=sampler.value, count=trials, seed=seed, nearest=nearest
-    )
-    show([asdict(one) for one in found], output)
-    if output is Output.table:
-        say(told_of(sampler.value, found, recorded))
+    own, name = searches.itself(plan, recorded), sampler.value
+    with progress(f"replaying {sweep.name} with {name}", trials or len(own)) as moved:
+        found = searches.replay(
+            plan, recorded, sampler=name, count=trials, seed=seed, nearest=nearest, moved=moved
+        )
+    if output is not Output.table:
+        show([one.to_row() for one in found], output)
+        return
+    margin = plan.spec.verdict.margin
+    show(searches.summary(name, found, own, margin=margin), output)
+    say(searches.told(name, found, own, margin))
 
 
 @app.command(
@@ -233,6 +241,7 @@ def _draw_landscape(
     from ressa.landscape import heatmap, line_table, results_of
     from ressa.landscape.figures import curves_of, layers_of
     from ressa.landscape.tables import colour_range, mixed, parted
+    from ressa.sweep.driver import current_spec
 
     frame = results_of(sweeps, by=by)
     match what:
@@ -242,6 +251,7 @@ def _draw_landscape(
             show(rows, Output.table)
             for line, other in alike.items():
                 say(f"{line}: as {other}, in every number")
+            say_edges(table["edge"], current_spec(sweeps[0]))
             say(
                 f"through: the equal split of a line; within {margin:g}: the chance that its best "
                 "place here lies less than so many points below the true best; equal split: its "
@@ -296,7 +306,7 @@ def _line(row: dict[str, Any], margin: float) -> dict[str, Any]:
     return {
         "line": row["line"],
         "through": f"{row['equal']:.3g}",
-        "best": "{vision:.0f}:{language:.0f}".format(**shown),
+        "best": ":".join(marked(row["edge"], *(f"{shown[t]:.0f}" for t in ("vision", "language")))),
         "vision between": "{vision_low:.0f}–{vision_high:.0f}".format(**shown),
         "score": "{score:.1f}".format(**shown),
         "between": "{low:.1f}–{high:.1f}".format(**shown),

@@ -22,7 +22,6 @@ from ressa.cli.app import (
     examples,
     load,
     opened_store,
-    placed,
     show_results,
     warn_of_idle_gpus,
 )
@@ -56,6 +55,7 @@ def plan(
     file: File, set_: Sets = None, store: Replaced = None, output: OutputOption = Output.table
 ) -> None:
     """Shows what a sweep would run. Points that cannot be, shared work and data are said too."""
+    from ressa.sweep.location import placed
     from ressa.sweep.preview import preview
 
     spec = load(file, set_)
@@ -103,10 +103,12 @@ def run(
     """Runs a sweep here, on a Ray of its own. Run again, it goes on where it was."""
     sets = [*(set_ or []), *([f"store={json.dumps(store)}"] if store is not None else [])]
     spec = load(file, sets)
-    if store is None:
-        spec = spec.model_copy(update={"store": placed(spec.store)})
     from ressa.doctor import gpus
     from ressa.sweep.driver import start
+    from ressa.sweep.location import at_its_place
+
+    if store is None:
+        spec = at_its_place(spec)
 
     if address is None:
         warn_of_idle_gpus(spec.resources, gpus())

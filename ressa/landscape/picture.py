@@ -250,6 +250,14 @@ def _draw_sureness(
     draw_bests(panels[1], charted, "parameters")
 
 
+def diamonds(charted: Charted, kinds: Sequence[str] = ("parameters",)) -> str:
+    """Says what `draw_bests` draws."""
+    shown = charted.bests[charted.bests["line"].isin(kinds)]
+    at_edge = ", ◆ at the edge of the search" if shown["edge"].notna().any() else ""
+    bold = "bold where it lies with 90 % probability, its score at its end"
+    return f"◇ the best of a line{at_edge}, {bold}"
+
+
 def draw_bests(axes: "Axes", charted: Charted, kind: Any) -> None:
     """Draws lines of one kind: the best of each, and in bold where it may lie."""
     from matplotlib.patheffects import withStroke
@@ -267,7 +275,7 @@ def draw_bests(axes: "Axes", charted: Charted, kind: Any) -> None:
             row["language"],
             marker="D",
             markersize=5,
-            color="white",
+            color=INK if isinstance(row["edge"], str) else "white",
             markeredgecolor=INK,
             zorder=5,
         )
@@ -395,9 +403,7 @@ def _footnote(
     if is_pattern(searched).any():
         said.append("□ N:M, set aside where it would cover a point")
     if charted is not None:
-        said.append(
-            "◇ the best of a line, bold where it lies with 90 % probability, its score at its end"
-        )
+        said.append(diamonds(charted))
     shaded = "interpolates" if charted is None else "and contours: Gaussian process"
     several = not about.several_objectives and searched["budget"].nunique() > 1
     best = "on the Pareto front" if about.several_objectives else "the best of a map"

@@ -19,7 +19,7 @@ from ressa.errors import ConflictError, InfeasibleAllocation, NotFoundError, Spe
 from ressa.landscape.tables import LINE_COLUMNS, asked_lines
 from ressa.sparsity import Target, solve_language
 from ressa.spec import SweepSpec, apply_point, spec_from_yaml
-from ressa.spec.check import check_inventory, check_spec
+from ressa.spec.check import Problem, check_inventory, check_spec
 from ressa.spec.space import BUDGET, REPLICATE, SPARSITIES, SPARSITY
 from ressa.store import SweepStore
 from ressa.sweep.driver import current_spec
@@ -85,6 +85,8 @@ def confirmation(sweep: SweepStore, *, top: int, per_line: bool, seeds: int) -> 
     compared, left_out = _compared(best, plan)
     first = _fresh(spec)
     made = _spec(spec, [one.point for one in (*best, *compared)], first=first, seeds=seeds)
+    rounds = confirmations(sweep)
+    made = made.model_copy(update={"name": rounds[0].name if rounds else _first_name(spec.name)})
     _check(made, plan)
     return Confirmation(
         spec=made.model_copy(update={"store": sweep.store.location}),
@@ -117,7 +119,7 @@ def further(sweep: SweepStore, seeds: int) -> SweepSpec:
         )
     spec = current_spec(last)
     content = spec.model_dump()
-    content["name"] = f"{_first_name(sweep.name)}-{len(rounds) + 1}"
+    content["name"] = f"{rounds[0].name}-{len(rounds) + 1}"
     content["replicates"] = seeds
     _advance(content, spec.replicates)
     content["search"]["trials"] = len(spec.points or ()) * seeds
@@ -127,15 +129,14 @@ def further(sweep: SweepStore, seeds: int) -> SweepSpec:
 
 def confirmations(sweep: SweepStore) -> list[SweepStore]:
     """Returns the sweeps of the store that confirm one, in the order in which they were made."""
-    first = _first_name(sweep.name)
-    names = [first, *(f"{first}-{number}" for number in range(2, 100))]
     found = []
-    for name in names:
-        if not sweep.store.has_sweep(name):
-            break
-        one = sweep.store.sweep(name)
-        if spec_from_yaml(one.spec_text()).confirms == sweep.name:
-            found.append(one)
+    for first in dict.fromkeys((_first_name(sweep.name), _earlier_name(sweep.name))):
+        for name in (first, *(f"{first}-{number}" for number in range(2, 100))):
+            if not sweep.store.has_sweep(name):
+                break
+            one = sweep.store.sweep(name)
+            if spec_from_yaml(one.spec_text()).confirms == sweep.name:
+                found.append(one)
     return found
 
 
@@ -150,6 +151,11 @@ def _first_name(name: str) -> str:
     if len(name) > 50:
         name = f"{name[:41]}-{crc32(name.encode()):08x}"
     return f"{name}-confirm"
+
+
+def _earlier_name(name: str) -> str:
+    """Names it as once was done, by which long names could be taken for each other."""
+    return f"{name[:50]}-confirm"
 
 
 def _best(sweep: SweepStore, plan: SweepPlan, *, top: int, per_line: bool) -> tuple[Candidate, ...]:
@@ -277,7 +283,6 @@ def _spec(
     content = spec.model_dump()
     names = list(dict.fromkeys(name for point in points for name in point))
     content |= {
-        "name": _first_name(spec.name),
         "confirms": spec.name,
         "points": [dict(point) for point in points],
         "space": {
@@ -302,7 +307,13 @@ def _spec(
 
 
 def _check(spec: SweepSpec, plan: SweepPlan) -> None:
-    problems = [*check_spec(spec), *check_inventory(spec, plan.inventory)]
+    """Refuses a confirmation that cannot be; what the search had too was allowed when it began."""
+
+    def problems_of(spec: SweepSpec) -> list[Problem]:
+        return [*check_spec(spec), *check_inventory(spec, plan.inventory)]
+
+    known = problems_of(plan.spec)
+    problems = [problem for problem in problems_of(spec) if problem not in known]
     if problems:
         lines = [f"{'.'.join(map(str, problem.path))}: {problem.message}" for problem in problems]
         raise SpecError("\n".join(lines), lines)

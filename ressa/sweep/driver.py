@@ -15,6 +15,7 @@ from ressa.errors import ConflictError, NotFoundError, SpecError, TooManyFailure
 from ressa.spec import StopWhen, SweepSpec, load_spec, spec_from_yaml
 from ressa.store import Ended, Lease, Store, SweepStore, acquire, holder, open_store
 from ressa.sweep import joined_ray, local_ray
+from ressa.sweep.location import at_its_place
 from ressa.sweep.places import Place, check_fits
 from ressa.sweep.plan import SweepPlan, make_plan
 
@@ -70,7 +71,9 @@ def run(
     from ressa.console import SafeConsole
     from ressa.sweep.board import Board
 
-    resolved = spec if isinstance(spec, SweepSpec) else load_spec(Path(spec), sets).spec
+    resolved = (
+        spec if isinstance(spec, SweepSpec) else at_its_place(load_spec(Path(spec), sets).spec)
+    )
     with Board(resolved, SafeConsole(stderr=True)) as board:
         return start(resolved, board).trials()
 

@@ -12,6 +12,7 @@ from ressa.landscape import confirmed, judge
 from ressa.landscape.report import gather
 from ressa.sparsity import zeros_per_row
 from ressa.spec import spec_from_mapping, spec_from_yaml
+from ressa.spec.check import check_spec
 from ressa.store import SweepStore, open_store
 from ressa.sweep.confirm import (
     check_unseen,
@@ -230,6 +231,33 @@ def test_confirmations_of_long_names_are_told_apart(tmp_path: Path) -> None:
     first, second = map(confirmations, sweeps)
     assert (len(first), len(second)) == (1, 1)
     assert first[0].name != second[0].name
+
+
+def test_confirmations_that_an_earlier_ressa_named_are_gone_on_with(tmp_path: Path) -> None:
+    name, store = "s" * 60, open_store(tmp_path, create=True)
+    spec = spec_from_mapping(CONTENT | {"name": name, "replicates": 1}).spec
+    sweep = store.create_sweep(name, spec.to_yaml())
+    finish(sweep, make_plan(spec), lambda point: SCORES[point["vision_sparsity"]])
+    asked = {"top": 1, "per_line": True, "seeds": 2}
+    made = confirmation(sweep, **asked).spec.model_copy(update={"name": f"{name[:50]}-confirm"})
+    finish(store.create_sweep(made.name, made.to_yaml()), make_plan(made), lambda point: 0.5)
+    assert [one.name for one in confirmations(sweep)] == [made.name]
+    assert confirmation(sweep, **asked).spec.name == made.name, "no second look at the test split"
+    more = further(sweep, 2)
+    store.create_sweep(more.name, more.to_yaml())
+    assert [one.name for one in confirmations(sweep)] == [made.name, more.name]
+
+
+def test_what_was_allowed_when_a_sweep_began_does_not_forbid_its_confirmation(
+    tmp_path: Path,
+) -> None:
+    """float16 with a repair that does not scale the loss is refused in files by now."""
+    spec = spec_from_mapping(CONTENT).spec
+    spec = spec.model_copy(update={"model": spec.model.model_copy(update={"dtype": "float16"})})
+    assert list(check_spec(spec)), "if it is allowed again, this test says nothing"
+    sweep = open_store(tmp_path, create=True).create_sweep("searched", spec.to_yaml())
+    finish(sweep, make_plan(spec), lambda point: SCORES[point["vision_sparsity"]])
+    assert confirmation(sweep, top=1, per_line=True, seeds=2).spec.model.dtype == "float16"
 
 
 def test_what_cannot_be_confirmed_is_said(tmp_path: Path) -> None:
