@@ -30,6 +30,11 @@ app = typer.Typer(
 )
 
 
+def examples(*lines: str) -> str:
+    """What stands at the end of a verb's help: command lines, as they are."""
+    return "\b\nExamples:\n" + "\n".join(f"  ressa {line}" for line in lines)
+
+
 File = Annotated[Path, typer.Argument(metavar="FILE", help="The sweep file.", show_default=False)]
 Name = Annotated[
     str, typer.Argument(metavar="SWEEP", help="Name of the sweep.", show_default=False)

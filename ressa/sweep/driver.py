@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from ressa.sweep.ledger import Ledger, Redo
 
 _LONGEST_WRITE_SECONDS = 3600.0
+_NAMED = 5  # differences between two specs
+_LONGEST_VALUE = 60  # characters of one
 
 GROWING = (
     "search.trials",
@@ -303,8 +305,9 @@ def continued(sweep: SweepStore, asked: SweepSpec) -> SweepSpec:
     if stored_spec(sweep).identity != asked.identity:
         raise ConflictError(
             f"sweep {sweep.name!r} in {sweep.store.location} was made from another spec; "
-            f"{_differences(stored, asked)}. Give this one another name, or go on with the stored "
-            f"one: ressa resume {sweep.name} --store {sweep.store.location}"
+            f"{_differences(stored, asked)}. Give this one another name, such as --set "
+            f"name={sweep.name}-2, or go on with the stored one: ressa resume {sweep.name} "
+            f"--store {sweep.store.location}"
         )
     window = stored.search.window
     if asked.search.window not in (window, 2 * asked.search.parallel):
@@ -345,9 +348,29 @@ def _grow(spec: SweepSpec, detail: dict[str, Any]) -> SweepSpec:
 
 
 def _differences(stored: SweepSpec, asked: SweepSpec) -> str:
-    one, other = stored.model_dump(mode="json"), asked.model_dump(mode="json")
-    fields = [field for field in one if one[field] != other[field] and field != "store"]
-    return f"they differ in {', '.join(fields)}"
+    one, other = (dict(_leaves(spec.model_dump(mode="json"))) for spec in (stored, asked))
+    fields = [field for field in one | other if one.get(field) != other.get(field)]
+    said = [
+        f"{field} ({_brief(one.get(field))} there, {_brief(other.get(field))} here)"
+        for field in fields
+        if field not in ("store", "question", *GROWING)
+    ]
+    more = f" and {len(said) - _NAMED} more" if len(said) > _NAMED else ""
+    return f"they differ in {', '.join(said[:_NAMED])}{more}"
+
+
+def _brief(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}…"
+
+
+def _leaves(content: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Every field of nested values with its dotted path; a list is one value."""
+    if not isinstance(content, dict) or not content:
+        yield path, content
+        return
+    for name, value in content.items():
+        yield from _leaves(value, f"{path}.{name}" if path else name)
 
 
 def available_cpus() -> int:

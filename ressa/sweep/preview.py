@@ -117,6 +117,17 @@ def _with_data(plan: SweepPlan) -> tuple[SweepPlan, list[Fact]]:
     return plan, []
 
 
+def left_out(spec: SweepSpec) -> tuple[int, int]:
+    """Returns how many points of a space cannot be, and how many there are.
+
+    None are counted where the space cannot be listed, or the model is not in the catalog.
+    """
+    if spec.model.catalog is None or _points(spec) > _MOST_LISTED:
+        return 0, 0
+    feasible, skipped = grid_points(spec, spec.model.catalog.inventory())
+    return len(skipped), len(feasible) + len(skipped)
+
+
 def _points(spec: SweepSpec) -> float:
     """Counts the points of a space, feasible or not; infinity of a continuous one."""
     if spec.points is not None:
