@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -162,6 +163,20 @@ def say(text: str, label: str = "", style: str = "") -> None:
     """Writes words as they are, after a coloured label if there is one."""
     said = Text.assemble((label, style), " " if label else "", text)
     words().print(said, soft_wrap=True)
+
+
+@contextmanager
+def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Shows how much of something is done, on a terminal as a bar; elsewhere says what goes on."""
+    console = words()
+    if not console.is_terminal:
+        say(f"{what} …")
+        yield lambda done: None
+        return
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as shown:
+        task = shown.add_task(what, total=total)
+        yield lambda done: shown.update(task, completed=done)
 
 
 def explain(facts: Iterable[tuple[str, str]]) -> None:

@@ -113,7 +113,11 @@ def sweep(tmp_path: Path) -> SweepStore:
         (f"run {QUICKSTART} --store=", 2, "store: must not be empty"),
         (f"run {QUICKSTART} --store file", 5, "is a file, not a folder"),
         (f"run {QUICKSTART} --store file/below", 5, "A file stands where a folder should"),
-        (f"run {QUICKSTART} --set repair.steps=7", 4, "they differ in repair"),
+        (
+            f"run {QUICKSTART} --set repair.steps=7",
+            4,
+            "they differ in repair.steps (100 there, 7 here)",
+        ),
         (
             f"run {QUICKSTART} --set resources.cpus_per_worker=999",
             2,
@@ -146,6 +150,7 @@ def sweep(tmp_path: Path) -> SweepStore:
             "has no trial 't0'. Did you mean",
         ),
         ("landscape quickstart --out file/map.png", 5, "cannot write"),
+        ("data check vqa ./nope", 2, "there is no folder ./nope"),
         ("models nope", 2, "instructblip-vicuna-7b, pocket-blip2, pocket-llava."),
         ("models ./nope", 2, "there is no such folder"),
         ("query SELEC", 2, "syntax error"),
@@ -196,6 +201,16 @@ def test_several_faults_are_counted_and_each_has_a_line_of_its_own(
     first, *faults = said.err.splitlines()
     assert (said.code, first) == (2, "error: 2 faults")
     assert [fault.split(": ")[0] for fault in faults] == ["bad.yaml:3", "bad.yaml:4"]
+
+
+def test_validate_counts_the_points_that_are_left_out(ressa: Ressa, tmp_path: Path) -> None:
+    (tmp_path / "light.yaml").write_text(
+        "ressa: 1\nmodel: pocket-blip2\nspace: {vision_sparsity: {choices: [0.99, 0.05]}}\n"
+        "budget: 0.05\n"
+    )
+    said = ressa("validate", "light.yaml")
+    assert said.code == 0
+    assert "is valid. 1 of its 2 points are left out: ressa plan light.yaml" in said.err
 
 
 @pytest.mark.parametrize(

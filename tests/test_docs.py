@@ -209,6 +209,15 @@ def parsed(command: str, *, may_lack: bool = False) -> None:
         assert may_lack, command
 
 
+def test_examples_in_the_help_have_verbs_and_options_that_exist() -> None:
+    verbs = [*VERBS.values(), *VERBS["stages"].commands.values(), *VERBS["data"].commands.values()]
+    epilogs = [verb.epilog for verb in verbs if verb.epilog]
+    assert len(epilogs) > 15
+    for line in "\n".join(epilogs).splitlines():
+        if line.startswith("  "):
+            parsed(line.strip().replace(" sweep.yaml", " sweeps/quickstart.yaml"))
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_command_lines_in_the_text_have_verbs_and_options_that_exist(page: Path) -> None:
     text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)

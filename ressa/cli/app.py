@@ -2,7 +2,7 @@
 
 import os
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -28,6 +28,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+def examples(*lines: str) -> str:
+    """What stands at the end of a verb's help: command lines, as they are."""
+    return "\b\nExamples:\n" + "\n".join(f"  ressa {line}" for line in lines)
 
 
 File = Annotated[Path, typer.Argument(metavar="FILE", help="The sweep file.", show_default=False)]
@@ -172,6 +177,33 @@ def told(sweep: "SweepStore", row: "dict[str, Any]") -> list[dict[str, Any]]:
         for name, value in known.items()
         if value is not None and name not in hidden
     ]
+
+
+def marked(edge: object, vision: str, language: str) -> tuple[str, str]:
+    """A split, with ≤ or ≥ at the sparsity that is the least or the largest that was searched."""
+    tower, _, end = edge.partition("_") if isinstance(edge, str) else ("", "", "")
+    sign = "≤" if end == "low" else "≥"
+    return sign * (tower == "vision") + vision, sign * (tower == "language") + language
+
+
+def say_edges(edges: Iterable[object], spec: "SweepSpec") -> None:
+    """Says of splits that lie at the edge of what was searched what to widen."""
+    axes = {axis.name for axis in spec.dimensions}
+    wanted = {}
+    for edge in edges:
+        if isinstance(edge, str):
+            tower, _, end = edge.partition("_")
+            own, other = f"{tower}_sparsity", f"{_OTHER[tower]}_sparsity"
+            is_solved = own not in axes and other in axes  # from the other one, by the budget
+            wanted[f"space.{other if is_solved else own}"] = (end == "low") != is_solved
+    if wanted:
+        words = " and ".join(
+            f"{axis} to {'lower' if is_low else 'higher'} values" for axis, is_low in wanted.items()
+        )
+        say(f"≤, ≥: the edge of the search, beyond which a better split may lie: widen {words}")
+
+
+_OTHER = {"vision": "language", "language": "vision"}
 
 
 def listed(text: str) -> list[str]:

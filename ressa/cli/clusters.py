@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ressa.cli.app import File, OutputOption, Sets, app, warn_of_idle_gpus
+from ressa.cli.app import File, OutputOption, Sets, app, examples, warn_of_idle_gpus
 from ressa.cli.relay import Address, Wait, follow, results_of, terminal, there, told_address
 from ressa.errors import SpecError
 from ressa.terminal import Output, check_takes, say
@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from ressa.sweep.jobs import Head
 
 
-@app.command()
+@app.command(
+    epilog=examples("submit sweep.yaml --address http://HEAD:8265 --store /shared/results")
+)
 def submit(
     context: typer.Context,
     file: File,
@@ -33,7 +35,7 @@ def submit(
     wait: Wait = False,
     ship_code: Annotated[
         bool,
-        typer.Option("--ship-code", help="Run this checkout there, not the ressa it has."),
+        typer.Option("--ship-code", help="Runs this checkout there, not the ressa it has."),
     ] = False,
     address: Address = None,
     output: OutputOption = Output.table,

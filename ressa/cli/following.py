@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ressa.cli.app import Name, StoreOption, app, opened_store, told
+from ressa.cli.app import Name, StoreOption, app, examples, opened_store, told
 from ressa.cli.relay import relayed
 from ressa.errors import NotFoundError, did_you_mean
 from ressa.terminal import live, say, width, write
@@ -48,19 +48,25 @@ def _picture(sweep: "SweepStore") -> tuple[dict[str, Any], list[Any]]:
     return row, tables
 
 
-@app.command()
+@app.command(epilog=examples("logs quickstart t003 --follow"))
 @relayed
 def logs(
     name: Name,
-    trial: Annotated[str, typer.Argument(metavar="TRIAL", help="As t003.", show_default=False)],
+    trial: Annotated[
+        str,
+        typer.Argument(
+            metavar="TRIAL", help="Name of the trial, such as t003.", show_default=False
+        ),
+    ],
     rank: Annotated[
-        int | None, typer.Option("--rank", min=0, help="Of one worker alone. Default: all.")
+        int | None, typer.Option("--rank", min=0, help="What one worker said. Default: all.")
     ] = None,
     attempt: Annotated[
-        int | None, typer.Option("--attempt", min=0, help="Of one attempt. Default: the last.")
+        int | None,
+        typer.Option("--attempt", min=0, help="What was said in one attempt. Default: the last."),
     ] = None,
     follow: Annotated[
-        bool, typer.Option("-f", "--follow", help="Go on until the attempt ends.")
+        bool, typer.Option("-f", "--follow", help="Goes on until the attempt ends.")
     ] = False,
     store: StoreOption = "results",
 ) -> None:

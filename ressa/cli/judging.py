@@ -11,8 +11,11 @@ from ressa.cli.app import (
     StoreOption,
     app,
     command,
+    examples,
+    marked,
     opened_store,
     own_store,
+    say_edges,
 )
 from ressa.cli.relay import relayed
 from ressa.cli.running import board, interruptible
@@ -23,32 +26,45 @@ if TYPE_CHECKING:
     from ressa.sweep.confirm import Confirmation
 
 ConfidenceOption = Annotated[
-    float, typer.Option("--confidence", min=0.5, max=0.9999, help="Of the intervals.")
+    float, typer.Option("--confidence", min=0.5, max=0.9999, help="Confidence of the intervals.")
 ]
 
 
-@app.command()
+@app.command(epilog=examples("best quickstart", "best quickstart --budget 0.6 --within 1se"))
 @relayed
 def best(
     name: Name,
     budget: Annotated[
-        float | None, typer.Option("--budget", help="Of this line alone.", show_default=False)
+        float | None,
+        typer.Option("--budget", help="The best of this line alone.", show_default=False),
     ] = None,
     pareto: Annotated[
-        bool, typer.Option("--pareto", help="All that none beats in sparsity and score.")
+        bool,
+        typer.Option("--pareto", help="All allocations that none beats in sparsity and score."),
     ] = False,
     within: Annotated[
         str,
-        typer.Option("--within", metavar="1se", help="All so close to the best of their line."),
+        typer.Option(
+            "--within", metavar="1se", help="All allocations so close to the best of their line."
+        ),
     ] = "",
     store: StoreOption = "results",
     output: OutputOption = Output.table,
 ) -> None:
     """Shows the best allocation of each line."""
     from ressa.landscape import best_table
+    from ressa.landscape.best import edge_of
+    from ressa.sweep.driver import current_spec
 
     sweep = opened_store(store).sweep(name)
-    found = best_table(sweep, budget=budget, pareto=pareto, within=within)
+    found, spec = (
+        best_table(sweep, budget=budget, pareto=pareto, within=within),
+        current_spec(sweep),
+    )
+    found["edge"] = [
+        edge_of(row, spec) if row["below_best"] == 0 and not pareto else None
+        for row in found.to_dict("records")
+    ]
     if output is not Output.table:
         show(found.drop(columns="best").dropna(axis="columns", how="all"), output)
         return
@@ -56,6 +72,7 @@ def best(
     show([_allocated(row, apart=apart) for row in found.to_dict("records")], output)
     if within and found["standard_error"].isna().any():
         say("where no standard error is known (–), --within shows the best alone")
+    say_edges(found["edge"], spec)
     if len(found):
         say(
             "the best of noisy scores is biased upwards; again with fresh seeds, on test examples: "
@@ -75,12 +92,15 @@ def _allocated(row: dict[str, Any], *, apart: bool) -> dict[str, Any]:
     """An allocation for a terminal: scores in percent, sparsities as `results` has them."""
     from ressa.landscape.render import fraction, percent, target
 
+    vision, language = marked(
+        row["edge"], *(target(row[t], row[f"{t}_sparsity"]) for t in ("vision", "language"))
+    )
     has_line, has_runs = row["budget"] == row["budget"], row["runs"] > 1
     return {
         **({"line": f"{row['budget']:g}"} if has_line else {}),
         "trial": row["trial"],
-        "vision": target(row["vision"], row["vision_sparsity"]),
-        "language": target(row["language"], row["language_sparsity"]),
+        "vision": vision,
+        "language": language,
         "both": fraction(row["sparsity"]),
         "score": percent(row["score"]),
         "±": percent(row["standard_error"]),
@@ -90,13 +110,15 @@ def _allocated(row: dict[str, Any], *, apart: bool) -> dict[str, Any]:
     }
 
 
-@app.command()
+@app.command(epilog=examples("compare quickstart/t000 quickstart/t003", "compare sweep-a sweep-b"))
 @relayed
 def compare(
     one: Annotated[
         str, typer.Argument(metavar="A", help="A sweep, or SWEEP/TRIAL.", show_default=False)
     ],
-    other: Annotated[str, typer.Argument(metavar="B", help="Likewise.", show_default=False)],
+    other: Annotated[
+        str, typer.Argument(metavar="B", help="Another sweep, or SWEEP/TRIAL.", show_default=False)
+    ],
     confidence: ConfidenceOption = 0.95,
     store: StoreOption = "results",
     output: OutputOption = Output.table,
@@ -118,7 +140,7 @@ def compare(
     )
 
 
-@app.command()
+@app.command(epilog=examples("order quickstart", "order SWEEP --by prune.method --winners"))
 @relayed
 def order(
     name: Name,
@@ -181,7 +203,7 @@ def order(
     )
 
 
-@app.command()
+@app.command(epilog=examples("confirm quickstart --top 3 --per-line --dry-run"))
 def confirm(
     name: Name,
     top: Annotated[int, typer.Option("--top", min=1, help="How many of the best.")] = 3,
@@ -199,7 +221,9 @@ def confirm(
             show_default=False,
         ),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be run.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only says what would be run.")
+    ] = False,
     store: StoreOption = "results",
     address: RayOption = None,
     output: OutputOption = Output.table,
@@ -264,7 +288,7 @@ def _announce(found: "Confirmation") -> None:
         )
 
 
-@app.command()
+@app.command(epilog=examples("verdict quickstart"))
 @relayed
 def verdict(
     name: Name, store: StoreOption = "results", output: OutputOption = Output.table
@@ -301,6 +325,7 @@ def _judge(sweep: "SweepStore", output: Output) -> None:
     found = confirmed(rounds)
     if not found:
         say(f"nothing of {sweep.name} is confirmed yet: {_confirming(sweep)}")
+        say("--dry-run says what that would run and how long; it runs nothing")
         raise typer.Exit(1)
     verdicts = judge(found, margin=asked.margin, confidence=asked.confidence)
     if output is not Output.table:

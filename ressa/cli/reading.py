@@ -1,6 +1,5 @@
 """Verbs that say what a store holds."""
 
-from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,14 +12,17 @@ from ressa.cli.app import (
     StoreOption,
     app,
     command,
+    examples,
     listed,
+    marked,
     opened_store,
+    say_edges,
     show_results,
     told,
 )
 from ressa.cli.relay import relayed
 from ressa.errors import NotFoundError
-from ressa.terminal import Output, draw, say, show
+from ressa.terminal import Output, draw, progress, say, show
 
 if TYPE_CHECKING:
     from ressa.store import SweepStore
@@ -47,7 +49,12 @@ class Sampler(StrEnum):
     map = "map"
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        'results quickstart --where "sparsity >= 0.6" --sort -score',
+        "results quickstart --columns trial,vision,language,score -o csv",
+    )
+)
 @relayed
 def results(
     name: Name,
@@ -61,11 +68,17 @@ def results(
     ] = None,
     sort: Annotated[
         str,
-        typer.Option("--sort", metavar="COLUMNS", help="In this order; -score: best first."),
+        typer.Option(
+            "--sort",
+            metavar="COLUMNS",
+            help="Sorts by these, with commas between them; -score: best first.",
+        ),
     ] = "",
     columns: Annotated[
         str,
-        typer.Option("--columns", metavar="COLUMNS", help="Only these, with commas between them."),
+        typer.Option(
+            "--columns", metavar="COLUMNS", help="Shows only these, with commas between them."
+        ),
     ] = "",
     store: StoreOption = "results",
     output: OutputOption = Output.table,
@@ -75,7 +88,7 @@ def results(
     show_results(sweep, output, where=where, sort=listed(sort), columns=listed(columns))
 
 
-@app.command()
+@app.command(epilog=examples("replay quickstart --sampler gp --nearest"))
 @relayed
 def replay(
     name: Name,
@@ -87,7 +100,8 @@ def replay(
         typer.Option("--trials", min=1, help="How many trials it may spend. Default: all."),
     ] = None,
     seed: Annotated[
-        int | None, typer.Option("--seed", min=0, help="Of its proposals. Default: the sweep's.")
+        int | None,
+        typer.Option("--seed", min=0, help="Seed of its proposals. Default: the sweep's."),
     ] = None,
     nearest: Annotated[
         bool,
@@ -96,26 +110,40 @@ def replay(
     store: StoreOption = "results",
     output: OutputOption = Output.table,
 ) -> None:
-    """Says what another sampler would have cost. Recorded trials tell; nothing runs."""
+    """Says what another sampler would have cost. Recorded trials tell; nothing runs.
+
+    A line a budget: when the search would have named its best. -o csv: trial by trial.
+    """
+    from ressa.sweep import replay as searches
     from ressa.sweep.driver import current_spec
     from ressa.sweep.plan import make_plan
-    from ressa.sweep.replay import replay as search_again
-    from ressa.sweep.replay import told as told_of
 
     sweep = opened_store(store).sweep(name)
     plan, recorded = make_plan(current_spec(sweep)), sweep.trials().to_dict("records")
-    found = search_again(
-        plan, recorded, sampler=sampler.value, count=trials, seed=seed, nearest=nearest
+    own, name = searches.itself(plan, recorded), sampler.value
+    with progress(f"replaying {sweep.name} with {name}", trials or len(own)) as moved:
+        found = searches.replay(
+            plan, recorded, sampler=name, count=trials, seed=seed, nearest=nearest, moved=moved
+        )
+    if output is not Output.table:
+        show([one.to_row() for one in found], output)
+        return
+    margin = plan.spec.verdict.margin
+    show(searches.summary(name, found, own, margin=margin), output)
+    say(searches.told(name, found, own, margin))
+
+
+@app.command(
+    epilog=examples(
+        'query "SELECT trial, score FROM trials ORDER BY score DESC LIMIT 5"',
+        'query "DESCRIBE trials"',
     )
-    show([asdict(one) for one in found], output)
-    if output is Output.table:
-        say(told_of(sampler.value, found, recorded))
-
-
-@app.command()
+)
 @relayed
 def query(
-    sql: Annotated[str, typer.Argument(help="One SELECT statement.", show_default=False)],
+    sql: Annotated[
+        str, typer.Argument(metavar="SQL", help="One SELECT statement.", show_default=False)
+    ],
     store: StoreOption = "results",
     output: OutputOption = Output.table,
 ) -> None:
@@ -129,7 +157,13 @@ def query(
     show(ask(opened_store(store), sql), output)
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "landscape quickstart --out map.png",
+        "landscape quickstart --show layers --trial t003",
+        "landscape quickstart --show lines -o csv",
+    )
+)
 @relayed
 def landscape(
     names: Annotated[
@@ -178,7 +212,7 @@ def landscape(
     ] = None,
     output: OutputOption = Output.table,
 ) -> None:
-    """Draws the map of a sweep, or of several as one; the rows behind it with -o."""
+    """Draws the map of a sweep, or of several as one. -o writes the rows behind it."""
     from ressa.landscape import plot
     from ressa.landscape.saving import check_shown, shown_rows
     from ressa.sweep.driver import current_spec
@@ -206,28 +240,33 @@ def _draw_landscape(
     from ressa.cli.shortened import curved, layered
     from ressa.landscape import heatmap, line_table, results_of
     from ressa.landscape.figures import curves_of, layers_of
-    from ressa.landscape.tables import mixed, parted
+    from ressa.landscape.tables import colour_range, mixed, parted
+    from ressa.sweep.driver import current_spec
 
     frame = results_of(sweeps, by=by)
     match what:
         case Shown.lines:
             table = line_table(sweeps, margin=margin)
-            show([_line(row, margin) for row in table.to_dict("records")], Output.table)
+            rows, alike = _apart([_line(row, margin) for row in table.to_dict("records")])
+            show(rows, Output.table)
+            for line, other in alike.items():
+                say(f"{line}: as {other}, in every number")
+            say_edges(table["edge"], current_spec(sweeps[0]))
             say(
                 f"through: the equal split of a line; within {margin:g}: the chance that its best "
                 "place here lies less than so many points below the true best; equal split: its "
                 "chance"
             )
         case Shown.layers:
-            title, rows = layered(layers_of(sweeps, frame, trials), frame)
-            show(rows, Output.table, title=title)
+            title, shown = layered(layers_of(sweeps, frame, trials), frame)
+            show(shown, Output.table, title=title)
             say(
                 "output_error: share of a layer's squared output that pruning loses, in %; of a "
                 "block its layers' mean. Names within their block; whole ones: -o csv"
             )
         case Shown.curves:
-            title, rows = curved(curves_of(sweeps, frame, trials), frame, chosen=bool(trials))
-            show(rows, Output.table, title=title)
+            title, shown = curved(curves_of(sweeps, frame, trials), frame, chosen=bool(trials))
+            show(shown, Output.table, title=title)
             say("each is noisy, of one batch; every step: -o csv, a picture: --out curves.png")
         case Shown.map:
             differ = mixed(frame) if by is None else None
@@ -237,7 +276,25 @@ def _draw_landscape(
             for value, part in parted(frame, by).items():
                 if by is not None:
                     say(f"{by} = {value}")
-                draw(heatmap(part))
+                draw(heatmap(part, scale=colour_range(frame)))
+
+
+def _apart(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """Leaves out kinds of line whose rows are those of an earlier kind; returns which of which."""
+    from ressa.landscape.charted import KINDS
+
+    of: dict[str, list[dict[str, Any]]] = {kind: [] for kind in KINDS}
+    for row in rows:
+        of[row["line"]].append({name: value for name, value in row.items() if name != "line"})
+    alike: dict[str, str] = {}
+    shown: list[dict[str, Any]] = []
+    for kind, own in of.items():
+        same = next((k for k in of if k not in alike and own and of[k] == own), kind)
+        if same == kind:
+            shown += [{"line": kind} | row for row in own]
+        else:
+            alike[kind] = same
+    return shown, alike
 
 
 def _line(row: dict[str, Any], margin: float) -> dict[str, Any]:
@@ -249,7 +306,7 @@ def _line(row: dict[str, Any], margin: float) -> dict[str, Any]:
     return {
         "line": row["line"],
         "through": f"{row['equal']:.3g}",
-        "best": "{vision:.0f}:{language:.0f}".format(**shown),
+        "best": ":".join(marked(row["edge"], *(f"{shown[t]:.0f}" for t in ("vision", "language")))),
         "vision between": "{vision_low:.0f}–{vision_high:.0f}".format(**shown),
         "score": "{score:.1f}".format(**shown),
         "between": "{low:.1f}–{high:.1f}".format(**shown),
@@ -282,7 +339,7 @@ def _holds_others(place: str) -> bool:
     return bool(found) and not found & {"sweeps", "stages"}
 
 
-@app.command()
+@app.command(epilog=examples("status quickstart"))
 @relayed
 def status(name: Name, store: StoreOption = "results", output: OutputOption = Output.table) -> None:
     """Says how far a sweep is, who drives it and what failed."""

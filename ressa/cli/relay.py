@@ -38,7 +38,7 @@ Address = Annotated[
 
 Wait = Annotated[
     bool,
-    typer.Option("--wait", help="With --address: follow it to its end, and end with its result."),
+    typer.Option("--wait", help="With --address: follows it to its end, and ends with its result."),
 ]
 
 

@@ -19,6 +19,7 @@ from ressa.cli.app import (
     app,
     client,
     command,
+    examples,
     load,
     opened_store,
     show_results,
@@ -33,21 +34,33 @@ if TYPE_CHECKING:
     from ressa.store import Holder, SweepStore, Wish
 
 
+Replaced = Annotated[
+    str | None, typer.Option("--store", metavar="PLACE", help="Replaces the file's `store`.")
+]
+
+
 @app.command()
 def validate(file: File, set_: Sets = None) -> None:
     """Checks a sweep file: every fault at once, with its line. Nothing is run."""
     spec = load(file, set_)
-    say(f"{file}: sweep {spec.name!r} is valid.")
+    from ressa.sweep.preview import left_out
+
+    count, points = left_out(spec)
+    rest = f" {count:,} of its {points:,} points are left out: ressa plan {file}" if count else ""
+    say(f"{file}: sweep {spec.name!r} is valid.{rest}")
 
 
-@app.command()
-def plan(file: File, set_: Sets = None, output: OutputOption = Output.table) -> None:
+@app.command(epilog=examples("plan sweep.yaml --set search.trials=20"))
+def plan(
+    file: File, set_: Sets = None, store: Replaced = None, output: OutputOption = Output.table
+) -> None:
     """Shows what a sweep would run. Points that cannot be, shared work and data are said too."""
     from ressa.sweep.location import placed
     from ressa.sweep.preview import preview
 
     spec = load(file, set_)
-    found = preview(spec.model_copy(update={"store": placed(spec.store)}))
+    place = placed(spec.store) if store is None else store
+    found = preview(spec.model_copy(update={"store": place}))
     if output is not Output.table:
         show(found.points, output)
         return
@@ -71,13 +84,13 @@ def _planned(row: dict[str, Any]) -> dict[str, Any]:
     return shown | {name: fraction(row[name]) for name in ("sparsity", "whole_sparsity")}
 
 
-@app.command()
+@app.command(
+    epilog=examples("run sweep.yaml", "run sweep.yaml --set repair.steps=50 --set name=short")
+)
 def run(
     file: File,
     set_: Sets = None,
-    store: Annotated[
-        str | None, typer.Option("--store", metavar="PLACE", help="Replaces the file's `store`.")
-    ] = None,
+    store: Replaced = None,
     fresh: Annotated[
         bool,
         typer.Option(
@@ -106,21 +119,21 @@ def run(
     _report(sweep, output, ran=watcher.has_started)
 
 
-@app.command()
+@app.command(epilog=examples("resume quickstart", "resume quickstart --failed --dry-run"))
 def resume(
     context: typer.Context,
     name: Name,
     trials: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[TRIAL…]", help="Trials that failed, to redo too.", show_default=False
+            metavar="TRIAL…", help="Trials that failed, to redo too.", show_default=False
         ),
     ] = None,
     failed: Annotated[
-        bool, typer.Option("--failed", help="Also redo all trials that failed or were lost.")
+        bool, typer.Option("--failed", help="Also redoes all trials that failed or were lost.")
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only say what would be done.")
+        bool, typer.Option("--dry-run", help="Only says what would be done.")
     ] = False,
     wait: Wait = False,
     store: StoreOption = "results",
@@ -162,7 +175,7 @@ def resume(
 def stop(
     name: Name,
     wait: Annotated[
-        bool, typer.Option("--wait", help="Return when the running trials have finished.")
+        bool, typer.Option("--wait", help="Returns when the running trials have finished.")
     ] = False,
     store: StoreOption = "results",
 ) -> None:

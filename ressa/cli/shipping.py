@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ressa.cli.app import Name, StoreOption, app, opened_store, own_store
+from ressa.cli.app import Name, StoreOption, app, examples, opened_store, own_store
 from ressa.cli.relay import relayed
 from ressa.errors import NotFoundError
 from ressa.terminal import say
@@ -19,11 +19,14 @@ class Form(StrEnum):
     adapters = "adapters"
 
 
-@app.command()
+@app.command(epilog=examples("export quickstart t003 --to model"))
 def export(
     name: Name,
     trial: Annotated[
-        str, typer.Argument(metavar="TRIAL", help="Name of the trial.", show_default=False)
+        str,
+        typer.Argument(
+            metavar="TRIAL", help="Name of the trial, such as t003.", show_default=False
+        ),
     ],
     to: Annotated[
         Path,
@@ -52,7 +55,7 @@ def export(
     say(f"digest of its certificate: {made['digest']}\nanybody can check it: ressa verify {to}")
 
 
-@app.command()
+@app.command(epilog=examples("verify model"))
 def verify(
     folder: Annotated[
         Path, typer.Argument(metavar="DIR", help="What `ressa export` wrote.", show_default=False)
@@ -84,7 +87,7 @@ def verify(
     )
 
 
-@app.command()
+@app.command(epilog=examples("report quickstart --out report.html"))
 @relayed
 def report(
     name: Name,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ressa.cli.app import OutputOption, StoreOption, app, client, opened_store
+from ressa.cli.app import OutputOption, StoreOption, app, client, examples, opened_store
 from ressa.cli.relay import relayed
 from ressa.errors import SpecError
 from ressa.terminal import Output, say, show
@@ -70,14 +70,14 @@ def _mib(uses: "Iterable[Use]") -> str:
     return f"{sum(use.stored.size for use in uses) / 2**20:,.1f} MiB"
 
 
-@stages.command("gc")
+@stages.command("gc", epilog=examples("stages gc --older-than 12h --dry-run"))
 @relayed
 def collect_stages(
     older_than: Annotated[
         str,
         typer.Option("--older-than", metavar="TIME", help="Since the last use: 0, 30m, 12h, 7d."),
     ] = WEEK,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only says what would go.")] = False,
     store: StoreOption = "results",
     output: OutputOption = Output.table,
 ) -> None:
@@ -122,7 +122,7 @@ def _duration(text: str) -> timedelta:
     return timedelta(**{unit: int(found[1])})
 
 
-@app.command()
+@app.command(epilog=examples("doctor --store results"))
 @relayed
 def doctor(
     store: Annotated[
@@ -166,12 +166,12 @@ def _row(found: "Finding") -> dict[str, str]:
     return {"what": found.what, "state": state, "found": found.found, "advice": found.advice}
 
 
-@app.command()
+@app.command(epilog=examples("models pocket-blip2", "models llava-hf/llava-1.5-7b-hf"))
 def models(
     model: Annotated[
         str | None,
         typer.Argument(
-            metavar="[MODEL]",
+            metavar="MODEL",
             help="A name, a folder or a hub id, to see its towers.",
             show_default=False,
         ),
@@ -195,7 +195,7 @@ data = typer.Typer(help="Looks at data sets that lie in files.")
 app.add_typer(data, name="data")
 
 
-@data.command("check")
+@data.command("check", epilog=examples("data check vqa ./vqa --format vqav2"))
 def check_data(
     task: Annotated[
         str,
@@ -217,7 +217,7 @@ def check_data(
         typer.Option("--set", metavar="KEY=VALUE", help="A field of data, as columns.image=photo."),
     ] = None,
     decode: Annotated[
-        bool, typer.Option(help="Decode every picture, or look at its ends alone.")
+        bool, typer.Option(help="Decodes every picture, or looks at its ends alone.")
     ] = True,
     output: OutputOption = Output.table,
 ) -> None:

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from ressa.catalog import FORMATS, TASKS, task_facts
@@ -74,6 +75,8 @@ def check(
     if not formats:
         known = [name for name in TASKS if task_facts(name).formats]
         raise UnknownNameError("task that reads files", task, known)
+    if path.startswith((".", "/", "~")) and not Path(path).expanduser().exists():
+        raise SpecError(f"there is no folder {path}.")
     given = {"task": task, "path": path, "on_bad_item": "skip"} | dict(fields or {})
     if task == "retrieval":
         given.setdefault("model", "nobody/asks-it-here")

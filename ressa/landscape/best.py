@@ -2,11 +2,15 @@
 
 import math
 import re
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any
 
 from ressa.errors import SpecError
 from ressa.landscape.allocations import allocations, is_best, without_run
+from ressa.landscape.lines import Edge
 from ressa.landscape.tables import results_table
+from ressa.spec import SweepSpec
 from ressa.store import SweepStore
 
 if TYPE_CHECKING:
@@ -62,6 +66,38 @@ def best_table(
     else:
         found = found[(found["below_best"] == 0) & ~found.duplicated(["budget", "score"])]
     return found.sort_values(["budget", "score"], ascending=[True, False]).reset_index(drop=True)
+
+
+def edge_of(row: Mapping[str, Any], spec: SweepSpec) -> Edge | None:
+    """Says whether an allocation lies at the edge of what its line was searched for.
+
+    Args:
+        row: of a `best_table`; one without a line is at the edge only of what is no question: of
+            all sizes the least pruned one scores best.
+        spec: the sweep's.
+    """
+    if math.isnan(row["budget"]):
+        return None
+    axes = {axis.name: axis for axis in spec.dimensions}
+    for tower, low, high in _ENDS:
+        axis, asked = axes.get(f"{tower}_sparsity"), row[tower]
+        if axis is None or not isinstance(asked, str) or ":" in asked:
+            continue
+        numbers = [Fraction(axis.low), Fraction(axis.high)]
+        if axis.choices is not None:
+            numbers = [Fraction(text) for text in axis.choices if ":" not in text]
+        share = Fraction(asked)
+        if 0 < share <= min(numbers):
+            return low
+        if max(numbers) <= share < 1:
+            return high
+    return None
+
+
+_ENDS: tuple[tuple[str, Edge, Edge], ...] = (
+    ("vision", "vision_low", "vision_high"),
+    ("language", "language_low", "language_high"),
+)
 
 
 def over_runs(frame: "pandas.DataFrame") -> "pandas.DataFrame":

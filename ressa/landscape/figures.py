@@ -10,7 +10,16 @@ from ressa.errors import NotFoundError, SpecError, did_you_mean
 from ressa.landscape.allocations import without_run
 from ressa.landscape.best import ranked
 from ressa.landscape.charted import KINDS, Charted
-from ressa.landscape.picture import ROOM, TITLES, draw_bests, prepare, span_of, states_of, title_of
+from ressa.landscape.picture import (
+    ROOM,
+    TITLES,
+    diamonds,
+    draw_bests,
+    prepare,
+    span_of,
+    states_of,
+    title_of,
+)
 from ressa.landscape.together import owner
 from ressa.store import SweepStore
 
@@ -80,8 +89,7 @@ def draw_lines(frame: "pandas.DataFrame", charts: Mapping[str, Charted]) -> "Fig
     figure.suptitle(title_of(frame), x=0.01, ha="left", fontsize=12, fontweight="bold")
     said = "bars: standard deviation over runs, or with one run ± one standard error"
     if chart is not None:
-        said += "\nbelow: ◇ the best of a line, bold where it lies with 90 % probability, its "
-        said += "score at its end"
+        said += f"\nbelow: {diamonds(chart, [*KINDS])}"
     figure.get_layout_engine().set(h_pad=0.1)  # type: ignore[union-attr, call-arg]
     figure.supxlabel(said, x=0.01, ha="left", fontsize=8, color="#555555")
     return figure

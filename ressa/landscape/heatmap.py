@@ -50,22 +50,27 @@ class _Level:
         return pattern == self.pattern and self.low <= sparsity <= self.high
 
 
-def heatmap(frame: "pandas.DataFrame") -> "Heatmap":
-    """Draws a `results_table` as one map before repair and one after, side by side if they fit."""
-    return Heatmap(frame)
+def heatmap(frame: "pandas.DataFrame", *, scale: tuple[float, float] | None = None) -> "Heatmap":
+    """Draws a `results_table` as one map before repair and one after, side by side if they fit.
+
+    Args:
+        frame: the trials.
+        scale: the scores at which colours begin and end; None: those of the frame.
+    """
+    return Heatmap(frame, scale or colour_range(frame))
 
 
 class Heatmap:
     """A map that rich can print. Made by `heatmap`."""
 
-    def __init__(self, frame: "pandas.DataFrame") -> None:
+    def __init__(self, frame: "pandas.DataFrame", scale: tuple[float, float]) -> None:
         self.about: About = frame.attrs["about"]
         searched = over_runs(frame[(frame["role"] != "baseline") & frame["score"].notna()])
         self._points: list[dict[str, Any]] = searched.to_dict("records")
         self._rows = _levels(self._points, "language")[::-1]
         self._margin = max((len(level.label) for level in self._rows), default=0)
         self._columns: list[_Level] = []
-        self._range = colour_range(frame)
+        self._range = scale
         self._states = ["pruned", "repaired"] if searched["repaired"].notna().any() else ["pruned"]
         several = self.about.several_objectives
         self._best = {

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     import pandas
 
 Kind = Literal["sum", "parameters", "bytes", "operations"]
+Edge = Literal["vision_low", "vision_high", "language_low", "language_high"]
+"""An end of what was searched: the least or the largest sparsity of a tower."""
 DRAWS = 2000
 _PLACES = 61  # on a line
 _COLUMNS: dict[Kind, str] = {"bytes": "packed_bytes", "operations": "macs"}
@@ -53,6 +55,9 @@ class Line:
     vision: Floats
     """[place], rising."""
     language: Floats
+    edges: tuple[Edge | None, Edge | None]
+    """What of the map ends the line at its first and at its last place; None: a dense tower, or one
+    without weights, beyond which there is nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +82,8 @@ class LineBest:
     """Probability that this place lies less than the margin below the true best of the line."""
     equal_within_margin: float | None
     """The same of the equal split; None where the line's places do not reach it."""
+    edge: Edge | None
+    """The edge of what was searched, where the best lies at it: a better one may lie beyond."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,7 +161,24 @@ def line_through(
         level=float(slope.at(equal, equal)),
         vision=places,
         language=np.clip(equal - (places - equal) * share, 0.0, 1.0),
+        edges=(
+            _edge("vision_low", "language_high", low == vision[0], low > 0, language[1] < 1),
+            _edge("vision_high", "language_low", high == vision[1], high < 1, language[0] > 0),
+        ),
     )
+
+
+def _edge(
+    by_vision: Edge,
+    by_language: Edge,
+    is_vision: bool,
+    vision_goes_on: bool,
+    language_goes_on: bool,
+) -> Edge | None:
+    """Which tower's range ends a line, if sparsities go on beyond it."""
+    if is_vision:
+        return by_vision if vision_goes_on else None
+    return by_language if language_goes_on and vision_goes_on else None
 
 
 def best_of(
@@ -180,6 +204,7 @@ def best_of(
     best = int(mean.argmax())
     low, high = np.quantile(drawn[:, best], ends)
     vision_low, vision_high = np.quantile(vision[drawn.argmax(axis=1)], ends)
+    at = {float(line.vision[0]): line.edges[0], float(line.vision[-1]): line.edges[1]}
     return LineBest(
         line=line.kind,
         level=line.level,
@@ -193,6 +218,7 @@ def best_of(
         high=float(high),
         within_margin=float(near[best]),
         equal_within_margin=float(near[-1]) if has_equal else None,
+        edge=at.get(float(vision[best])),
     )
 
 

@@ -82,15 +82,18 @@ def draw(
     with matplotlib.rc_context({"font.size": 9}):
         figure, maps, below = _laid_out(len(panels), last is not None)
         side = _WIDE if last is not None and len(panels) == 1 else _NARROW
-        for axes, panel in zip(maps, panels, strict=False):
+        are_shaded = [
             _draw_panel(axes, panel, drawn, about, scale, span, side)
+            for axes, panel in zip(maps, panels, strict=False)
+        ]
         for axes in maps[len(panels) :]:
             axes.set_axis_off()
         _draw_scale(figure, maps, about, scale)
         if last is not None:
             _draw_sureness(figure, below, panels[-1], last, alone=len(panels) == 1)
         figure.suptitle(title_of(frame), x=0.01, ha="left", fontsize=12, fontweight="bold")
-        footnote = _lines(_footnote(about, drawn, last), int(17 * figure.get_figwidth()))
+        said = _footnote(about, drawn, last, is_shaded=any(are_shaded))
+        footnote = _lines(said, int(17 * figure.get_figwidth()))
         figure.supxlabel(footnote, x=0.01, ha="left", fontsize=8, color="#555555")
     return figure
 
@@ -153,13 +156,14 @@ def _draw_panel(
     scale: tuple[float, float],
     span: tuple[float, float],
     side: float,
-) -> None:
+) -> bool:
+    """Draws one map; returns whether there are enough points to shade what is between them."""
     prepare(axes, panel.title, span)
     state = panel.state
     searched = panel.trials[(panel.trials["role"] != "baseline") & panel.trials[state].notna()]
     if searched.empty:
         axes.text(0.5, 0.5, "no trial has succeeded yet", ha="center", color=_FAINT)
-        return
+        return False
     surface = surface_of(searched, state, panel.charted)
     if surface is not None:
         draw_surface(axes, surface, scale)
@@ -173,6 +177,7 @@ def _draw_panel(
     for point in points:
         label = percent(point[state]) if point["trial"] in labelled else ""
         draw_point(axes, point, state, scale, label=label)
+    return surface is not None
 
 
 def prepare(axes: "Axes", title: str, span: tuple[float, float] = _LIMITS) -> None:
@@ -245,6 +250,14 @@ def _draw_sureness(
     draw_bests(panels[1], charted, "parameters")
 
 
+def diamonds(charted: Charted, kinds: Sequence[str] = ("parameters",)) -> str:
+    """Says what `draw_bests` draws."""
+    shown = charted.bests[charted.bests["line"].isin(kinds)]
+    at_edge = ", ◆ at the edge of the search" if shown["edge"].notna().any() else ""
+    bold = "bold where it lies with 90 % probability, its score at its end"
+    return f"◇ the best of a line{at_edge}, {bold}"
+
+
 def draw_bests(axes: "Axes", charted: Charted, kind: Any) -> None:
     """Draws lines of one kind: the best of each, and in bold where it may lie."""
     from matplotlib.patheffects import withStroke
@@ -262,7 +275,7 @@ def draw_bests(axes: "Axes", charted: Charted, kind: Any) -> None:
             row["language"],
             marker="D",
             markersize=5,
-            color="white",
+            color=INK if isinstance(row["edge"], str) else "white",
             markeredgecolor=INK,
             zorder=5,
         )
@@ -369,7 +382,9 @@ def title_of(frame: "pandas.DataFrame") -> str:
     return "  ·  ".join(part for part in parts if part) or about.sweep
 
 
-def _footnote(about: About, drawn: "pandas.DataFrame", charted: Charted | None = None) -> list[str]:
+def _footnote(
+    about: About, drawn: "pandas.DataFrame", charted: Charted | None, *, is_shaded: bool
+) -> list[str]:
     searched = drawn[drawn["role"] != "baseline"]
     said = []
     if about.items and len(searched):
@@ -388,13 +403,12 @@ def _footnote(about: About, drawn: "pandas.DataFrame", charted: Charted | None =
     if is_pattern(searched).any():
         said.append("□ N:M, set aside where it would cover a point")
     if charted is not None:
-        said.append(
-            "◇ the best of a line, bold where it lies with 90 % probability, its score at its end"
-        )
+        said.append(diamonds(charted))
     shaded = "interpolates" if charted is None else "and contours: Gaussian process"
     several = not about.several_objectives and searched["budget"].nunique() > 1
     best = "on the Pareto front" if about.several_objectives else "the best of a map"
-    return [*said, f"★ {'the best of a budget' if several else best}", f"shading {shaded}"]
+    said.append(f"★ {'the best of a budget' if several else best}")
+    return [*said, f"shading {shaded}"] if is_shaded else said
 
 
 def _lines(phrases: list[str], width: int) -> str:

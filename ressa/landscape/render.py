@@ -51,7 +51,12 @@ def render_table(frame: "pandas.DataFrame", width: int = 100) -> Group:
     """
     about: About = frame.attrs["about"]
     rows = frame.to_dict("records")
-    shown, left_out = _fitting(rows, width, chosen=bool((frame["options"] != "").any()))
+    shown, left_out, fits = _fitting(rows, width, chosen=bool((frame["options"] != "").any()))
+    title = Text(_title(about), style="bold")
+    caption = Text(_caption(about, frame, shown, left_out), style="dim")
+    if not fits:
+        cells = [Column(one.short, [one.cell(row) for row in rows], True) for one in shown]
+        return Group(title, _upright(cells, width), caption)
     table = Table(
         box=box.SIMPLE_HEAD,
         show_edge=False,
@@ -72,8 +77,7 @@ def render_table(frame: "pandas.DataFrame", width: int = 100) -> Group:
         style = "bold" if row["best"] else "red" if row["state"] == "failed" else ""
         ends = role == "baseline" and next_role not in ("baseline", None)
         table.add_row(*(Text(one.cell(row)) for one in shown), style=style, end_section=ends)
-    caption = _caption(about, frame, shown, left_out)
-    return Group(Text(_title(about), style="bold"), table, Text(caption, style="dim"))
+    return Group(title, table, caption)
 
 
 _TRIAL, _ALSO = "\ntrial", "\nalso"
@@ -107,8 +111,10 @@ _CHOSEN = _Column(_ALSO, lambda row: str(row["options"]), "options")
 
 def _fitting(
     rows: list[dict[str, Any]], width: int, *, chosen: bool
-) -> tuple[list[_Column], list[_Column]]:
-    """Returns the columns that say something and have room, and those that lack room alone."""
+) -> tuple[list[_Column], list[_Column], bool]:
+    """Returns the columns that say something and have room, those that lack room, and whether the
+    first do have it.
+    """
     columns = [*_COLUMNS, *([_CHOSEN] if chosen else [])]
     cells = {column: [column.cell(row) for row in rows] for column in columns}
     shown = [column for column in columns if {*cells[column]} != {NOTHING}]
@@ -123,7 +129,7 @@ def _fitting(
             break
         shown.remove(column)
         left_out.append(column)
-    return shown, left_out
+    return shown, left_out, sum(widths[one] + 1 for one in shown) - 1 <= width
 
 
 def _asked(row: dict[str, Any], tower: str) -> str:

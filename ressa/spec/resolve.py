@@ -279,7 +279,7 @@ def complete(content: dict[str, Any], stem: str) -> None:
     if isinstance(name, str) and name in MODELS:
         defaults = dict(MODELS[name].repair_defaults)
         steps = repair.get("steps")
-        if type(steps) is int and defaults:
+        if type(steps) is int and steps > 0 and defaults:
             # A shorter repair warms up for as large a share of its steps.
             defaults["warmup_steps"] = defaults["warmup_steps"] * steps // defaults["steps"]
         _merge(repair, defaults)

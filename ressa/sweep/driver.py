@@ -17,7 +17,7 @@ from ressa.store import Ended, Lease, Store, SweepStore, acquire, holder, open_s
 from ressa.sweep import joined_ray, local_ray
 from ressa.sweep.location import at_its_place
 from ressa.sweep.places import Place, check_fits
-from ressa.sweep.plan import SweepPlan, make_plan
+from ressa.sweep.plan import SweepPlan, commits_of, make_plan
 
 if TYPE_CHECKING:
     import pandas
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from ressa.sweep.ledger import Ledger, Redo
 
 _LONGEST_WRITE_SECONDS = 3600.0
+_NAMED = 5  # differences between two specs
+_LONGEST_VALUE = 60  # characters of one
 
 GROWING = (
     "search.trials",
@@ -102,10 +104,10 @@ def start(
     there = _stored(spec)
     if there is not None:
         known = continued(there, spec)
-        if known.model == plan.spec.model:
+        if commits_of(known) == commits_of(plan.spec):
             plan = SweepPlan(known, plan.inventory, plan.fingerprint)
         else:
-            plan = make_plan(known)  # of the commit that it began with, not today's
+            plan = make_plan(known)  # of the commits that it began with, not today's
         grown = growth(stored_spec(there), plan.spec) | _pin(known, plan)
         if _is_over(there, plan, watcher):
             return there
@@ -157,9 +159,8 @@ def resume(
 
 
 def _pin(spec: SweepSpec, plan: SweepPlan) -> dict[str, Any]:
-    """The commit of a hub model that was asked for by no commit, kept for when it goes on."""
-    commit = plan.spec.model.revision
-    return {} if commit == spec.model.revision else {"model.revision": commit}
+    """The commits of hub models that were asked for by none, kept for when it goes on."""
+    return dict(commits_of(plan.spec).items() - commits_of(spec).items())
 
 
 def foretell(store: Store, name: str, watcher: Any, *, redo: "Redo | None" = None) -> None:
@@ -304,8 +305,9 @@ def continued(sweep: SweepStore, asked: SweepSpec) -> SweepSpec:
     if stored_spec(sweep).identity != asked.identity:
         raise ConflictError(
             f"sweep {sweep.name!r} in {sweep.store.location} was made from another spec; "
-            f"{_differences(stored, asked)}. Give this one another name, or go on with the stored "
-            f"one: ressa resume {sweep.name} --store {sweep.store.location}"
+            f"{_differences(stored, asked)}. Give this one another name, such as --set "
+            f"name={sweep.name}-2, or go on with the stored one: ressa resume {sweep.name} "
+            f"--store {sweep.store.location}"
         )
     window = stored.search.window
     if asked.search.window not in (window, 2 * asked.search.parallel):
@@ -339,15 +341,36 @@ def _value(spec: SweepSpec, field: str) -> Any:
 def _grow(spec: SweepSpec, detail: dict[str, Any]) -> SweepSpec:
     content = spec.model_dump()
     for field, value in detail.items():
-        section, name = field.split(".")
-        content[section][name] = value
+        section, _, rest = field.partition(".")
+        *data, name = rest.rsplit(".", 1)  # of a data set, whose own name may have dots
+        (content[section][data[0]] if data else content[section])[name] = value
     return SweepSpec.model_validate(content)
 
 
 def _differences(stored: SweepSpec, asked: SweepSpec) -> str:
-    one, other = stored.model_dump(mode="json"), asked.model_dump(mode="json")
-    fields = [field for field in one if one[field] != other[field] and field != "store"]
-    return f"they differ in {', '.join(fields)}"
+    one, other = (dict(_leaves(spec.model_dump(mode="json"))) for spec in (stored, asked))
+    fields = [field for field in one | other if one.get(field) != other.get(field)]
+    said = [
+        f"{field} ({_brief(one.get(field))} there, {_brief(other.get(field))} here)"
+        for field in fields
+        if field not in ("store", "question", *GROWING)
+    ]
+    more = f" and {len(said) - _NAMED} more" if len(said) > _NAMED else ""
+    return f"they differ in {', '.join(said[:_NAMED])}{more}"
+
+
+def _brief(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}…"
+
+
+def _leaves(content: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Every field of nested values with its dotted path; a list is one value."""
+    if not isinstance(content, dict) or not content:
+        yield path, content
+        return
+    for name, value in content.items():
+        yield from _leaves(value, f"{path}.{name}" if path else name)
 
 
 def available_cpus() -> int:

@@ -1,9 +1,12 @@
 """The best allocations: by means over their runs, not by the luckiest one."""
 
+import math
+
 import pytest
 
 from ressa.landscape import heatmap, results_table, short_row, sweep_row
-from ressa.landscape.best import best_table, over_runs, ranked
+from ressa.landscape.best import best_table, edge_of, over_runs, ranked
+from ressa.spec import spec_from_mapping
 from ressa.store import SweepStore
 from tests.landscape.conftest import commit
 
@@ -69,6 +72,16 @@ def test_several_objectives_have_a_front_by_means(empty_sweep: SweepStore) -> No
     row = sweep_row(empty_sweep)
     assert (row["best"], row["front"]) == (None, 2)
     assert short_row(row)["best"] == "front of 2"
+
+
+def test_a_best_at_an_end_of_its_axis_is_at_the_edge() -> None:
+    content = {"ressa": 1, "name": "edge", "model": "pocket-blip2", "budget": [0.5]}
+    content |= {"space": {"vision_sparsity": {"choices": ["0.3", "0.4", "0.5", "2:4"]}}}
+    spec = spec_from_mapping(content).spec
+    row = {"budget": 0.5, "language": "1/2"}
+    found = [edge_of(row | {"vision": v}, spec) for v in ("0.3", "0.4", "0.5", "2:4")]
+    assert found == ["vision_low", None, "vision_high", None]
+    assert edge_of(row | {"vision": "0.3", "budget": math.nan}, spec) is None, "no line"
 
 
 def test_without_a_standard_error_the_best_alone_is_within_one(repeated: SweepStore) -> None:

@@ -196,6 +196,27 @@ def test_the_best_of_a_line_is_where_the_truth_has_it(surrogate: Surrogate) -> N
     assert SIZE.at(found.vision, found.language) == pytest.approx(line.level)
 
 
+def test_a_best_at_the_edge_of_what_was_searched_is_said_to_be(surrogate: Surrogate) -> None:
+    def edge(vision: tuple[float, float], language: tuple[float, float]) -> str | None:
+        line = line_through(SIZE, 0.55, vision=vision, language=language)
+        assert line is not None
+        return best_of(surrogate, line, margin=1.0).edge
+
+    whole = line_through(SIZE, 0.55, vision=ALL, language=ALL)
+    assert whole is not None
+    best = best_of(surrogate, whole, margin=1.0)
+    assert best.edge is None
+    more, less = (best.vision + 0.05, 0.8), (0.0, best.vision - 0.05)
+    assert (edge(more, ALL), edge(less, ALL)) == ("vision_low", "vision_high")
+    assert edge(ALL, (0.0, best.language - 0.05)) == "language_high"
+    assert edge(ALL, (best.language + 0.05, 0.8)) == "language_low"
+
+
+def test_beyond_a_dense_tower_nothing_was_left_out() -> None:
+    line = line_through(SUM, 0.3, vision=(0.0, 0.8), language=(0.0, 0.8))
+    assert line is not None and line.edges == (None, None)
+
+
 def test_a_wider_margin_is_met_more_surely(surrogate: Surrogate) -> None:
     line = line_through(SIZE, 0.6, vision=ALL, language=ALL)
     assert line is not None

@@ -148,6 +148,20 @@ def test_the_table_fits_100_columns_and_cuts_nothing(sweep: SweepStore) -> None:
     assert "2:4" in text
 
 
+def test_without_room_for_its_least_columns_the_table_stands_upright(sweep: SweepStore) -> None:
+    lines = _printed(render_table(results_table(sweep), width=30), width=30).splitlines()
+    assert ["vision", "2:4"] in [line.split() for line in lines]
+    assert max(map(len, lines)) <= 30
+
+
+def test_columns_that_say_nothing_are_left_out(empty_sweep: SweepStore) -> None:
+    commit(empty_sweep, "t000", "0.5", "0.5", repair=False)
+    text = _printed(render_table(results_table(empty_sweep)))
+    assert "after" not in text.splitlines()[2]
+    assert "recovery" not in text
+    assert "both = sparsity, before = pruned, ± = standard_error" in " ".join(text.split())
+
+
 def test_the_table_says_of_what_and_against_which_floors(sweep: SweepStore) -> None:
     text = _printed(render_table(results_table(sweep)))
     assert "147,456 prunable weights of vision and 196,608 of language" in " ".join(text.split())

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from ressa.errors import SpecError
-from ressa.landscape.best import over_runs, ranked
+from ressa.landscape.best import best_trials, over_runs, ranked
 from ressa.landscape.charted import KINDS, Charted, charts
 from ressa.landscape.figures import lines_of
 from ressa.landscape.render import percent
@@ -112,6 +112,7 @@ def _map(
         "headline": _UNCONFIRMED + _command("confirm", asked),
         "facts": [*_best(frame), *_yardsticks(about)],
         "range": list(colour_range(frame)),
+        "stars": _stars(frame),
         "lines": list(_lines(frame, about)),
         "charts": {state: _chart(frame, state, one) for state, one in surrogates.items()},
         "kinds": KINDS,
@@ -247,12 +248,12 @@ def _best(frame: "pandas.DataFrame") -> list[tuple[str, str]]:
     several = len(best) > 1
 
     def line(row: dict[str, Any]) -> str:
-        return f"budget {row['budget']:g}: " if several else ""
+        return f"budget {row['budget']:g}, " if several else ""
 
     return [
         (
             _with_error(row["score"], _plain(row["standard_error"])),
-            f"{line(row)}{row['trial']}, {_mean_of(row['runs'])}not confirmed",
+            f"{row['trial']}, {line(row)}{_mean_of(row['runs'])}not confirmed",
         )
         for row in best.to_dict("records")
     ]
@@ -260,6 +261,16 @@ def _best(frame: "pandas.DataFrame") -> list[tuple[str, str]]:
 
 def _mean_of(runs: int) -> str:
     return f"mean of {runs} runs, " if runs > 1 else ""
+
+
+def _stars(frame: "pandas.DataFrame") -> dict[str, list[str]]:
+    """The trials to star on the map of each state."""
+    searched = over_runs(frame[(frame["role"] != "baseline") & frame["score"].notna()])
+    several = frame.attrs["about"].several_objectives
+    return {
+        state: sorted(best_trials(searched, state, several_objectives=several))
+        for state in ("pruned", "repaired")
+    }
 
 
 def _yardsticks(about: About) -> list[tuple[str, str]]:

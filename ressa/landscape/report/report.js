@@ -305,13 +305,13 @@ function map() {
     pen.beginPath();
     const [h, v] = [x(one.vision), y(one.language)];
     pen.moveTo(h - 6, v); pen.lineTo(h, v - 6); pen.lineTo(h + 6, v); pen.lineTo(h, v + 6); pen.closePath();
-    pen.fillStyle = paper; pen.fill(); pen.stroke();
+    pen.fillStyle = one.edge ? ink : paper; pen.fill(); pen.stroke();
   }
   pen.lineWidth = 1;
   pen.font = "20px system-ui, sans-serif";
   pen.textAlign = "center";
-  const best = spots.filter((spot) => spot.row.role !== "baseline" && spot.row.state !== "failed").at(-1);
-  if (best) {
+  const starred = new Set(data.stars[state.after ? "repaired" : "pruned"]);
+  for (const best of spots.filter((spot) => starred.has(spot.row.trial))) {
     pen.lineWidth = 3; pen.strokeStyle = paper; pen.strokeText("★", best.x, best.y - size - 3);
     pen.fillStyle = ink; pen.fillText("★", best.x, best.y - size - 3);
   }
@@ -327,7 +327,7 @@ function map() {
   $("ramp").style.background = `linear-gradient(90deg, ${LAYERS[layer].join(",")})`;
   const unit = layer === "deviation" ? "points" : "%";
   [$("low").textContent, $("high").textContent] = scale.map((value) => `${percent(value)} ${unit}`);
-  $("shading").textContent = found ? `${found.hull ? "Shading: what the trials together say. " : ""}◇ the best of a line and, bold, where it lies with 90 % probability. ` : "";
+  $("shading").textContent = found ? `${found.hull ? "Shading: what the trials together say. " : ""}◇ the best of a line and, bold, where it lies with 90 % probability. ${bests.some((one) => one.edge) ? "◆ at the edge of the search: a better one may lie beyond. " : ""}` : "";
   tableOfBests(bests);
 }
 
@@ -376,7 +376,7 @@ function tableOfBests(bests) {
   heads.append(...names.map((name) => make("th", name, { scope: "col" })));
   const body = bests.map((one) => {
     const row = make("tr"), whole = (value) => (100 * value).toFixed(0);
-    row.append(...[percent(one.equal), `${percent(one.vision)} : ${percent(one.language)}`,
+    row.append(...[percent(one.equal), `${percent(one.vision)} : ${percent(one.language)}${one.edge ? " ◆" : ""}`,
       `${percent(one.vision_low)} and ${percent(one.vision_high)}`, percent(one.score),
       `${percent(one.low)} and ${percent(one.high)}`, `${whole(one.within_margin)} %`,
       known(one.equal_within_margin) ? `${whole(one.equal_within_margin)} %` : ""].map((text) => make("td", text)));
