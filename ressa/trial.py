@@ -38,11 +38,11 @@ from ressa.repair import (
     FeatureTeacher,
     LiveTeacher,
     RepairStep,
-    Teacher,
+    StoredTeacher,
     attach,
     merge,
     remove_checkpoints,
-    teacher_logits,
+    teacher_parts,
     train,
 )
 from ressa.sparsity import TOWERS, Target, packed_bytes
@@ -257,12 +257,13 @@ class _Trial:
             return LiveTeacher(self.vlm)
         blank = plan.objective == "text"
 
-        def make() -> bytes:
+        def make() -> Iterator[bytes]:
             task, examples = self._data(plan.data)
-            return teacher_logits(self.vlm, examples, task, blank=blank).to_bytes()
+            for part in teacher_parts(self.vlm, examples, task, blank=blank):
+                yield part.to_bytes()
 
         with self._clock("teacher"):
-            return Teacher.from_bytes((yield from self.stages.once("teacher", key, make)))
+            return StoredTeacher((yield from self.stages.once_in_parts("teacher", key, make)))
 
     def repair(self, teacher: AnyTeacher | None) -> Generator[Progress]:
         """Trains what is left of the weights as the spec asks, and merges it, zeros untouched."""

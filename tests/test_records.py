@@ -5,10 +5,17 @@ from dataclasses import replace
 
 import pytest
 
-from ressa.keys import stage_key
-from ressa.records import Failure, Outcome, TrialSpec, content_key
+from ressa.keys import (
+    NO_VERSIONS,
+    mask_keys,
+    outliers_key,
+    stage_key,
+    teacher_key,
+    threshold_key,
+)
+from ressa.records import Failure, Outcome, TaskData, TrialSpec, content_key, use_of
 from ressa.sparsity import Target
-from ressa.spec import Calibration, DataRef, ModelRef, Repair, TowerTarget
+from ressa.spec import Calibration, DataRef, DataSource, ModelRef, Owl, Repair, TowerTarget
 
 
 @pytest.fixture
@@ -101,3 +108,34 @@ def test_an_outcome_survives_json() -> None:
 def test_a_failure_survives_the_way_between_processes() -> None:
     failure = Failure(kind="numeric", stage="repair", message="diverged")
     assert pickle.loads(pickle.dumps(failure)) == failure
+
+
+def test_whatever_a_stage_reads_changes_its_key(trial):
+    reseeded = replace(trial, calibration=Calibration(seed=1))
+    assert threshold_key(reseeded, "vision", ()) != threshold_key(trial, "vision", ())
+    assert outliers_key(trial, "vision", Owl(threshold=7)) != outliers_key(trial, "vision", Owl())
+    blind = replace(trial, repair=Repair(objective="text", train=("language",)))
+    assert teacher_key(blind) != teacher_key(trial)
+
+
+@pytest.mark.parametrize(
+    ("activations", "behind"), [("dense", False), ("tower", False), ("sequential", True)]
+)
+def test_masks_of_a_method_that_has_changed_are_made_anew(trial, activations, behind):
+    one = replace(trial, calibration=Calibration(activations=activations))
+    plain, raised = mask_keys(one, NO_VERSIONS), mask_keys(one, {"vision": (2,), "language": ()})
+    assert raised["vision"] != plain["vision"]
+    assert (raised["language"] != plain["language"]) == behind, "those made behind them, too"
+
+
+def test_other_contents_of_its_data_make_another_trial(trial):
+    use = trial.evaluate[0]
+    source = DataSource(task="vqa", format="vqav2", path="/here")
+
+    def key(contents, path="/here"):
+        moved = source.model_copy(update={"path": path})
+        data = TaskData(name=use.task, source=moved, contents=((use_of(use), contents),))
+        return replace(trial, data=(data,)).key
+
+    assert key("1") != key("2")
+    assert key("1") == key("1", "/there")

@@ -61,9 +61,12 @@ class RetrievalMeasure:
         images = list(dict.fromkeys(example.image_id for example in examples))
         row = {image: index for index, image in enumerate(images)}
         owner = torch.tensor([row[example.image_id] for example in examples])
-        scores_of_images, scores_of_captions = matching.scores(
-            task, images, [example.question for example in examples], source.rerank
-        )
+        try:
+            scores_of_images, scores_of_captions = matching.scores(
+                task, images, [example.question for example in examples], source.rerank
+            )
+        finally:
+            matching.model.cpu()  # it is kept for the next trial, whose model wants the GPU
         captions = torch.arange(len(examples))
         image_place = _places(scores_of_captions, owner)
         caption_place = _places(scores_of_images[owner], captions)

@@ -8,7 +8,7 @@ Dimensions: expert = experts of one mixture; out, in = rows and columns of one e
 token = all tokens of a batch, end to end.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import MethodType
 from typing import Any
@@ -142,9 +142,9 @@ def _run_routed(
     top_k_index: Int[Tensor, "token chosen"],
     top_k_weights: Float[Tensor, "token chosen"],
 ) -> Float[Tensor, "token in"]:
-    """Runs a mixture whose experts are linear layers: all of them, also those without a token."""
+    """Runs a mixture whose experts are linear layers."""
     result = torch.zeros_like(hidden_states)
-    for index in range(self.num_experts):
+    for index in _awaited(self, top_k_index):
         token, place = torch.where(top_k_index == index)
         output = _run_expert(self, index, hidden_states, token)
         if getattr(self, "has_post_expert_norm", False):
@@ -152,6 +152,19 @@ def _run_routed(
         output = output * top_k_weights[token, place, None]
         result = result.index_add(0, token, output.to(result.dtype))
     return result
+
+
+def _awaited(experts: Any, top_k_index: Int[Tensor, "token chosen"]) -> Sequence[int]:
+    """The experts to run: those with a token, which is all that a result depends on.
+
+    All of them, in the same order on every worker, where gradients are taken, which ZeRO sums over
+    workers, or where somebody listens, who counts calls.
+    """
+    listened = any(layer._forward_pre_hooks for layer in experts.down_proj)
+    if torch.is_grad_enabled() or listened:
+        return range(experts.num_experts)
+    chosen: list[int] = top_k_index.unique().tolist()
+    return chosen
 
 
 def _run_grouped(self: Any, hidden_states: Float[Tensor, "row in"]) -> Float[Tensor, "row in"]:

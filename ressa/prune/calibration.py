@@ -492,9 +492,6 @@ def _zeros(sums: _Sums) -> _Sums:
 
 def _gather(part: Tensor, workers: int) -> list[Tensor]:
     """Collects every worker's part, in the order of their ranks."""
-    if workers == 1:
-        return [part]
-    sent = part if dist.get_backend() == "nccl" else part.cpu()
-    parts = [torch.empty_like(sent) for _ in range(workers)]
-    dist.all_gather(parts, sent)
-    return [received.to(part.device) for received in parts]
+    parts = [torch.empty_like(part) for _ in range(workers)]
+    dist.all_gather(parts, part)
+    return parts

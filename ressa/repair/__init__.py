@@ -7,8 +7,10 @@ from ressa.repair.distillation import (
     AnyTeacher,
     FeatureTeacher,
     LiveTeacher,
+    StoredTeacher,
     Teacher,
     teacher_logits,
+    teacher_parts,
 )
 from ressa.repair.loop import train
 from ressa.repair.methods import REPAIR_METHODS, attach, merge
@@ -22,10 +24,12 @@ __all__ = [
     "FeatureTeacher",
     "LiveTeacher",
     "RepairStep",
+    "StoredTeacher",
     "Teacher",
     "attach",
     "merge",
     "remove_checkpoints",
     "teacher_logits",
+    "teacher_parts",
     "train",
 ]

@@ -4,19 +4,17 @@ The global batches follow from the examples and a seed alone. Workers share out 
 number of workers changes neither what is learnt from nor in which order.
 """
 
-import math
 import random
 from collections.abc import Callable, Iterator, Sequence
-from itertools import count, islice, pairwise
+from itertools import chain, count, islice, pairwise
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
-from ressa.errors import RepairError
 from ressa.models.vlm import NO_LABEL, VLM, Batch
 from ressa.records import Example
-from ressa.repair.distillation import AnyTeacher, Pictures, trimmed
+from ressa.repair.distillation import AnyTeacher, Pictures, StoredTeacher, trimmed
 from ressa.repair.engine import accumulation
 from ressa.spec import Repair
 from ressa.workers import rank_and_world_size
@@ -55,23 +53,16 @@ def global_batches(
 
 
 def share(batch: Sequence[Sequence[int]], rank: int, world_size: int) -> list[int]:
-    """One worker's part of a global batch: a contiguous run of whole images.
+    """One worker's part of a global batch: a run of as many questions as the others have.
 
-    An image goes to the worker in whose equal part of the batch its first question falls, so parts
-    differ by less than one image's questions.
+    At its ends a run may cut an image's questions in two, and both workers then encode the image.
+    By whole images parts would differ, and a micro-batch of one might find no question left.
     """
-    size = sum(len(questions) for questions in batch)
-    part: list[int] = []
-    start = 0
-    for questions in batch:
-        if start * world_size // size == rank:
-            part.extend(questions)
-        start += len(questions)
-    return part
+    return pieces(list(chain.from_iterable(batch)), world_size)[rank]
 
 
 def pieces(part: Sequence[int], how_many: int) -> list[list[int]]:
-    """Cuts a worker's part into nearly equal micro-batches."""
+    """Cuts questions into runs that are nearly equal, and none empty if there are as many."""
     cuts = [len(part) * index // how_many for index in range(how_many + 1)]
     return [list(part[start:stop]) for start, stop in pairwise(cuts)]
 
@@ -89,17 +80,20 @@ class RepairData:
         seed: int,
         keep: Callable[[Callable[[], Batch]], Batch] | None = None,
     ) -> None:
-        self._examples, self._teacher = examples, teacher
+        self._examples = examples
         self.repair = repair
         self.rank, self.world_size = rank_and_world_size()
         self._batches = list(
             islice(global_batches(examples, repair.batch_size, seed), repair.steps)
         )
-        self.check(repair.micro_batch)
+        assert repair.batch_size % self.world_size == 0, "workers share a batch equally"
         used = sorted(
             {index for batch in self._batches for index in share(batch, self.rank, self.world_size)}
         )
         self._row = {index: number for number, index in enumerate(used)}
+        if isinstance(teacher, StoredTeacher):
+            teacher = teacher.about([examples[index] for index in used])
+        self._teacher = teacher
         self.device = vlm.model.device
         """Where the model is."""
 
@@ -124,18 +118,7 @@ class RepairData:
     @property
     def share(self) -> int:
         """Questions of a worker and step."""
-        return math.ceil(self.repair.batch_size / self.world_size)
-
-    def check(self, micro_batch: int | None) -> None:
-        """Refuses a size at which some worker would have an empty micro-batch."""
-        how_many = accumulation(self.repair, self.world_size, micro_batch)
-        ranks = range(self.world_size)
-        if any(len(share(b, r, self.world_size)) < how_many for b in self._batches for r in ranks):
-            raise RepairError(
-                f"a batch of {self.repair.batch_size} questions has only "
-                f"{min(map(len, self._batches))} images, too few for {self.world_size} workers "
-                f"with {how_many} micro-batches each; raise batch_size or micro_batch"
-            )
+        return self.repair.batch_size // self.world_size
 
     def pieces(self, step: int, size: int) -> list[list[int]]:
         """What each of this worker's micro-batches of a step, counted from 0, is to hold."""

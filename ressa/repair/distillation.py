@@ -21,16 +21,16 @@ tokens.
 
 import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import partial
 from typing import Protocol, TypeAlias, runtime_checkable
 
 import safetensors.torch
 import torch
 from jaxtyping import Float, Int
 from PIL.Image import Image
-from torch import Tensor, distributed
+from torch import Tensor
 from torch.nn import functional
 
 from ressa.errors import as_stored
@@ -38,7 +38,7 @@ from ressa.memory import in_batches
 from ressa.models.vlm import NO_LABEL, VLM, Batch
 from ressa.records import Example
 from ressa.spec import Distillation
-from ressa.workers import rank_and_world_size
+from ressa.workers import gather, rank_and_world_size
 
 CHUNK = 64
 """Examples per teacher pass; fixed, so that logits do not depend on the number of workers."""
@@ -153,30 +153,23 @@ def trimmed(batch: Batch) -> Batch:
 
 @dataclass(frozen=True)
 class Teacher:
-    """The dense model's logits at the answer positions of the repair examples."""
+    """The dense model's logits at the answer positions of some repair examples."""
 
-    example_ids: tuple[str, ...]
-    logits: Float[Tensor, "token vocab"]
-    lengths: Int[Tensor, " example"]
-    """How many of the rows are each example's; they lie in the order of `example_ids`."""
-
-    @cached_property
-    def _by_id(self) -> dict[str, Tensor]:
-        rows = torch.split(self.logits, self.lengths.tolist())
-        return dict(zip(self.example_ids, rows, strict=True))
+    rows: Mapping[str, Float[Tensor, "token vocab"]]
+    """By the example's id, a row for each token of its answer."""
 
     def of(
         self, examples: Sequence[Example], batch: Batch | None = None
     ) -> Float[Tensor, "token vocab"]:
         """The rows of these examples, in their order; the batch that they make is not needed."""
-        return torch.cat([self._by_id[example.id] for example in examples])
+        return torch.cat([self.rows[example.id] for example in examples])
 
     def to_bytes(self) -> bytes:
-        """Writes the teacher as safetensors: what the teacher stage stores."""
-        ids = torch.frombuffer(bytearray(json.dumps(self.example_ids).encode()), dtype=torch.uint8)
-        return safetensors.torch.save(
-            {"logits": self.logits, "lengths": self.lengths, "example_ids": ids}
-        )
+        """Writes the teacher as safetensors: a part of what the teacher stage stores."""
+        ids = torch.frombuffer(bytearray(json.dumps([*self.rows]).encode()), dtype=torch.uint8)
+        lengths = torch.tensor([len(rows) for rows in self.rows.values()])
+        logits = torch.cat([*self.rows.values()])
+        return safetensors.torch.save({"logits": logits, "lengths": lengths, "example_ids": ids})
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "Teacher":
@@ -184,7 +177,28 @@ class Teacher:
         with as_stored("a teacher"):
             tensors = safetensors.torch.load(data)
             ids = json.loads(tensors["example_ids"].numpy().tobytes())
-            return cls(tuple(ids), tensors["logits"], tensors["lengths"])
+            rows = torch.split(tensors["logits"], tensors["lengths"].tolist())
+            return cls(dict(zip(ids, rows, strict=True)))
+
+
+class StoredTeacher:
+    """A teacher that lies in the store in parts; with a large vocabulary it is larger than memory.
+
+    25,000 captions of 11 tokens and a vocabulary of 32,000 make 35 GB.
+    """
+
+    def __init__(self, parts: Iterable[bytes]) -> None:
+        """Takes parts as `to_bytes` wrote them; they are read when they are asked about."""
+        self._parts = parts
+
+    def about(self, examples: Sequence[Example]) -> Teacher:
+        """Reads what it says of these examples, a part at a time, on every worker together."""
+        asked = {example.id for example in examples}
+        found: dict[str, Tensor] = {}
+        for part in map(Teacher.from_bytes, self._parts):
+            # Copied, so that no part is held for the sake of a few of its rows.
+            found |= {id: rows.clone() for id, rows in part.rows.items() if id in asked}
+        return Teacher(found)
 
 
 class LiveTeacher:
@@ -225,53 +239,54 @@ class FeatureTeacher:
         return self._vlm.vision_features(batch, self._tower)
 
 
-AnyTeacher: TypeAlias = Teacher | LiveTeacher | FeatureTeacher
+AnyTeacher: TypeAlias = Teacher | StoredTeacher | LiveTeacher | FeatureTeacher
 
 
 @torch.no_grad()
-def teacher_logits(
+def teacher_parts(
     vlm: VLM, examples: Sequence[Example], task: Pictures, *, blank: bool = False
-) -> Teacher:
-    """Runs the dense model over the repair examples; call it before anything is pruned.
+) -> Iterator[Teacher]:
+    """Asks the dense model about the repair examples, 64 at a time, before anything is pruned.
 
-    The examples are cut into chunks of a fixed size, dealt to the workers in turn and gathered in
-    chunk order, so every worker returns the same teacher at any number of workers.
+    These chunks are dealt to the workers in turn and every worker is told all of them, in order,
+    so that they are the same at any number of workers.
 
     Args:
         blank: True shows the task's blank picture instead of each.
     """
     rank, world_size = rank_and_world_size()
     chunks = [examples[start : start + CHUNK] for start in range(0, len(examples), CHUNK)]
-
-    def answers_to(size: int) -> list[_Rows]:
-        return [_chunk_logits(vlm, chunk, task, blank, size) for chunk in chunks[rank::world_size]]
-
-    own = in_batches(answers_to, CHUNK)
-    gathered = [own]
-    if world_size > 1:
-        gathered = [[] for _ in range(world_size)]
-        distributed.all_gather_object(gathered, own)
-    in_order = [gathered[index % world_size][index // world_size] for index in range(len(chunks))]
-    return Teacher(
-        example_ids=tuple(example.id for example in examples),
-        logits=torch.cat([logits for logits, _ in in_order]),
-        lengths=torch.cat([lengths for _, lengths in in_order]),
-    )
+    size = CHUNK
+    for first in range(0, len(chunks), world_size):
+        own = None
+        if first + rank < len(chunks):
+            ask = partial(_asked, vlm, chunks[first + rank], task, blank)
+            own, size = in_batches(ask, size)
+        yield from filter(None, gather(own))
 
 
-_Rows: TypeAlias = tuple[Float[Tensor, "token vocab"], Int[Tensor, " example"]]
+def teacher_logits(
+    vlm: VLM, examples: Sequence[Example], task: Pictures, *, blank: bool = False
+) -> Teacher:
+    """Asks the dense model as `teacher_parts` does, and holds all that it says."""
+    rows: dict[str, Tensor] = {}
+    for part in teacher_parts(vlm, examples, task, blank=blank):
+        rows |= part.rows
+    return Teacher(rows)
 
 
-def _chunk_logits(
+def _asked(
     vlm: VLM, examples: Sequence[Example], task: Pictures, blank: bool, size: int
-) -> _Rows:
-    """Asks about a chunk, so many examples at a time."""
+) -> tuple[Teacher, int]:
+    """Asks about a chunk, so many examples at a time; returns how many that were, too."""
     picture = task.blank_image() if blank else None
-    logits, lengths = [], []
+    rows: dict[str, Tensor] = {}
     for first in range(0, len(examples), size):
         some = examples[first : first + size]
         batch = vlm.encode(some, task.image, answers=True, blank=picture)
         assert batch.labels is not None
-        logits.append(vlm.answer_logits(batch)[0].float().cpu())
-        lengths.append((batch.labels != NO_LABEL).sum(dim=1).cpu())
-    return torch.cat(logits), torch.cat(lengths)
+        lengths = (batch.labels != NO_LABEL).sum(dim=1).tolist()
+        logits = vlm.answer_logits(batch)[0].float().cpu()
+        ids = [example.id for example in some]
+        rows |= zip(ids, torch.split(logits, lengths), strict=True)
+    return Teacher(rows), size

@@ -46,7 +46,7 @@ def zero_stage(repair: Repair) -> int:
 
 def accumulation(repair: Repair, world_size: int, micro_batch: int | None) -> int:
     """Micro-batches per worker and step."""
-    questions = math.ceil(repair.batch_size / world_size)
+    questions = repair.batch_size // world_size
     return math.ceil(questions / (micro_batch or questions))
 
 
@@ -60,7 +60,7 @@ def deepspeed_config(
         micro_batch: questions that a worker holds at once; None for what `repair` says.
     """
     how_many = accumulation(repair, world_size, micro_batch or repair.micro_batch)
-    questions = math.ceil(repair.batch_size / world_size)  # per worker and step
+    questions = repair.batch_size // world_size  # per worker and step
     zero: dict[str, Any] = {
         "stage": zero_stage(repair),
         # A buffer of so many numbers is made at once; DeepSpeed's 500 million take 2 GB.
@@ -311,17 +311,20 @@ class Engine:
 
     @_quiet()
     def close(self) -> None:
-        """Takes DeepSpeed off the model.
+        """Takes DeepSpeed off the model; a second time it does nothing.
 
         What was not given back before is as it was at first; frozen weights that ZeRO 3 has shared
         out are then gone, and with them the model.
         """
+        if not self._loans:
+            return
         self._engine.destroy()
         for loan in self._loans:
             # ZeRO 3 puts its own kind of dictionary there, which would go on gathering.
             loan.owner.__dict__["_parameters"] = dict(loan.owner._parameters.items())
         for loan in self._loans:
             loan.owner._parameters[loan.key] = loan.original
+        self._loans = []
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -94,8 +94,8 @@ def answered(error: Exception, *, recoverable: bool) -> bool:
         raise error
     if not recoverable:
         raise RepairError(
-            f"out of memory in the midst of an exchange between workers ({error}). Set "
-            "repair.micro_batch to half of what it was",
+            f"out of memory where a repair cannot go on ({error}). Set repair.micro_batch to half "
+            "of what it was",
             "oom",
         ) from error
     return True

@@ -59,8 +59,7 @@ def train(
 
     Raises:
         RepairError: the loss or its gradient is not finite or has run away (failure "numeric"),
-            not even one question at a time fits in memory ("oom"), float16 without a GPU, or a
-            batch has too few images for the workers.
+            not even one question at a time fits in memory ("oom"), or float16 without a GPU.
     """
     needed = repair.distillation.weight or repair.objective == "features"
     assert teacher is not None or not needed, "no teacher to learn from"
@@ -156,7 +155,6 @@ class _Trainer:
     def _shrink(self, step: int) -> None:
         """Goes on with half the micro-batch; weights move at the end of a step, so none has."""
         self.size = smaller(self.size, step, self._data.repair)
-        self._data.check(self.size)
         free_cache()
         moment = self.engine.moment()
         self.engine.give_back()
@@ -164,7 +162,10 @@ class _Trainer:
         self._open(moment)
 
     def _open(self, moment: Moment | None) -> None:
-        self.engine = Engine(self._vlm, self._adapters, self._data.repair, self.size)
+        try:
+            self.engine = Engine(self._vlm, self._adapters, self._data.repair, self.size)
+        except Exception as error:
+            answered(error, recoverable=False)
         if moment is not None:
             self.engine.restore(moment)
 
@@ -185,8 +186,9 @@ def _take_step(
         worker ran out of memory where the others could be told.
 
     Raises:
-        RepairError: out of memory in a backward pass of several workers, or at ZeRO 3: the others
-            are in the midst of an exchange then, which nothing can call them back from.
+        RepairError: out of memory in an update, in a backward pass of several workers, or at ZeRO
+            3: the others are in the midst of an exchange then, which nothing can call them back
+            from.
     """
     answers = torch.tensor(float(data.answer_tokens(step)), dtype=torch.float64, device=data.device)
     tokens = over_workers(answers).item()
@@ -210,6 +212,9 @@ def _take_step(
             full = answered(error, recoverable=alone)
         if full:
             return None
-        norm = engine.step()  # what breaks off here may have moved weights: it is not done again
+        try:
+            norm = engine.step()  # of the first one the optimiser takes its room
+        except Exception as error:
+            answered(error, recoverable=False)  # some weights may have moved: no second time
     sums = over_workers(torch.stack(parts).sum(dim=0))
     return sums.tolist(), norm

@@ -36,6 +36,7 @@ from ressa.spec.exclusive import (
     Conflict,
     precision_conflicts,
     repair_conflicts,
+    stopping_conflicts,
     training_conflicts,
 )
 from ressa.spec.faults import explain
@@ -582,21 +583,14 @@ def _check_constraints(spec: SweepSpec) -> Iterator[Problem]:
 
 
 def _check_early_stopping(spec: SweepSpec) -> Iterator[Problem]:
-    if spec.early_stopping is None:
+    yield from _problems(stopping_conflicts(spec))
+    if spec.early_stopping is None or spec.repair.method == "none":
         return
     rungs, steps = spec.early_stopping.rungs, spec.repair.steps
     path: Path = ("early_stopping",)
-    if spec.repair.method == "none":
-        yield Problem(
-            path, "trials end at steps of repair, and repair.method is none. Leave it out."
-        )
-        return
     if len(spec.objectives) > 1:
         message = "a rung compares one score, the sweep has several objectives. One of the two."
         yield Problem(path, message)
-    if spec.repair.zero_stage == 3:
-        message = "a rung scores the student on each worker, which zero_stage 3 shares out. Set 2."
-        yield Problem(("repair", "zero_stage"), message)
     if list(rungs) != sorted(set(rungs)):
         message = f"rising steps, each once, got {', '.join(map(str, rungs))}."
         yield Problem((*path, "rungs"), message)

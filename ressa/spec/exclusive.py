@@ -24,6 +24,7 @@ def repair_conflicts(spec: SweepSpec) -> Iterator[Conflict]:
     """Yields which fields of `repair` exclude each other, or others of the spec, and why."""
     yield from training_conflicts(spec)
     yield from precision_conflicts(spec)
+    yield from stopping_conflicts(spec)
 
 
 def training_conflicts(spec: SweepSpec) -> Iterator[Conflict]:
@@ -35,12 +36,6 @@ def training_conflicts(spec: SweepSpec) -> Iterator[Conflict]:
     if repair.batch_size % workers:
         message = f"must divide repair.batch_size ({repair.batch_size}), got {workers}."
         yield _conflict(("resources", "workers"), message, "batch_size")
-    elif repair.micro_batch and (repair.batch_size // workers) % repair.micro_batch:
-        message = (
-            f"must divide batch_size / workers = {repair.batch_size // workers}, "
-            f"got {repair.micro_batch}."
-        )
-        yield _conflict(("repair", "micro_batch"), message, "batch_size", "micro_batch")
     if repair.dropout and repair.method not in ("lora", "none"):
         message = (
             f"{repair.method} has no place for dropout, got {repair.dropout}: its update meets no "
@@ -100,3 +95,15 @@ def precision_conflicts(spec: SweepSpec) -> Iterator[Conflict]:
             "to 2."
         )
         yield _conflict(("repair", "zero_stage"), message, "zero_stage", "dtype")
+
+
+def stopping_conflicts(spec: SweepSpec) -> Iterator[Conflict]:
+    """Yields what of `repair` leaves early stopping nothing to look at."""
+    if spec.early_stopping is None:
+        return
+    if spec.repair.method == "none":
+        message = "trials end at steps of repair, and repair.method is none. Leave it out."
+        yield _conflict(("early_stopping",), message, "method")
+    if spec.repair.zero_stage == 3:
+        message = "a rung scores the student on each worker, which zero_stage 3 shares out. Set 2."
+        yield _conflict(("repair", "zero_stage"), message, "zero_stage")

@@ -140,11 +140,13 @@ def apply_point(spec: SweepSpec, inventory: Inventory, point: Point) -> Effectiv
 def _repair_reason(spec: SweepSpec, fields: Mapping[str, Any]) -> str | None:
     """Why a point's fields of repair cannot be together; None if they can."""
     own = {name: value for name, value in fields.items() if name.startswith("repair.")}
-    if len(own) < 2:  # each by itself was judged with the file
+    if len(own) < 2:  # each by itself was judged with the file, on as many workers as it says
         return None
     _, repair = override(spec, own)
-    found = next(repair_conflicts(spec.model_copy(update={"repair": repair})), None)
-    return None if found is None else f"{'.'.join(map(str, found.path))}: {found.message}"
+    for one in repair_conflicts(spec.model_copy(update={"repair": repair})):
+        if len(one.fields & own.keys()) > 1:
+            return f"{'.'.join(map(str, one.path))}: {one.message}"
+    return None
 
 
 def _replicate(prune: Prune, repair: Repair, run: int) -> tuple[Prune, Repair]:

@@ -406,8 +406,8 @@ class Repair(SpecModel):
     micro_batch: int | None = Field(
         default=None,
         ge=1,
-        description="Questions a worker holds at once, ≥ 1; null takes batch_size / workers on "
-        "CPUs, and on GPUs the most that fit.",
+        description="Questions a worker holds at once at most, ≥ 1; null takes batch_size / "
+        "workers on CPUs, and on GPUs the most that fit.",
     )
     learning_rate: Number = Field(default=1e-4, gt=0, description="Peak learning rate, > 0.")
     schedule: Literal["constant", "cosine"] = Field(

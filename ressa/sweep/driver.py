@@ -17,7 +17,7 @@ from ressa.store import Ended, Lease, Store, SweepStore, acquire, holder, open_s
 from ressa.sweep import joined_ray, local_ray
 from ressa.sweep.location import at_its_place
 from ressa.sweep.places import Place, check_fits
-from ressa.sweep.plan import SweepPlan, make_plan
+from ressa.sweep.plan import SweepPlan, commits_of, make_plan
 
 if TYPE_CHECKING:
     import pandas
@@ -104,10 +104,10 @@ def start(
     there = _stored(spec)
     if there is not None:
         known = continued(there, spec)
-        if known.model == plan.spec.model:
+        if commits_of(known) == commits_of(plan.spec):
             plan = SweepPlan(known, plan.inventory, plan.fingerprint)
         else:
-            plan = make_plan(known)  # of the commit that it began with, not today's
+            plan = make_plan(known)  # of the commits that it began with, not today's
         grown = growth(stored_spec(there), plan.spec) | _pin(known, plan)
         if _is_over(there, plan, watcher):
             return there
@@ -159,9 +159,8 @@ def resume(
 
 
 def _pin(spec: SweepSpec, plan: SweepPlan) -> dict[str, Any]:
-    """The commit of a hub model that was asked for by no commit, kept for when it goes on."""
-    commit = plan.spec.model.revision
-    return {} if commit == spec.model.revision else {"model.revision": commit}
+    """The commits of hub models that were asked for by none, kept for when it goes on."""
+    return dict(commits_of(plan.spec).items() - commits_of(spec).items())
 
 
 def foretell(store: Store, name: str, watcher: Any, *, redo: "Redo | None" = None) -> None:
@@ -342,8 +341,9 @@ def _value(spec: SweepSpec, field: str) -> Any:
 def _grow(spec: SweepSpec, detail: dict[str, Any]) -> SweepSpec:
     content = spec.model_dump()
     for field, value in detail.items():
-        section, name = field.split(".")
-        content[section][name] = value
+        section, _, rest = field.partition(".")
+        *data, name = rest.rsplit(".", 1)  # of a data set, whose own name may have dots
+        (content[section][data[0]] if data else content[section])[name] = value
     return SweepSpec.model_validate(content)
 
 

@@ -100,27 +100,19 @@ class SweepPlan:
             if not own:
                 continue
             contents = {text: self._fingerprint_of(name, source, use) for text, use in own.items()}
-            if source.model is not None and self.reads_data:
-                revision, contents["model"] = self._matching_models[name]
-                source = source.model_copy(update={"model_revision": revision})
+            if name in self._matching_models:
+                contents["model"] = self._matching_models[name]
             found.append(
                 TaskData(name=name, source=_absolute(source), contents=tuple(contents.items()))
             )
         return tuple(found)
 
     @cached_property
-    def _matching_models(self) -> dict[str, tuple[str | None, str]]:
-        """Of data sets' matching models: the commit of today, if on the hub, and fingerprint."""
-        from ressa.models.identity import is_on_hub, pinned
-
-        found = {}
-        for name, source in self.spec.data.items():
-            if source.model is not None:
-                ref = ModelRef(id=source.model, revision=source.model_revision)
-                if is_on_hub(ref):
-                    ref, _ = pinned(ref, weights=True)
-                found[name] = ref.revision, _fingerprint(ref)
-        return found
+    def _matching_models(self) -> dict[str, str]:
+        """The fingerprints of data sets' matching models."""
+        if not self.reads_data:
+            return {}
+        return {name: _fingerprint(ref) for name, ref in _matching_models(self.spec).items()}
 
     def _fingerprint_of(self, name: str, source: DataSource, use: Calibration | DataRef) -> str:
         if not self.reads_data:
@@ -234,10 +226,7 @@ def make_plan(spec: SweepSpec, *, reads_data: bool = True) -> SweepPlan:
     Raises:
         SpecError: the model cannot be found, or a trial cannot be what the spec asks.
     """
-    from ressa.models.identity import is_on_hub, pinned
-
-    if is_on_hub(spec.model):  # the commit of today, for all trials and whenever it goes on
-        spec = spec.model_copy(update={"model": pinned(spec.model)[0]})
+    spec = _with_commits(spec, reads_data=reads_data)
     inventory = inventory_of(spec.model)
     if spec.model.image_size is not None and spec.model.catalog is not None:
         from ressa.models import load_inventory
@@ -248,6 +237,35 @@ def make_plan(spec: SweepSpec, *, reads_data: bool = True) -> SweepPlan:
         lines = [f"{'.'.join(map(str, problem.path))}: {problem.message}" for problem in problems]
         raise SpecError("\n".join(lines), lines)
     return SweepPlan(spec, inventory, _fingerprint(spec.model), reads_data)
+
+
+def _with_commits(spec: SweepSpec, *, reads_data: bool) -> SweepSpec:
+    """Names today's commit of each hub model, for all trials and whenever the sweep goes on."""
+    from ressa.models.identity import is_on_hub, pinned
+
+    model = pinned(spec.model)[0] if is_on_hub(spec.model) else spec.model
+    data = dict(spec.data)
+    for name, ref in _matching_models(spec).items() if reads_data else ():
+        if is_on_hub(ref):
+            commit = pinned(ref, weights=True)[0].revision
+            data[name] = data[name].model_copy(update={"model_revision": commit})
+    return spec.model_copy(update={"model": model, "data": data})
+
+
+def _matching_models(spec: SweepSpec) -> dict[str, ModelRef]:
+    """The matching models of data sets of retrieval."""
+    return {
+        name: ModelRef(id=source.model, revision=source.model_revision)
+        for name, source in spec.data.items()
+        if source.model is not None
+    }
+
+
+def commits_of(spec: SweepSpec) -> dict[str, str | None]:
+    """The fields that say at which commit a model of the hub is taken."""
+    found = {"model.revision": spec.model.revision}
+    found |= {f"data.{name}.model_revision": one.model_revision for name, one in spec.data.items()}
+    return found
 
 
 @cache

@@ -1,12 +1,18 @@
 """How likely a model finds answers, against transformers' own loss."""
 
+import math
+
+import numpy as np
 import pytest
 import torch
 
 from ressa.data.easy_vqa import EasyVQA
+from ressa.evaluate import Answer
 from ressa.evaluate.likelihood import choices_of, likelihoods
+from ressa.evaluate.measures import Choices, TextLikelihood
 from ressa.evaluate.predictions import batches
 from ressa.models import load_vlm
+from ressa.records import Example
 
 
 @pytest.fixture(scope="module")
@@ -45,3 +51,30 @@ def test_batches_keep_pictures_together_and_texts_of_a_length(task):
     assert len(seen) == len(set(seen))
     longest = [max(len(e.question) for e in batch) for batch in cut]
     assert longest == sorted(longest, reverse=True)
+
+
+def _asked(number: int, image: str, **changes: object) -> Example:
+    given = {"question": "?", "answer": "a", "kind": "any"} | changes
+    return Example(id=str(number), image_id=image, **given)
+
+
+def test_the_errors_of_likelihood_and_perplexity_are_those_of_a_ratio():
+    """Two texts of one picture count as one: their influence is added before it is squared."""
+    examples = [_asked(number, image) for number, image in enumerate("aabc")]
+    totals, tokens = np.array([-3.0, -8.0, -2.0, -9.0]), np.array([3, 4, 2, 5])
+    answers = [Answer("", pair) for pair in zip(totals, tokens, strict=True)]
+    found, _ = TextLikelihood().score(None, examples, answers)
+    mean = totals.sum() / tokens.sum()
+    influence = (totals - mean * tokens) / tokens.sum()
+    by_picture = np.array([influence[:2].sum(), influence[2], influence[3]])
+    error = math.sqrt((by_picture**2).sum() * 3 / 2)
+    assert found["perplexity"] == pytest.approx(math.exp(-mean))
+    assert found["perplexity_standard_error"] == pytest.approx(math.exp(-mean) * error)
+    assert found["likelihood_standard_error"] == pytest.approx(math.exp(mean) * error)
+
+
+def test_a_choice_by_the_mean_of_its_tokens_is_scored_by_itself():
+    examples = [_asked(number, str(number), choices=("a", "b")) for number in range(2)]
+    answers = [Answer("b", (0,)), Answer("b", (1,))]
+    found, _ = Choices().score(None, examples, answers)
+    assert (found["accuracy"], found["accuracy_per_token"]) == (0, 0.5)

@@ -4,6 +4,7 @@ import random
 import pytest
 
 from ressa.evaluate import score
+from ressa.evaluate.metrics import averaged
 from ressa.records import Example
 
 ANSWERS = ("circle", "no", "red", "yes")
@@ -92,3 +93,20 @@ def test_one_picture_has_no_standard_error() -> None:
 def test_nothing_to_score_is_an_error() -> None:
     with pytest.raises(ValueError, match="nothing"):
         score([], [], ANSWERS)
+
+
+def test_the_error_of_balanced_accuracy_weighs_each_answer_alike():
+    truth = ["yes"] * 90 + ["no"] * 10
+    given = ["yes"] * 60 + ["red"] * 30 + ["no"] * 5 + ["red"] * 5
+    found = score([example(i, one) for i, one in enumerate(truth)], given, ANSWERS)
+    variance = ((2 / 3) * (1 / 3) / 90 + 0.25 / 10) / 4
+    error = math.sqrt(variance * 100 / 99)
+    assert found["balanced_accuracy_standard_error"] == pytest.approx(error)
+
+
+def test_repeating_each_question_does_not_make_a_mean_more_certain():
+    values, examples = [0.0, 1.0, 0.3, 0.9], [example(i, "yes") for i in range(4)]
+    once = averaged("x", values, examples)["x_standard_error"]
+    again = [example(9 + i, "yes", image=one.image_id) for i, one in enumerate(examples)]
+    twice = averaged("x", values * 2, examples + again)["x_standard_error"]
+    assert twice == pytest.approx(once)

@@ -17,7 +17,9 @@ from ressa.evaluate.measures import measure_of
 from ressa.evaluate.retrieval import Matching
 from ressa.models import load_vlm
 from ressa.spec import spec_from_mapping
-from ressa.sweep.plan import make_plan
+from ressa.store import open_store
+from ressa.sweep.driver import continued
+from ressa.sweep.plan import commits_of, make_plan
 from tests.data import published
 
 CAPTIONS = ("a red circle", "there is a blue triangle in the image", "what is it ?")
@@ -160,13 +162,20 @@ def test_of_a_matching_model_on_the_hub_the_commit_counts_that_is_read(
         "space": {"vision_sparsity": 0.5, "language_sparsity": 0.5},
         "evaluate": [{"task": "flickr", "samples": None}],
     }
+    asked = spec_from_mapping(sweep).spec
+    point = {"vision_sparsity": "0.5", "language_sparsity": "0.5"}
     trials = []
     for newest in commits:
         (own / "refs" / "main").write_text(newest)
-        plan = make_plan(spec_from_mapping(sweep).spec)
-        trials.append(plan.trial({"vision_sparsity": "0.5", "language_sparsity": "0.5"}))
+        plan = make_plan(asked)
+        assert commits_of(plan.spec)["data.flickr.model_revision"] == newest
+        trials.append(plan.trial(point))
     assert [trial.data[0].source.model_revision for trial in trials] == commits
     assert trials[0].key != trials[1].key
+    # A sweep that began with the first commit goes on with it.
+    stored = open_store(tmp_path / "store", create=True).create_sweep("hub", asked.to_yaml())
+    stored.event("grown", {"data.flickr.model_revision": commits[0]}, epoch=1)
+    assert make_plan(continued(stored, asked)).trial(point).key == trials[0].key
     # The first commit is read, though another is the newest by now.
     shutil.rmtree(own / "snapshots" / commits[1])
     Matching(load_vlm("pocket-blip2"), "org/matching", 2, revision=commits[0])

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from ressa.errors import NotFoundError, SpecError
-from ressa.landscape import orders
-from ressa.landscape.order import _allocations, _shown, _signs, _tau
+from ressa.landscape import compare, orders
+from ressa.landscape.order import _allocations, _means, _shown, _signs, _tau
 from ressa.landscape.tables import kendall
 from ressa.store import SweepStore, open_store
 
@@ -174,3 +174,49 @@ def test_what_has_no_order_is_said(recorded: SweepStore, tmp_path: Path) -> None
     record(other, 0, SPLITS[0], (0.5, 0.9), run=0)
     with pytest.raises(NotFoundError, match="1 allocations in common, 3 make an order"):
         orders([recorded, other])
+
+
+def test_runs_of_two_sweeps_are_compared_over_seeds_and_pictures(tmp_path: Path) -> None:
+    store = open_store(tmp_path, create=True)
+    for name, score in (("one", 0.70), ("other", 0.66)):
+        sweep = store.create_sweep(name, f"name: {name}\n")
+        for number in range(9):
+            seeded = number + 100 * (name == "one")
+            record(sweep, seeded, SPLITS[number // 3], (score, score), run=number % 3)
+    rows = compare(store, "one", "other", confidence=0.95)
+    assert {row["test"] for row in rows} == {"seeds and pictures"}
+    p = [row["p_value"] for row in rows]
+    assert [row["p_holm"] for row in rows] != p
+    for at, value in enumerate(p):
+        touching = compare(store, "one", "other", confidence=1 - value)[at]
+        low, high = touching["low_points"], touching["high_points"]
+        assert min(abs(low), abs(high)) < 0.02 * (high - low)
+
+
+@pytest.mark.parametrize(
+    ("count", "p", "shown"), [(1, 0.03, 0), (1, 0.024, 1), (10, 0.003, 0), (10, 0.0024, 1)]
+)
+def test_a_swap_is_asked_both_ways_and_held_against_all_pairs(
+    count: int, p: float, shown: int
+) -> None:
+    before = np.zeros((2, 3, 4))
+    before[0] = 1
+    pair = np.array([[0, 1]])
+    assert _shown(before, 1 - before, pair, lambda *_: p, count=count, alpha=0.05) == shown
+
+
+def test_resamples_draw_the_same_runs_under_both_conditions() -> None:
+    drawn = np.random.default_rng(0).random((50, 4, 3))
+    assert np.array_equal(_means(drawn, over_runs=True), _means(drawn, over_runs=True))
+
+
+def test_lines_are_ranked_by_themselves(tmp_path: Path) -> None:
+    sweep = open_store(tmp_path, create=True).create_sweep("lines", "name: lines\n")
+    splits = [(0.2, 0.8), (0.4, 0.6), (0.6, 0.4), (0.3, 0.9), (0.5, 0.7), (0.7, 0.5)]
+    for number, split in enumerate(splits):
+        record(sweep, number, split, (0.3 + number / 10, 0.9 - (number % 3) / 10), run=0)
+    whole, lines = orders([sweep]).rows(confidence=0.95)
+    assert (whole["scope"], whole["pairs"]) == ("map", 15)
+    assert (lines["scope"], lines["pairs"], lines["tau"]) == ("lines", 6, -1)
+    median = orders([sweep]).rows(confidence=0.0)[0]
+    assert median["low"] == median["high"]

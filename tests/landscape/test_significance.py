@@ -4,13 +4,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.stats import t as student
 
 from ressa.errors import NotFoundError, SpecError
 from ressa.landscape import Allocated, compare, judge
 from ressa.landscape.compare import asked, matched
 from ressa.landscape.items import Items, read_items
 from ressa.landscape.significance import allocations, holm, mcnemar, same_checkpoints
-from ressa.landscape.verdicts import EQUAL_QUESTION, LANGUAGE_QUESTION
+from ressa.landscape.verdicts import EQUAL_QUESTION, LANGUAGE_QUESTION, ask
 from ressa.store import SweepStore, open_store
 
 A, B = ("s", "a"), ("s", "b")
@@ -386,3 +387,61 @@ def test_an_objective_that_is_no_mean_over_items_cannot_be_paired(answered: Swee
     trials = answered.trials().head(2).assign(metric="text.perplexity")
     with pytest.raises(SpecError, match=r"text\.perplexity is no mean over items"):
         read_items({answered: trials})
+
+
+def test_p_is_the_least_level_at_which_the_interval_leaves_0_out() -> None:
+    items = _random_items(pictures=60, strata=1)
+    found = same_checkpoints(items, A, B)
+    assert 0.01 < found.p_value < 0.9
+    touching = same_checkpoints(items, A, B, confidence=1 - found.p_value)
+    assert min(abs(touching.low), abs(touching.high)) < 0.1 * found.standard_error
+    reach = student.ppf(0.975, 59) * found.standard_error
+    assert found.high - found.low == pytest.approx(2 * reach, rel=0.06)
+
+
+def test_where_pictures_alone_differ_p_is_students_over_pictures() -> None:
+    of_pictures = np.random.default_rng(0).normal(0, 0.1, (1, 6))
+    one = 2 + of_pictures.repeat(3, axis=0)
+    found = allocations(one, np.zeros_like(one))
+    value = found.value - 2 * found.standard_error
+    assert found.p_above(value) == pytest.approx(student.sf(2, 5), rel=0.03)
+
+
+def test_no_is_shared_over_the_others_and_yes_is_not() -> None:
+    subject, *others = _line(-0.02, 0.0, -0.015)
+    found = ask("?", subject, others, 1.0, 0.95)
+    no = [one.minus(subject).p_above(0.01) for one in others]
+    assert found.answer == "no"
+    assert found.p_value == pytest.approx(2 * min(no))
+
+
+def test_to_beat_is_to_be_better_whatever_the_margin() -> None:
+    _, beats = judge(_line(0.0, -0.01, -0.01), margin=8, confidence=0.95)
+    assert beats.question == LANGUAGE_QUESTION
+    assert beats.answer != "yes"
+    assert beats.margin_points == 0
+
+
+def test_an_allocation_of_vision_alone_prunes_not_both() -> None:
+    splits = ((0.0, 0.875), (1.0, 0.0))
+    alone = [_allocated(0.5, *split, _drawn(at, 0.9)) for at, split in enumerate(splits)]
+    assert judge(alone, margin=1, confidence=0.95) == ()
+
+
+def test_so_many_more_trials_would_decide_and_fewer_would_not() -> None:
+    subject, *others = _line(-0.016, 0.0, -0.02, runs=3)
+    found = ask("?", subject, others, 1.0, 0.95)
+    assert found.more_trials
+    spreads = [one.minus(subject) for one in others]
+
+    def p_with(seeds: int) -> float:
+        return 2 * min(one.with_seeds(seeds).p_above(0.01) for one in spreads)
+
+    seeds = 3 + found.more_trials // 3
+    assert p_with(seeds) <= 0.0501
+    assert p_with(seeds - 1) > 0.0499
+
+
+def test_an_answer_that_no_drawn_picture_has_is_left_out() -> None:
+    items = _items([[1] * 6], list(range(6)), [0] * 5 + [1])
+    assert (items.resampled(50, seed=0) == 1).all()

@@ -205,6 +205,31 @@ def test_experts_are_matrices_of_their_own_and_compute_what_the_mixture_does() -
     assert find_towers(mixture("meta")).inventory == towers.inventory
 
 
+def test_experts_without_a_token_are_left_out_unless_gradients_or_listeners_want_all() -> None:
+    model = mixture()
+    open_matrices(model)
+    experts = model.model.language_model.layers[1].mlp.experts
+    ids = torch.tensor([[5]])
+    called = []
+    for index, layer in enumerate(experts.down_proj):
+        layer.register_forward_hook(lambda *_, index=index: called.append(index))
+
+    def run() -> tuple[torch.Tensor, list[int]]:
+        called.clear()
+        return model(input_ids=ids).logits, [*called]
+
+    with_all, everyone = run()
+    assert everyone == [0, 1, 2, 3]
+    with torch.no_grad():
+        logits, chosen = run()
+        assert len(chosen) == 2
+        assert logits.equal(with_all)
+        experts.down_proj[0].register_forward_pre_hook(lambda *_: None)
+        logits, everyone = run()
+    assert everyone == [0, 1, 2, 3]
+    assert logits.equal(with_all)
+
+
 def test_closing_a_mixture_keeps_what_was_done_to_its_experts() -> None:
     model, plain = mixture(), mixture()
     open_matrices(model)

@@ -12,7 +12,7 @@ from ressa.prune import LayerStatistics, keep_mask
 from ressa.prune import sparsegpt as module
 from ressa.prune.magnitude import Magnitude
 from ressa.prune.masks import Removal
-from ressa.prune.sparsegpt import SparseGPT
+from ressa.prune.sparsegpt import DAMPENING, SparseGPT
 from ressa.prune.wanda import Wanda
 from ressa.sparsity import Pattern
 from ressa.testing import PruneMethodContract
@@ -321,3 +321,12 @@ def test_a_saliency_that_is_not_finite_is_refused(removal):
     with pytest.raises(PruneError, match="not finite") as caught:
         SparseGPT().prune(weight, statistics, removal, NO_CHANCE)
     assert caught.value.failure == "numeric"
+
+
+def test_the_saliency_is_the_papers() -> None:
+    weight, statistics = drawn_weight(columns=48), statistics_of(correlated_inputs(columns=48))
+    gram = statistics.gram.double()
+    hessian = gram + DAMPENING * gram.diagonal().mean() * torch.eye(48)
+    inverse = torch.linalg.cholesky(torch.linalg.inv(hessian), upper=True).diagonal()
+    got = SparseGPT().saliency(weight, statistics, NO_CHANCE).double()
+    torch.testing.assert_close(got, (weight.double() / inverse).square(), rtol=1e-3, atol=0)

@@ -19,8 +19,10 @@ from ressa.models.towers import find_towers
 from ressa.models.vlm import VLM
 from ressa.records import Example
 from ressa.repair import (
+    AnyTeacher,
     Checkpoints,
     FeatureTeacher,
+    StoredTeacher,
     Teacher,
     attach,
     merge,
@@ -113,7 +115,9 @@ def repaired(
         stop_after: walk away after so many steps.
     """
     vlm = dense_vlm(kind, dtype)
-    teacher = teacher_of(vlm, plan)
+    teacher: AnyTeacher = teacher_of(vlm, plan)
+    if isinstance(teacher, Teacher):
+        teacher = StoredTeacher([teacher.to_bytes()])
     adapters = attach(vlm.model, prune(vlm), vlm.towers, plan, seed=0)
     steps = train(
         vlm,

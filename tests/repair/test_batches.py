@@ -1,4 +1,4 @@
-"""Which questions a step sees: fixed by the seed, whole images together, shared out evenly."""
+"""Which questions a step sees: fixed by the seed, image by image, shared out equally."""
 
 from itertools import islice
 
@@ -8,6 +8,7 @@ from pruned import dense_vlm, questions, repair_plan, task
 
 from ressa.records import Example
 from ressa.repair.batches import QUESTIONS_PER_IMAGE, RepairData, global_batches, pieces, share
+from ressa.repair.engine import accumulation
 
 
 def asked(*counts: int) -> list[Example]:
@@ -57,16 +58,21 @@ def test_a_batch_may_be_larger_than_the_data() -> None:
     assert sum(map(len, batch)) == 12
 
 
-@pytest.mark.parametrize("workers", [1, 2, 3, 5])
-def test_workers_share_a_batch_out_in_order_by_whole_images(workers: int) -> None:
-    batch = next(global_batches(asked(*[9, 3, 5, 7] * 10), 64, seed=0))
-    shares = [share(batch, rank, workers) for rank in range(workers)]
-    assert [i for part in shares for i in part] == [i for group in batch for i in group]
-    sizes = [len(part) for part in shares]
-    assert max(sizes) - min(sizes) <= 2 * QUESTIONS_PER_IMAGE
-    for group in batch:
-        assert sum(group[0] in part for part in shares) == 1
-        assert any(set(group) <= set(part) for part in shares)
+@pytest.mark.parametrize("workers", [1, 2, 4, 8])
+def test_workers_share_a_batch_out_equally_and_in_order(workers: int) -> None:
+    for batch in islice(global_batches(asked(*[9, 3, 5, 1] * 10), 64, seed=0), 20):
+        shares = [share(batch, rank, workers) for rank in range(workers)]
+        assert [i for part in shares for i in part] == [i for group in batch for i in group]
+        assert {len(part) for part in shares} == {64 // workers}
+
+
+@pytest.mark.parametrize("workers", [1, 2, 4])
+def test_no_micro_batch_of_any_size_is_empty_or_larger_than_asked(workers: int) -> None:
+    batch = next(global_batches(asked(*[9, 3, 5, 1] * 10), 24, seed=0))
+    for size in range(1, 24 // workers + 1):
+        how_many = accumulation(repair_plan(batch_size=24), workers, size)
+        cut = [pieces(share(batch, rank, workers), how_many) for rank in range(workers)]
+        assert all(1 <= len(piece) <= size for part in cut for piece in part)
 
 
 def test_pieces_are_nearly_equal_and_complete() -> None:

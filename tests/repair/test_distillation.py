@@ -15,11 +15,13 @@ from ressa.records import Example
 from ressa.repair import (
     REPAIR_METHODS,
     LiveTeacher,
+    StoredTeacher,
     Teacher,
     attach,
     distillation,
     merge,
     teacher_logits,
+    teacher_parts,
     train,
 )
 from ressa.repair.distillation import (
@@ -105,22 +107,35 @@ def test_a_teacher_for_whom_a_chunk_is_too_much_is_asked_less_at_once() -> None:
     vlm.model.register_forward_pre_hook(little_room, with_kwargs=True)
     got = teacher_logits(vlm, examples, task())
     assert asked[-2:] == [8, 4]
-    assert got.lengths.equal(wanted.lengths)
-    torch.testing.assert_close(got.logits, wanted.logits, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(got.rows, wanted.rows, rtol=1e-4, atol=1e-4)
 
 
 def test_the_teacher_knows_how_many_tokens_each_answer_has() -> None:
     teacher = teacher_logits(dense_vlm(), questions(7), task())
-    words = [len(example.answer.split()) for example in questions(7)]
-    assert teacher.lengths.tolist() == [count + 1 for count in words]
+    words = {example.id: len(example.answer.split()) for example in questions(7)}
+    assert {id: len(rows) - 1 for id, rows in teacher.rows.items()} == words
 
 
 def test_a_teacher_survives_being_stored() -> None:
     teacher = teacher_logits(dense_vlm(), questions(7), task())
     restored = Teacher.from_bytes(teacher.to_bytes())
-    assert restored.example_ids == teacher.example_ids
-    assert torch.equal(restored.of(questions(7)), teacher.logits)
-    assert torch.equal(restored.lengths, teacher.lengths)
+    assert list(restored.rows) == list(teacher.rows)
+    assert torch.equal(restored.of(questions(7)), teacher.of(questions(7)))
+
+
+def test_a_teacher_is_made_in_parts_and_holds_what_it_is_asked_about(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(distillation, "CHUNK", 5)
+    vlm, examples = dense_vlm(), questions(12)
+    parts = list(teacher_parts(vlm, examples, task()))
+    assert [len(part.rows) for part in parts] == [5, 5, 2]
+    few = (examples[11], examples[0], examples[6])
+    teacher = StoredTeacher([part.to_bytes() for part in parts]).about(few)
+    assert teacher.rows.keys() == {example.id for example in few}
+    held = {rows.untyped_storage().nbytes() for rows in teacher.rows.values()}
+    assert held <= {rows.nbytes for rows in teacher.rows.values()}
+    assert torch.equal(teacher.of(few), teacher_logits(vlm, examples, task()).of(few))
 
 
 def test_repair_leaves_the_teacher_bit_identical() -> None:
@@ -174,7 +189,7 @@ def test_what_padding_holds_changes_no_loss(kind: str) -> None:
     for changed in (batch, dataclasses.replace(batch, inputs=other)):
         with torch.no_grad():
             ce, kl = loss_parts(
-                vlm, changed, teacher.logits, Distillation(), tokens=1.0, questions=1.0
+                vlm, changed, teacher.of(examples), Distillation(), tokens=1.0, questions=1.0
             )
         if changed is batch:
             wanted = ce, kl
@@ -274,5 +289,6 @@ def test_teacher_logits_are_stored_as_they_were_computed(dtype: torch.dtype) -> 
     batch = vlm.encode(questions(7), task().image, answers=True)
     with torch.no_grad():
         assert torch.equal(
-            teacher_logits(vlm, questions(7), task()).logits, vlm.answer_logits(batch)[0].float()
+            teacher_logits(vlm, questions(7), task()).of(questions(7)),
+            vlm.answer_logits(batch)[0].float(),
         )

@@ -420,10 +420,17 @@ def test_zero_3_shares_weights_out_while_it_trains_and_leaves_a_plain_model() ->
         assert not module._forward_pre_hooks
 
 
-def test_too_many_workers_for_a_batch_is_said_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ressa.repair.batches.rank_and_world_size", lambda: (0, 40))
-    with pytest.raises(RepairError, match="14 questions has only 4 images, too few for 40 workers"):
-        repaired(repair_plan())
+@pytest.mark.parametrize("where", ["ressa.repair.loop.Engine", "torch.optim.AdamW.step"])
+def test_memory_that_ends_as_the_engine_is_made_or_updates_asks_for_half_the_questions(
+    where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_much(*args: Any, **kwargs: Any) -> None:
+        raise torch.OutOfMemoryError("no room for moments")
+
+    monkeypatch.setattr(where, too_much)
+    with pytest.raises(RepairError, match=r"no room for moments.*micro_batch to half") as caught:
+        repaired(repair_plan(steps=1))
+    assert caught.value.failure == "oom"
 
 
 def test_deepspeed_is_configured_from_the_plan() -> None:

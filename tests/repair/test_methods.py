@@ -346,3 +346,15 @@ def test_spp_has_no_more_vectors_than_rows() -> None:
         "spp_alpha": (3, 8),
         "spp_beta": (3,),
     }
+
+
+def test_an_update_is_scaled_by_alpha_over_its_parts_rank() -> None:
+    vlm = dense_vlm()
+    rank = {"vision": 2, "language": 3, "connector": 4}
+    plan = repair_plan(alpha=6.0, rank=Rank(**rank))
+    adapters = attach(vlm.model, prune(vlm), vlm.towers, plan, seed=0)
+    for name, layer in adapters.layers.items():
+        assert len(layer.lora_a) == rank[adapters.parts[name]]
+        assert layer.scale == 6.0 / rank[adapters.parts[name]]
+        largest = layer.lora_a.abs().max() * layer.in_features**0.5
+        assert 0.9 < largest <= 1, "drawn Kaiming-uniform"

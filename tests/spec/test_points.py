@@ -324,6 +324,18 @@ def test_fields_of_repair_that_are_swept_together_are_judged_at_each_point(load,
     assert reason.startswith("repair.warmup_steps: the warm-up is part of steps (20), got 50")
 
 
+def test_which_points_there_are_does_not_follow_from_workers_which_may_grow(load, inventory):
+    text = (
+        "ressa: 1\nmodel: pocket-blip2\n"
+        "space: {vision_sparsity: 0.5, language_sparsity: 0.5, "
+        "repair.batch_size: {choices: [64, 96]}, repair.micro_batch: {choices: [16, 48]}}\n"
+        "resources: {workers: %d}\n"
+    )
+    one, four = (grid_points(load(text % workers).spec, inventory) for workers in (1, 4))
+    assert one == four
+    assert len(one[0]) == 4
+
+
 def test_values_that_are_right_together_alone_can_be_swept(load, inventory):
     text = (
         "ressa: 1\nmodel: pocket-blip2\n"

@@ -162,10 +162,14 @@ def test_a_driver_learns_that_it_was_taken_over(
 def test_of_two_drivers_that_start_together_one_wins(
     sweep: SweepStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = lease.holder
-    seen_before_the_other = real(sweep)
+    real, asked = lease.holder, list[SweepStore]()
+
+    def before_the_other(of: SweepStore) -> Holder | None:
+        asked.append(of)
+        return None if len(asked) == 1 else real(of)
+
     with acquire(sweep):
-        answers = iter([seen_before_the_other])
-        monkeypatch.setattr(lease, "holder", lambda s: next(answers, None) or real(s))
+        monkeypatch.setattr(lease, "holder", before_the_other)
         with pytest.raises(ConflictError):
             acquire(sweep)
+        assert len(asked) == 2, "or the race was not run"

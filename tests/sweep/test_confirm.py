@@ -268,7 +268,8 @@ def test_what_cannot_be_confirmed_is_said(tmp_path: Path) -> None:
     found = confirmation(sweep, top=1, per_line=False, seeds=3)
     shown = rows(found, make_plan(found.spec))
     assert [row["why"] for row in shown][:2] == ["among the best", "equal split"]
-    assert shown[0]["line"] == pytest.approx(shown[1]["line"], abs=1e-4)
+    equal = shown[1]["vision_sparsity"], shown[1]["language_sparsity"]
+    assert equal == pytest.approx([shown[0]["line"]] * 2, abs=1e-4)
     untested = searched_sweep(tmp_path / "untested", confirm=[])
     with pytest.raises(SpecError, match="has no test examples"):
         confirmation(untested, top=1, per_line=False, seeds=3)
@@ -277,3 +278,32 @@ def test_what_cannot_be_confirmed_is_said(tmp_path: Path) -> None:
     )
     with pytest.raises(SpecError, match="no trial of searched has succeeded yet"):
         confirmation(new, top=1, per_line=False, seeds=3)
+
+
+def test_the_best_is_by_its_mean_and_not_its_luckiest_run(tmp_path: Path) -> None:
+    spec = spec_from_mapping(CONTENT).spec
+    sweep = open_store(tmp_path, create=True).create_sweep("searched", spec.to_yaml())
+    runs = {"0.3": (0.99, 0.5), "0.4": (0.9, 0.8), "0.5": (0.7, 0.7), "2:4": (0.6, 0.6)}
+    finish(sweep, make_plan(spec), lambda p: runs[p["vision_sparsity"]][int(p["replicate"])])
+    best, *_ = confirmation(sweep, top=1, per_line=True, seeds=2).candidates
+    assert (best.point["vision_sparsity"], best.score) == ("0.4", pytest.approx(0.85))
+
+
+def test_without_budgets_the_equal_split_has_its_leaders_size(tmp_path: Path) -> None:
+    free = {
+        "vision_sparsity": {"choices": ["0.3", "0.4"]},
+        "language_sparsity": "0.5",
+        "repair.steps": {"choices": [5, 6]},
+    }
+    spec = spec_from_mapping(CONTENT | {"space": free, "budget": None, "replicates": 1}).spec
+    sweep = open_store(tmp_path, create=True).create_sweep("searched", spec.to_yaml())
+
+    def score(point: dict[str, str]) -> float:
+        return 0.5 + (point["repair.steps"] == "6") / 10 + float(point["vision_sparsity"]) / 10
+
+    finish(sweep, make_plan(spec), score)
+    found = confirmation(sweep, top=3, per_line=False, seeds=2)
+    shown = rows(found, make_plan(found.spec))
+    equal = next(row for row in shown if row["why"] == "equal split")
+    assert equal["vision_sparsity"] == pytest.approx(equal["line"], abs=1e-4)
+    assert shown[-1]["also"] == "repair.steps=6"

@@ -219,3 +219,22 @@ def test_a_hopeless_sweep_starts_nothing_more(tmp_path: Path) -> None:
     assert ledger.next() == "finished"
     assert sweep.driver().is_hopeless, "nor when it is resumed as it is"
     assert not sweep.driver(Redo(all=True)).is_hopeless
+
+
+def test_the_row_that_makes_an_attempt_count_is_written_last(
+    sweep: Sweep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = sweep.driver()
+    attempt = begin(ledger)
+    written = []
+    monkeypatch.setattr(SweepStore, "commit", lambda self, table, rows, **_: written.append(table))
+    row = {"state": "succeeded", "score": 0.5, "objectives": {"easy-vqa.balanced_accuracy": 0.5}}
+    ledger.finish(attempt, {"trials": [row], "scores": [{}], "answers": [{}]})
+    assert written == ["scores", "answers", "trials"]
+
+
+def test_what_was_stopped_is_seen_with_its_last_rung(tmp_path: Path) -> None:
+    ledger = Sweep(tmp_path).driver()
+    end(ledger, begin(ledger), state="stopped", objectives={"easy-vqa.balanced_accuracy": 0.4})
+    seen = ledger._as_seen(0, visible=True)
+    assert (seen.values, seen.failed) == ((0.4,), False)
