@@ -43,11 +43,13 @@ def compare(store: Store, one: str, other: str, *, confidence: float) -> list[di
 
     Raises:
         NotFoundError: there is no such sweep or trial, or none in common.
-        SpecError: a sweep and a trial; or their scores cannot be paired by items.
+        SpecError: a sweep and a trial, or twice the same; or scores cannot be paired by items.
     """
     (sweep, trial), (other_sweep, other_trial) = _named(store, one), _named(store, other)
     if (trial is None) != (other_trial is None):
         raise SpecError("compare two sweeps or two trials, such as quickstart/t000.")
+    if one == other:
+        raise SpecError(f"{one} is compared with itself: name two sweeps, or two trials.")
     if trial is not None and other_trial is not None:
         pairs: list[Any] = [([_run(sweep, trial)], [_run(other_sweep, other_trial)], {})]
         chosen = {sweep: [trial]}

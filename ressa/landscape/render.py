@@ -132,14 +132,6 @@ def _fitting(
     return shown, left_out, sum(widths[one] + 1 for one in shown) - 1 <= width
 
 
-def _asked(row: dict[str, Any], tower: str) -> str:
-    return target(row[tower], row[f"{tower}_sparsity"])
-
-
-def _recovered(row: dict[str, Any]) -> str:
-    return fraction(row["recovery_repaired"], 2)
-
-
 def _name(row: dict[str, Any]) -> str:
     """The trial, and how it ended unless it simply succeeded."""
     if row["state"] != "succeeded":

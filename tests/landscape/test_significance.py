@@ -371,6 +371,7 @@ def test_allocations_of_one_sweep_that_are_close_together_are_compared_each(tmp_
     ("one", "other", "error", "message"),
     [
         ("answered", "answered/t000", SpecError, "two sweeps or two trials"),
+        ("answered/t000", "answered/t000", SpecError, "compared with itself"),
         ("answered/t000", "answered/t09", NotFoundError, "no trial 't09'"),
         ("answered/t000", "answered/t003", NotFoundError, "came to no result: it is failed"),
         ("answered/t000", "answerd/t000", NotFoundError, "Did you mean 'answered'"),
