@@ -15,7 +15,8 @@ quickstart: $(VENV)/.run ## Set up, then map a real allocation landscape (minute
 	$(BIN)/ressa run sweeps/quickstart.yaml
 
 test: $(VENV)/.dev ## Set up, then run the tests of the CI tier
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile -m "not slow" tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder \
+		-m "not slow" tests
 
 check: $(VENV)/.dev ## Format, lint, types, import layers
 	$(BIN)/ruff format --check .

@@ -43,7 +43,7 @@ Replaced = Annotated[
 def validate(file: File, set_: Sets = None) -> None:
     """Checks a sweep file: every fault at once, with its line. Nothing is run."""
     spec = load(file, set_)
-    from ressa.sweep.preview import left_out
+    from ressa.spec import left_out
 
     count, points = left_out(spec)
     rest = f" {count:,} of its {points:,} points are left out: ressa plan {file}" if count else ""

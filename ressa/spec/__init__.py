@@ -8,8 +8,10 @@ from ressa.spec.points import (
     TowerTarget,
     apply_point,
     baseline,
+    count_points,
     draws,
     grid_points,
+    left_out,
 )
 from ressa.spec.resolve import (
     LoadedSpec,
@@ -79,7 +81,9 @@ __all__ = [
     "check_inventory",
     "draws",
     "endings",
+    "count_points",
     "grid_points",
+    "left_out",
     "load_spec",
     "spec_from_mapping",
     "spec_from_yaml",

@@ -1,6 +1,7 @@
 """What a point of the space comes to: the effective values of one trial."""
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -46,6 +47,8 @@ Point = Mapping[str, Any]
 
 CALIBRATION, REPAIR_DATA = "prune.calibration.", "repair.data."
 """How the names of fields begin that say which examples are drawn."""
+
+_FEW = 1_000  # points, which take a second to look at
 
 LayerTable = tuple[tuple[str, Fraction], ...]
 """Sparsities of some layers, by name, in the order of the layers."""
@@ -368,6 +371,25 @@ def _over(spec: SweepSpec, section: str) -> Iterator[tuple[Prune, Repair]]:
         values = dict.fromkeys(itertools.product(*axes))
     for one in values:
         yield override(spec, dict(zip(names, one, strict=True)))
+
+
+def count_points(spec: SweepSpec) -> float:
+    """Counts the points of a space, feasible or not; infinity of a continuous one."""
+    if spec.points is not None:
+        return len(spec.points) * spec.replicates
+    return math.prod(math.inf if axis.size is None else axis.size for axis in spec.dimensions)
+
+
+def left_out(spec: SweepSpec) -> tuple[int, int]:
+    """Returns how many points of a space cannot be, and how many there are.
+
+    None are counted where the space is too large to list at once, or the model is not in the
+    catalog.
+    """
+    if spec.model.catalog is None or count_points(spec) > _FEW:
+        return 0, 0
+    feasible, skipped = grid_points(spec, spec.model.catalog.inventory())
+    return len(skipped), len(feasible) + len(skipped)
 
 
 def grid_points(

@@ -18,7 +18,7 @@ from ressa.errors import InfeasibleAllocation, MissingExtraError, NotFoundError,
 from ressa.records import TrialSpec
 from ressa.search.fixed import chance
 from ressa.sparsity import TOWERS, Inventory
-from ressa.spec import ModelRef, SweepSpec, grid_points
+from ressa.spec import ModelRef, SweepSpec, count_points, grid_points
 from ressa.spec.space import SPARSITIES, SPARSITY
 from ressa.store import open_store
 from ressa.sweep.cost import BYTES, Fact, cost_words
@@ -49,7 +49,7 @@ def preview(spec: SweepSpec) -> Preview:
     distinct = 0
     trials: dict[str, TrialSpec] = {}
     drawn: list[TrialSpec] = []
-    if _points(spec) <= _MOST_LISTED:
+    if count_points(spec) <= _MOST_LISTED:
         feasible, skipped = grid_points(spec, plan.inventory)
         rows = [_row(plan, point) for point in feasible[:_MOST_POINTS]]
         trials = {trial.key: trial for trial in map(plan.trial, feasible)}
@@ -117,27 +117,9 @@ def _with_data(plan: SweepPlan) -> tuple[SweepPlan, list[Fact]]:
     return plan, []
 
 
-def left_out(spec: SweepSpec) -> tuple[int, int]:
-    """Returns how many points of a space cannot be, and how many there are.
-
-    None are counted where the space cannot be listed, or the model is not in the catalog.
-    """
-    if spec.model.catalog is None or _points(spec) > _MOST_LISTED:
-        return 0, 0
-    feasible, skipped = grid_points(spec, spec.model.catalog.inventory())
-    return len(skipped), len(feasible) + len(skipped)
-
-
-def _points(spec: SweepSpec) -> float:
-    """Counts the points of a space, feasible or not; infinity of a continuous one."""
-    if spec.points is not None:
-        return len(spec.points) * spec.replicates
-    return math.prod(math.inf if axis.size is None else axis.size for axis in spec.dimensions)
-
-
 def _continuous(plan: SweepPlan) -> tuple[list[TrialSpec], list[Fact]]:
     """Draws points evenly from a space that cannot be listed, and says how much is excluded."""
-    size = _points(plan.spec)
+    size = count_points(plan.spec)
     what = "continuous" if size == math.inf else f"{size:,.0f} points, too many to list"
     facts = [("space", f"{what}: the sampler draws from it")]
     reasons, drawn = [], []
