@@ -14,6 +14,11 @@ def pytest_make_parametrize_id(val: object) -> str | None:
     return None if is_named else type(val).__name__.lower()
 
 
+_AS_IF_NAMED = {"tests/sweep/test_attempts.py": "", "tests/sweep/test_sweep.py": "tests/prune"}
+"""The two files that take longest: if they came last, one process would be alone with them."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Puts the file that takes longest first: at the end one process would be alone with it."""
-    items.sort(key=lambda item: not item.nodeid.startswith("tests/sweep/test_attempts.py"))
+    """Puts the longest files before others, in an order that all processes agree on."""
+    paths = {item: item.nodeid.partition("::")[0] for item in items}
+    items.sort(key=lambda item: _AS_IF_NAMED.get(paths[item], paths[item]))
