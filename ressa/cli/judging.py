@@ -1,5 +1,6 @@
 """Verbs that say what a sweep's results are worth."""
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -22,6 +23,7 @@ from ressa.cli.running import board, interruptible
 from ressa.terminal import Output, say, show, write
 
 if TYPE_CHECKING:
+    from ressa.cli.shortened import Row
     from ressa.store import SweepStore
     from ressa.sweep.confirm import Confirmation
 
@@ -57,10 +59,8 @@ def best(
     from ressa.sweep.driver import current_spec
 
     sweep = opened_store(store).sweep(name)
-    found, spec = (
-        best_table(sweep, budget=budget, pareto=pareto, within=within),
-        current_spec(sweep),
-    )
+    found = best_table(sweep, budget=budget, pareto=pareto, within=within)
+    spec = current_spec(sweep)
     found["edge"] = [
         edge_of(row, spec) if row["below_best"] == 0 and not pareto else None
         for row in found.to_dict("records")
@@ -110,6 +110,18 @@ def _allocated(row: dict[str, Any], *, apart: bool) -> dict[str, Any]:
     }
 
 
+def _shown(
+    rows: "list[Row]", output: Output, shorten: "Callable[[list[Row]], tuple[str, list[Row]]]"
+) -> bool:
+    """Writes rows, in a table shortened under a title; says whether it was one."""
+    if output is not Output.table:
+        show(rows, output)
+        return False
+    title, short = shorten(rows)
+    show(short, output, title=title)
+    return True
+
+
 @app.command(epilog=examples("compare quickstart/t000 quickstart/t003", "compare sweep-a sweep-b"))
 @relayed
 def compare(
@@ -128,11 +140,8 @@ def compare(
     from ressa.landscape import compare as paired
 
     rows = paired(opened_store(store), one, other, confidence=confidence)
-    if output is not Output.table:
-        show(rows, output)
+    if not _shown(rows, output, compared):
         return
-    title, short = compared(rows)
-    show(short, output, title=title)
     several = "; p_holm: p adjusted for all rows" if len(rows) > 1 else ""
     say(
         "scores in %; one − other: in points, between low and high with "
@@ -177,11 +186,8 @@ def order(
         margin = current_spec(sweeps[0]).verdict.margin
         told = found.winners(margin=margin, confidence=confidence)
         rows = [{"one": a, "other": b, **one.row()} for a, b, one in told]
-        if output is not Output.table:
-            show(rows, output)
+        if not _shown(rows, output, lambda rows: won(rows, by)):
             return
-        title, short = won(rows, by)
-        show(short, output, title=title)
         say(
             f"holds: the best of one is less than {margin:g} points below each under the other; "
             f"difference: the strongest of the others − it, in points; all answers together are "
@@ -191,11 +197,8 @@ def order(
             say(f"not decided: {why}")
         return
     rows = found.rows(confidence=confidence)
-    if output is not Output.table:
-        show(rows, output)
+    if not _shown(rows, output, lambda rows: ordered(rows, by)):
         return
-    title, short = ordered(rows, by)
-    show(short, output, title=title)
     say(
         f"tau: between low and high with {confidence:.0%} confidence; scope: all pairs of "
         "allocations, or those on one line; swapped_models: pairs shown to be swapped on other "

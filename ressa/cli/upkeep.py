@@ -85,10 +85,10 @@ def collect_stages(
 
     Rows stay, and with them all results. Drivers may run meanwhile.
     """
-    from ressa.sweep.shared import collect, kinds_of, needs_of, uses_of
+    from ressa.sweep.shared import collect, kinds_of
 
-    opened, age = opened_store(store), _duration(older_than)
-    removed = collect(opened, older_than=age, dry_run=dry_run)
+    found = collect(opened_store(store), older_than=_duration(older_than), dry_run=dry_run)
+    removed, kept = found.removed, found.kept
     if output is not Output.table:
         show([use.row() for use in removed], output)
     elif removed:
@@ -96,14 +96,11 @@ def collect_stages(
         shown = ("stage", "count", "mib", "last_use")
         show([{name: _sized(row)[name] for name in shown} for row in rows], output)
     say(f"{'would remove' if dry_run else 'removed'} {len(removed):,} stages, {_mib(removed)}")
-    gone = {use.stored.name for use in removed}
-    needs = needs_of(opened)
-    kept = [use for use in uses_of(opened, needs) if use.stored.name not in gone]
     needed = [use for use in kept if use.needed_by]
     if needed:
         names = ", ".join(sorted({name for use in needed for name in use.needed_by}))
         say(f"kept: {len(needed):,} that sweeps need which are not finished: {names}")
-    for name, why in needs.unclear.items():
+    for name, why in found.unclear.items():
         say(f"all is kept for {name}, whose needs cannot be worked out: {why}")
     if len(kept) > len(needed):
         say(

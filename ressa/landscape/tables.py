@@ -334,7 +334,10 @@ SWEEP_COLUMNS = {
 
 
 def sweep_row(sweep: SweepStore) -> dict[str, Any]:
-    """Returns how far a sweep is, as a row with columns `SWEEP_COLUMNS`; nothing is None."""
+    """Returns how far a sweep is, as a row with columns `SWEEP_COLUMNS`.
+
+    What there is none of is None.
+    """
     state, found = sweep.status(), bests(sweep.trials(RACING))
     driver = state.holder if state.state in ("running", "unknown") else None
     return {

@@ -11,7 +11,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -245,7 +245,18 @@ def kinds_of(uses: Iterable[Use], *, edge: datetime) -> list[dict[str, Any]]:
     ]
 
 
-def collect(store: Store, *, older_than: timedelta, dry_run: bool = False) -> list[Use]:
+@dataclass(frozen=True, slots=True)
+class Collected:
+    """What `collect` did with the stages of a store."""
+
+    removed: list[Use]
+    """What was, or would be, removed."""
+    kept: list[Use]
+    unclear: Mapping[str, str]
+    """Why the needs of some sweeps cannot be worked out, by the sweep; all is kept for them."""
+
+
+def collect(store: Store, *, older_than: timedelta, dry_run: bool = False) -> Collected:
     """Removes the stages that no unfinished sweep needs and nobody used for a while.
 
     Safe beside running drivers. A trial is proposed in the store before it looks for a stage. So a
@@ -256,15 +267,14 @@ def collect(store: Store, *, older_than: timedelta, dry_run: bool = False) -> li
         older_than: how long ago the last use, or the writing of one that was left half done, must
             be.
         dry_run: removes nothing.
-
-    Returns:
-        What was, or would be, removed.
     """
     edge = datetime.now(UTC) - older_than
-    found = uses_of(store, needs_of(store))
+    needs = needs_of(store)
+    found = uses_of(store, needs)
     chosen = [use for use in found if not use.needed_by and use.last_use <= edge]
+    kept = [use for use in found if use.needed_by or use.last_use > edge]
     if dry_run or not chosen:
-        return chosen
+        return Collected(chosen, kept, needs.unclear)
     hidden = {
         use.stored.name: store.stages.hide(use.stored.stage, use.stored.key) for use in chosen
     }
@@ -272,9 +282,12 @@ def collect(store: Store, *, older_than: timedelta, dry_run: bool = False) -> li
     removed = []
     for use in chosen:
         stage, key, manifest = use.stored.stage, use.stored.key, hidden[use.stored.name]
-        if not needs.of(use.stored):
+        needed_by = needs.of(use.stored)
+        if not needed_by:
             store.stages.remove(stage, key)
             removed.append(use)
-        elif manifest is not None:
+            continue
+        kept.append(replace(use, needed_by=needed_by))
+        if manifest is not None:
             store.stages.show(stage, key, manifest)
-    return removed
+    return Collected(removed, kept, needs.unclear)

@@ -84,12 +84,12 @@ def test_what_an_unfinished_sweep_may_read_stays(store: Store) -> None:
     needed = keys_of(spec, POINT)
     fill(store, [*needed, "vision-mask/strange", "outcome/strange"])
     begin(store, spec)
-    assert {use.stored.name for use in collect(store, older_than=NOW, dry_run=True)} == {
+    assert {use.stored.name for use in collect(store, older_than=NOW, dry_run=True).removed} == {
         "vision-mask/strange",
         "outcome/strange",
     }
     assert left(store) == {*needed, "vision-mask/strange", "outcome/strange"}
-    assert len(collect(store, older_than=NOW)) == 2
+    assert len(collect(store, older_than=NOW).removed) == 2
     assert left(store) == set(needed)
 
 
@@ -99,8 +99,8 @@ def test_what_a_finished_sweep_used_goes_when_it_is_old_enough(store: Store) -> 
     fill(store, needed)
     sweep = begin(store, spec)
     sweep.event("finished", epoch=1)
-    assert not collect(store, older_than=timedelta(hours=1))
-    assert {use.stored.name for use in collect(store, older_than=NOW)} == set(needed)
+    assert not collect(store, older_than=timedelta(hours=1)).removed
+    assert {use.stored.name for use in collect(store, older_than=NOW).removed} == set(needed)
     assert not left(store)
 
 
@@ -109,7 +109,7 @@ def test_a_checkpoint_stays_while_its_trial_is_not_finished(store: Store) -> Non
     trial = make_plan(spec).trial(POINT)
     fill(store, [f"repair-checkpoint/{trial.key}-00000005", "repair-checkpoint/f00-00000005"])
     begin(store, spec)
-    (gone,) = collect(store, older_than=NOW)
+    (gone,) = collect(store, older_than=NOW).removed
     assert gone.stored.key == "f00-00000005"
 
 
@@ -130,7 +130,9 @@ def test_a_sweep_that_begins_while_stages_are_removed_keeps_its_own(
         return needs_of(store)
 
     monkeypatch.setattr(shared, "needs_of", look)
-    assert [use.stored.name for use in collect(store, older_than=NOW)] == ["vision-mask/strange"]
+    assert [use.stored.name for use in collect(store, older_than=NOW).removed] == [
+        "vision-mask/strange"
+    ]
     assert left(store) == set(needed)
     assert store.stages.exists(*needed[0].split("/")), "it is there again"
     assert opened is not None and opened["content"] == b"c" * 1000
@@ -198,7 +200,7 @@ def test_of_a_sweep_that_cannot_be_understood_everything_stays(store: Store) -> 
     lost = spec.model_copy(update={"model": spec.model.model_copy(update={"id": "no-such-model"})})
     fill(store, ["vision-mask/strange"])
     begin(store, lost)
-    assert not collect(store, older_than=NOW)
+    assert not collect(store, older_than=NOW).removed
     assert list(needs_of(store).unclear) == ["one"]
 
 

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from test_ledger import CONTENT as SMALL
 
 from ressa.errors import StoreError
 from ressa.records import Failure, Progress
@@ -21,16 +22,7 @@ from ray.exceptions import RayTaskError  # noqa: E402
 from ressa.sweep import tuner  # noqa: E402
 from ressa.sweep.trainable import AttemptFailed  # noqa: E402
 
-CONTENT = {
-    "ressa": 1,
-    "name": "small",
-    "model": "pocket-blip2",
-    "space": {"vision_sparsity": {"choices": ["0.2", "0.3", "0.4"]}, "language_sparsity": "0.5"},
-    "repair": {"batch_size": 32, "steps": 20},
-    "baselines": [],
-    "search": {"parallel": 2},
-    "resources": {"workers": 2},
-}
+CONTENT = SMALL | {"resources": {"workers": 2}}
 UNSEEN = Failure(kind="node", stage="store", message="on node-b: the store is not seen")
 DIED = Failure(kind="node", stage="repair", message="ActorDiedError: it died")
 

@@ -246,6 +246,8 @@ def _best(frame: "pandas.DataFrame") -> list[tuple[str, str]]:
     if frame.attrs["about"].several_objectives:
         best = best.head(1)
     several = len(best) > 1
+    if several:
+        best = best.sort_values("budget")
 
     def line(row: dict[str, Any]) -> str:
         return f"budget {row['budget']:g}, " if several else ""
