@@ -212,6 +212,8 @@ def _drive(plan: SweepPlan, store: Store, sweep: SweepStore, watcher: Any, work:
         ledger = Ledger(sweep, plan, epoch=lease.epoch, redo=work.redo)
         _tell(ledger, watcher)
         if ledger.is_complete:
+            if sweep.status().state != "finished":  # a driver died before it could say so
+                _end("finished", sweep, ledger, lease)
             return
         if ledger.is_hopeless:
             raise _too_many_failures(ledger, sweep, plan.spec)
@@ -222,28 +224,36 @@ def _drive(plan: SweepPlan, store: Store, sweep: SweepStore, watcher: Any, work:
         sweep.commit("data", work.data, epoch=lease.epoch)
         watcher.started()
         ended: Ended = "interrupted"
-        try:
-            with (
-                _stopped_by_signals() as listen,
-                _ray(work.address, threads=plan.spec.resources.cpus_per_worker) as session,
-            ):
+        with (
+            _stopped_by_signals() as listen,
+            _ray(work.address, threads=plan.spec.resources.cpus_per_worker) as session,
+        ):
+            try:
                 listen()
                 if not joined_ray.grows():
                     check_fits(plan.spec.resources, joined_ray.places())
                 run_trials(plan, store, ledger, lease, watcher, session, fresh=work.fresh)
-            ended = _ending(ledger, lease)
-            if ended == "stopped":
-                raise Interrupted("stopped, as `ressa stop` asked")
-            if ended == "hopeless":
-                raise _too_many_failures(ledger, sweep, plan.spec)
-        except Cancelled:
-            ended = "cancelled"
-            raise Interrupted("cancelled, as `ressa cancel` asked") from None
-        finally:
-            decision = ledger.decision if ended == "finished" else None
-            sweep.event(ended, decision.to_row() if decision else None, epoch=lease.epoch)
+                ended = _ending(ledger, lease)
+            except Cancelled:
+                ended = "cancelled"
+            finally:  # before Ray is shut down, which takes seconds
+                _end(ended, sweep, ledger, lease)
+        if ended == "cancelled":
+            raise Interrupted("cancelled, as `ressa cancel` asked")
+        if ended == "stopped":
+            raise Interrupted("stopped, as `ressa stop` asked")
+        if ended == "hopeless":
+            raise _too_many_failures(ledger, sweep, plan.spec)
     finally:
         lease.release()
+
+
+def _end(ended: Ended, sweep: SweepStore, ledger: "Ledger", lease: Lease) -> None:
+    """Stores how a driver ended, unless another one has taken the sweep over."""
+    if lease.lost:
+        return
+    decision = ledger.decision if ended == "finished" else None
+    sweep.event(ended, decision.to_row() if decision else None, epoch=lease.epoch)
 
 
 def _tidy(store: Store, sweep: SweepStore) -> None:
