@@ -305,7 +305,7 @@ EVENTS = Table(
 )
 
 EVENTS_ORDER = [("epoch", "ascending"), ("committed", "ascending")]
-"""A driver's events by its clock; those of two drivers, whose clocks may differ, by their epochs."""
+"""A driver's events by its clock; those of two, whose clocks may differ, by their epochs."""
 
 DATA = Table(
     name="data",

@@ -202,6 +202,7 @@ class _Work:
 
 
 def _drive(plan: SweepPlan, store: Store, sweep: SweepStore, watcher: Any, work: _Work) -> None:
+    _check_contents(sweep, plan)
     (local_ray if work.address is None else joined_ray).prepare()
     from ressa.sweep.ledger import Ledger
     from ressa.sweep.tuner import Cancelled, run_trials
@@ -218,7 +219,8 @@ def _drive(plan: SweepPlan, store: Store, sweep: SweepStore, watcher: Any, work:
         if ledger.is_hopeless:
             raise _too_many_failures(ledger, sweep, plan.spec)
         before = "resumed" if len(sweep.events()) else "started"
-        sweep.event(before, {"planned": ledger.planned}, epoch=lease.epoch)
+        told = {"planned": ledger.planned, "contents": plan.contents}
+        sweep.event(before, told, epoch=lease.epoch)
         if work.grown:
             sweep.event("grown", work.grown, epoch=lease.epoch)
         sweep.commit("data", work.data, epoch=lease.epoch)
@@ -246,6 +248,24 @@ def _drive(plan: SweepPlan, store: Store, sweep: SweepStore, watcher: Any, work:
             raise _too_many_failures(ledger, sweep, plan.spec)
     finally:
         lease.release()
+
+
+def _check_contents(sweep: SweepStore, plan: SweepPlan) -> None:
+    """Refuses to mix trials of two models or data sets of one name.
+
+    Raises:
+        ConflictError: files have changed since the sweep's first driver began.
+    """
+    events = sweep.events()
+    for detail in events.loc[events["kind"] == "started", "detail"]:
+        then = json.loads(detail).get("contents", {})
+        changed = [name for name in then if plan.contents.get(name, then[name]) != then[name]]
+        if changed:
+            raise ConflictError(
+                f"the files of {', '.join(changed)} have changed since sweep {sweep.name!r} began, "
+                "and its table would mix results of both. Put the old files back, or give this one "
+                f"another name: ressa run FILE --set name={sweep.name}-2"
+            )
 
 
 def _end(ended: Ended, sweep: SweepStore, ledger: "Ledger", lease: Lease) -> None:

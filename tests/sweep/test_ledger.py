@@ -1,18 +1,22 @@
 """Which attempt comes next: what is tried again, how often, and what a new driver makes of it."""
 
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from ressa.catalog import MODELS
 from ressa.cli.app import client
 from ressa.cli.running import board
-from ressa.errors import NotFoundError, SpecError
+from ressa.errors import ConflictError, NotFoundError, SpecError
+from ressa.models import identity
 from ressa.records import Progress
 from ressa.spec import spec_from_mapping
 from ressa.store import SweepStore, open_store
-from ressa.sweep.driver import resume
+from ressa.sweep.driver import _check_contents, current_spec, resume
 from ressa.sweep.ledger import Attempt, Ledger, Redo
 from ressa.sweep.plan import SweepPlan, make_plan
 
@@ -87,6 +91,41 @@ def test_a_sweep_whose_driver_died_before_its_last_word_is_finished_by_the_next(
     with board(sweep.plan.spec) as watcher:
         resume(sweep.rows.store, "small", watcher)
     assert sweep.rows.status().state == "finished"
+
+
+@pytest.fixture
+def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that a user wrote a model into, by a path from where he is."""
+    shutil.copytree(MODELS["pocket-blip2"].folder, tmp_path / "mine" / "model")
+    monkeypatch.chdir(tmp_path)
+    return Path("mine/model")
+
+
+def test_a_sweep_of_a_models_folder_goes_on_from_elsewhere(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep = Sweep(model.parent.absolute() / "results", model=str(model))
+    key = begin(sweep.driver()).spec.key
+    monkeypatch.chdir("/")
+    plan = make_plan(current_spec(sweep.rows))
+    assert plan.spec.model.id == sweep.plan.spec.model.id
+    assert plan.trial(json.loads(sweep.rows.proposals()["point"][0])).key == key
+
+
+def test_a_model_whose_files_changed_is_not_mixed_with_what_it_was(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(identity, "_READ_WHOLE", 1000)  # as if its weights were many
+    sweep = Sweep(model.parent.absolute() / "results", model=str(model))
+    sweep.rows.event("started", {"contents": sweep.plan.contents}, epoch=1)
+    weights = model / "model.safetensors"
+    _check_contents(sweep.rows, make_plan(sweep.plan.spec))
+    content = weights.read_bytes()
+    weights.write_bytes(content)  # a copy of another time
+    _check_contents(sweep.rows, make_plan(sweep.plan.spec))
+    weights.write_bytes(content[:-100_000] + bytes(100_000))
+    with pytest.raises(ConflictError, match=r"the files of model .*/mine/model have changed"):
+        resume(sweep.rows.store, "small", None)
 
 
 @pytest.mark.parametrize("kind", ["node", "preempted"])
