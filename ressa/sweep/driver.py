@@ -320,7 +320,12 @@ def continued(sweep: SweepStore, asked: SweepSpec) -> SweepSpec:
             f"search.parallel: at most {window}, got {asked.search.parallel}: the "
             "sweep began with that window, and which results a proposal sees never changes."
         )
-    return _grow(stored, {field: _value(asked, field) for field in GROWING})
+    return _grow(stored, growing(asked))
+
+
+def growing(spec: SweepSpec) -> dict[str, Any]:
+    """Returns the values of the fields in which a stored sweep may grow."""
+    return {field: _value(spec, field) for field in GROWING}
 
 
 def growth(stored: SweepSpec, grown: SweepSpec) -> dict[str, Any]:
