@@ -94,7 +94,7 @@ def start(
         ConflictError: the name is taken by another spec, or a live driver works on the sweep.
         SpecError: a trial can never be placed, or the data are not what the spec says.
         StoreError: the store cannot be written to.
-        ClusterError: Ray did not start, or cannot be joined.
+        ClusterError: Ray did not start, or cannot be joined, or this process uses one already.
         TooManyFailures: `limits.failed_trials` trials have failed.
         Interrupted: the user stopped it.
     """
@@ -201,6 +201,7 @@ class _Work:
     address: str | None
 
 
+@local_ray.environment_kept()
 def _drive(plan: SweepPlan, store: Store, sweep: SweepStore, watcher: Any, work: _Work) -> None:
     _check_contents(sweep, plan)
     (local_ray if work.address is None else joined_ray).prepare()
@@ -278,7 +279,9 @@ def _end(ended: Ended, sweep: SweepStore, ledger: "Ledger", lease: Lease) -> Non
 
 def _tidy(store: Store, sweep: SweepStore) -> None:
     """Removes what killed writers left of stages; newly written, if nobody else can be at it."""
-    others = [holder(store.sweep(name)) for name in store.sweeps() if name != sweep.name]
+    if store.folder is None:
+        return  # a bucket has no such leftovers, and to look at every sweep there takes long
+    others = (holder(store.sweep(name)) for name in store.sweeps() if name != sweep.name)
     busy = any(one is not None and one.state in ("live", "unknown") for one in others)
     store.objects.remove_unfinished("stages", older_than_seconds=_LONGEST_WRITE_SECONDS * busy)
 
@@ -350,7 +353,12 @@ def continued(sweep: SweepStore, asked: SweepSpec) -> SweepSpec:
             f"search.parallel: at most {window}, got {asked.search.parallel}: the "
             "sweep began with that window, and which results a proposal sees never changes."
         )
-    return _grow(stored, {field: _value(asked, field) for field in GROWING})
+    return _grow(stored, growing(asked))
+
+
+def growing(spec: SweepSpec) -> dict[str, Any]:
+    """Returns the values of the fields in which a stored sweep may grow."""
+    return {field: _value(spec, field) for field in GROWING}
 
 
 def growth(stored: SweepSpec, grown: SweepSpec) -> dict[str, Any]:
@@ -411,8 +419,10 @@ def available_cpus() -> int:
 def _check_here(spec: SweepSpec, address: str | None) -> None:
     """Refuses what can be seen not to work before anything is read.
 
-    That is a trial that wants more cores than this machine has, or a Ray that does not answer.
+    That is a trial that wants more cores than this machine has, or a Ray that does not answer or
+    is in the way.
     """
+    local_ray.check_unused()
     if address is not None:
         joined_ray.check_reachable(address)
     else:

@@ -10,6 +10,7 @@ import pytest
 from ressa.errors import SpecError
 from ressa.spec import DataRef, Rank, load_spec, spec_from_mapping, spec_from_yaml
 from ressa.spec.check import Problem
+from ressa.spec.yaml import MAX_VALUES, count_values
 
 
 def test_three_keys_run_and_the_rest_follows(load, least):
@@ -156,6 +157,19 @@ def test_a_resolved_spec_reads_back_equal(load, least):
         assert again == spec
         assert again.identity == spec.identity
         assert again.dimensions == spec.dimensions
+
+
+def test_what_is_valid_can_be_stored_and_read_back(load, faults):
+    def listed(count):
+        lines = [f"- {{vision_sparsity: 0.{n:04}, language_sparsity: 0.5}}" for n in range(count)]
+        return "\n".join(["ressa: 1", "model: pocket-blip2", "points:", *lines, ""])
+
+    spec = load(listed(1000)).spec
+    assert spec_from_yaml(spec.to_yaml()) == spec
+    assert count_values(spec.model_dump()) < MAX_VALUES
+    (fault,) = faults(listed(1950))  # few enough as they stand there
+    assert "at most 10,000 values" in fault
+    assert "1,950 points are listed. Split the sweep." in fault
 
 
 def test_a_spec_from_python_values_is_that_of_the_file(load, least):
