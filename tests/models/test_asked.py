@@ -55,7 +55,8 @@ REPLY_AS_TEXT = (
 # A reply is not written as its turn is opened.
 OPENED_OTHERWISE = (
     "<image>{% for m in messages %}[{{ m['role'] }}]"
-    "{% for c in m['content'] %}{{ c['text'] }}{% endfor %}<end>\n{% endfor %}{% if add_generation_prompt %}[assistant]<quick>{% endif %}"
+    "{% for c in m['content'] %}{{ c['text'] }}{% endfor %}<end>\n{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]<quick>{% endif %}"
 )
 TEXT_ALONE = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}assistant:"
 TEXT_REQUIRED = "{% for m in messages %}{{ m['content'].strip() + eos_token }}{% endfor %}"
