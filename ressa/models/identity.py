@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import os
 from pathlib import Path
 
 from ressa.catalog import MODELS
@@ -66,7 +67,7 @@ def checked_folder(name: str) -> Path | None:
     if name in MODELS and not MODELS[name].is_on_hub:
         folder = MODELS[name].folder
     else:
-        folder = Path(name).expanduser()
+        folder = Path(os.path.expanduser(name))
         if not folder.is_dir():
             if name.startswith((".", "/", "~")) or name.count("/") > 1:
                 raise SpecError(
@@ -86,7 +87,7 @@ def checked_folder(name: str) -> Path | None:
 
 def _folder(ref: ModelRef) -> Path:
     ships = ref.id in MODELS and not MODELS[ref.id].is_on_hub
-    return MODELS[ref.id].folder if ships else Path(ref.id).expanduser()
+    return MODELS[ref.id].folder if ships else Path(os.path.expanduser(ref.id))
 
 
 def _files(folder: Path) -> list[Path]:
@@ -98,7 +99,7 @@ def is_on_hub(ref: ModelRef) -> bool:
     """Whether a model comes from the hub, and not with ressa or from a folder."""
     if ref.id in MODELS:
         return MODELS[ref.id].is_on_hub
-    return not Path(ref.id).expanduser().is_dir()
+    return not Path(os.path.expanduser(ref.id)).is_dir()
 
 
 def pinned(ref: ModelRef, *, weights: bool = False) -> tuple[ModelRef, bool]:

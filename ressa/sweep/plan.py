@@ -1,5 +1,6 @@
 """What a sweep will do, worked out before anything runs: trials, baselines and their data."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -169,7 +170,7 @@ class SweepPlan:
 
 def _reachable(model: ModelRef) -> ModelRef:
     """Makes a folder absolute: workers run elsewhere."""
-    folder = Path(model.id).expanduser()
+    folder = Path(os.path.expanduser(model.id))
     if model.id in MODELS or not folder.is_dir():
         return model
     return model.model_copy(update={"id": str(folder.absolute())})
@@ -179,9 +180,9 @@ def _absolute(source: DataSource) -> DataSource:
     """Makes folders absolute: workers run elsewhere."""
     places = {"path": source.path, "images": source.images, "model": source.model}
     found = {
-        field: str(Path(place).expanduser().absolute())
+        field: str(Path(os.path.expanduser(place)).absolute())
         for field, place in places.items()
-        if place is not None and Path(place).expanduser().is_dir()
+        if place is not None and Path(os.path.expanduser(place)).is_dir()
     }
     return source.model_copy(update=found)
 

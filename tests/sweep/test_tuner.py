@@ -125,3 +125,21 @@ def test_a_gangs_worker_that_its_machine_killed_for_memory_is_tried_with_half(
     driver.fails("again", DIED, went_away=True)
     newest = driver.rows.attempts().to_dict("records")[-1]
     assert newest["failure_class"] == "node", "that kill was another attempt's"
+
+
+def test_a_trial_that_waits_again_for_the_same_is_said_to_wait(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tuner, "_LONG_SECONDS", -1.0)
+    monkeypatch.setattr(tuner, "unplaced_groups", lambda: 1)
+    monkeypatch.setattr(tuner, "free_places", list)
+    state = SimpleNamespace(ray_actor=None)
+    trial: Any = SimpleNamespace(trial_id=driver.begins(), temporary_state=state)
+    driver.searcher._trials = [trial]
+    for _ in range(2):
+        state.ray_actor = None
+        driver.searcher._note_what_waits()
+        assert list(driver.rows.status().waiting) == ["t000"]
+        state.ray_actor = object()
+        driver.searcher._note_what_waits()
+        assert not driver.rows.status().waiting
