@@ -215,6 +215,21 @@ def test_a_trivial_answer_is_named(load, least):
     assert load(budget).warnings == ()
 
 
+@pytest.mark.parametrize("sampler", ["tpe", "gp", "nsga2"])
+def test_a_search_that_would_starve_the_sparser_lines_is_warned_of(load, sampler):
+    text = (
+        "ressa: 1\nmodel: pocket-blip2\n"
+        "space: {vision_sparsity: {low: 0.3, high: 0.7, step: 0.1}}\n"
+        f"budget: [0.5, 0.6]\nsearch: {{sampler: {sampler}, trials: 5}}\n"
+    )
+    (warning,) = load(text).warnings
+    assert f"{sampler} looks for the best score of all" in warning
+    assert "map looks for the best of each line" in warning
+    assert load(text.replace(sampler, "map")).warnings == ()
+    assert load(text.replace("[0.5, 0.6]", "0.5")).warnings == ()
+    assert load(text.replace("trials: 5", "trials: 10")).warnings == (), "it runs them all"
+
+
 def test_more_trials_than_points_and_a_budget_out_of_reach_are_warned_of(load):
     text = (
         "ressa: 1\nmodel: pocket-blip2\nspace: {vision_sparsity: 0.3}\n"
