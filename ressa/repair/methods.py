@@ -104,10 +104,10 @@ def trained_layers(
         RepairError: a layer is not a plain `nn.Linear`; a trained tower has no layer of the
             targets; or a layer is of a type that ZeRO 3 cannot share out with the others.
     """
-    names = {part: _names(model, towers, repair, part) for part in repair.train}
-    found = {
-        part: {name: _plain_linear(model, name) for name in own} for part, own in names.items()
-    }
+    found: dict[str, dict[str, nn.Linear]] = {}
+    for part in repair.train:
+        names = _names(model, towers, repair, part)
+        found[part] = {name: _plain_linear(model, name) for name in names}
     if repair.zero_stage == 3:
         _refuse_other_types(found, repair)
     return found
