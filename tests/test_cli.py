@@ -17,10 +17,10 @@ import pandas
 import pytest
 
 import ressa as library
-from ressa.cli import main
+from ressa.cli import following, main
 from ressa.errors import ConflictError
 from ressa.spec import load_spec
-from ressa.store import SweepStore, open_store
+from ressa.store import LogName, SweepStore, lease, open_store, put_log
 from ressa.terminal import live
 from tests.landscape.conftest import commit
 
@@ -586,6 +586,24 @@ def test_what_stays_is_not_written_again(
 
 
 STEERING = "x\x1b]0;owned\x07\x1b[2J\x9b2J\x00\x1b[8m\rvanished"
+
+
+def test_following_ends_when_a_driver_elsewhere_shows_no_life(
+    ressa: Ressa, sweep: SweepStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr(following, "_GLANCE_SECONDS", 0.1)
+    claim = {"host": "gpu-node-7", "machine": "another", "pid": 4242}
+    sweep.store.objects.put(f"{sweep.prefix}/lease/000002.json", json.dumps(claim).encode())
+    sweep.store.objects.put(f"{sweep.prefix}/lease/000002.beat", b'{"beats": 17}')
+    sweep.event("resumed", {"planned": 8}, epoch=2)
+    sweep.event("trial_started", epoch=2, trial="t005")
+    put_log(sweep, "t005", LogName(0, 0), b"hello\n")
+    for verb, *rest in (["watch"], ["logs", "t005", "-f"]):
+        said = ressa(verb, "quickstart", *rest)
+        assert said.code == 1
+        assert "shows no life for 0 s. If it is dead, ressa resume quickstart" in said.err
+    assert "hello" in said.out
 
 
 def test_no_string_of_a_store_steers_the_terminal(

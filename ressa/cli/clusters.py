@@ -49,6 +49,7 @@ def submit(
     if wait:
         check_takes(output)
     from ressa.spec import load_spec
+    from ressa.sweep.driver import growing
     from ressa.sweep.jobs import Head, Request
     from ressa.sweep.location import placed
     from ressa.sweep.versions import installed
@@ -72,7 +73,12 @@ def submit(
         variables=terminal() if wait else {},
     )
     job, known = head.drive(
-        request, sweep=spec.name, store=place, identity=spec.identity, code=code
+        request,
+        sweep=spec.name,
+        store=place,
+        identity=spec.identity,
+        growing=growing(spec),
+        code=code,
     )
     results = replace(request, spec=None, drives=False, words=results_of(spec.name, place, output))
     follow(head, job, spec.name, wait=wait, results=results if known else None)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ressa.cli.app import Name, StoreOption, app, examples, opened_store, told
+from ressa.cli.app import Name, StoreOption, app, command, examples, opened_store, told
 from ressa.cli.relay import relayed
 from ressa.errors import NotFoundError, did_you_mean
 from ressa.terminal import live, say, width, write
@@ -21,15 +21,35 @@ _LAST = 5  # trials that ended, as `watch` shows
 @app.command()
 @relayed
 def watch(name: Name, store: StoreOption = "results") -> None:
-    """Shows a sweep as it goes on, until its driver ends. Ctrl-C ends the watching alone."""
+    """Shows a sweep as it goes on, as long as its driver lives. Ctrl-C ends the watching alone."""
+    from ressa.store import holder
+    from ressa.store.lease import PATIENCE_SECONDS, Pulse
+
     sweep = opened_store(store).sweep(name)
+    pulse = Pulse(PATIENCE_SECONDS)
     with live() as shown:
         while True:
             row, tables = _picture(sweep)
             shown(tables)
             if row["state"] not in _GOING_ON:
                 return
+            if pulse.is_silent(holder(sweep)):
+                break
             time.sleep(_GLANCE_SECONDS)
+    raise _silent(sweep)
+
+
+def _silent(sweep: "SweepStore") -> typer.Exit:
+    """Says that nobody can tell what a driver does, and returns what ends the verb."""
+    from ressa.store.lease import PATIENCE_SECONDS
+
+    say(
+        f"its driver, on another machine or suspended, shows no life for {PATIENCE_SECONDS:.0f} s. "
+        f"If it is dead, {command('resume', sweep)} takes over.",
+        "error:",
+        "bold red",
+    )
+    return typer.Exit(1)
 
 
 def _picture(sweep: "SweepStore") -> tuple[dict[str, Any], list[Any]]:
@@ -72,10 +92,14 @@ def logs(
 ) -> None:
     """Shows what a trial's workers said, and how it ended."""
     from ressa.store import get_log, logs_of
+    from ressa.store.lease import PATIENCE_SECONDS, Pulse
 
     sweep = opened_store(store).sweep(name)
+    pulse = Pulse(PATIENCE_SECONDS)
     chosen = _chosen(logs_of(sweep, trial), attempt, rank)
-    while follow and not chosen and trial in sweep.status().running:
+    while follow and not chosen and trial in (early := sweep.status()).running:
+        if pulse.is_silent(early.holder):
+            raise _silent(sweep)
         time.sleep(_GLANCE_SECONDS)  # it has just begun
         chosen = _chosen(logs_of(sweep, trial), attempt, rank)
     if not chosen:
@@ -84,7 +108,7 @@ def logs(
     read: dict[LogName, int] = {}
     shown: LogName | None = None
     while True:
-        goes_on = follow and trial in sweep.status().running
+        status = sweep.status() if follow else None
         for one in _chosen(logs_of(sweep, trial), number, rank):
             content = get_log(sweep, trial, one)[read.get(one, 0) :]
             if content and one != shown and rank is None:
@@ -92,8 +116,10 @@ def logs(
             if content:
                 shown, read[one] = one, read.get(one, 0) + len(content)
                 write(content.decode(errors="replace"))
-        if not goes_on:
+        if status is None or trial not in status.running:
             break
+        if pulse.is_silent(status.holder):
+            raise _silent(sweep)
         time.sleep(_GLANCE_SECONDS)
     _say_how_it_ended(sweep, trial, number)
 

@@ -225,9 +225,20 @@ def terminal() -> dict[str, str]:
 
 
 def resume_there(
-    address: str, context: typer.Context, name: str, store: str, *, wait: bool, output: Output
+    address: str,
+    context: typer.Context,
+    name: str,
+    store: str,
+    *,
+    redoes: bool,
+    wait: bool,
+    output: Output,
 ) -> None:
-    """Starts a driver on a cluster that goes on with a stored sweep, unless one is at it."""
+    """Starts a driver on a cluster that goes on with a stored sweep, unless one is at it.
+
+    Raises:
+        ConflictError: one is at it, and trials are to be redone, which it does not hear of.
+    """
     from ressa.sweep.jobs import Head, Request
     from ressa.sweep.versions import installed
 
@@ -243,7 +254,7 @@ def resume_there(
         variables=terminal() if wait else {},
     )
     place = there(store)
-    job, known = head.drive(request, sweep=name, store=place, identity=None, code=None)
+    job, known = head.drive(request, sweep=name, store=place, redoes=redoes)
     results = replace(request, drives=False, words=results_of(name, place, output))
     follow(head, job, name, wait=wait, results=results if known else None)
 

@@ -154,7 +154,8 @@ def resume(
         if dry_run:
             relay(address, context)
         else:
-            resume_there(address, context, name, store, wait=wait, output=output)
+            redoes = failed or bool(trials)
+            resume_there(address, context, name, store, redoes=redoes, wait=wait, output=output)
         return
     from ressa.sweep.driver import current_spec, foretell
     from ressa.sweep.driver import resume as continue_sweep

@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import os
 from pathlib import Path
 
 from ressa.catalog import MODELS
@@ -12,14 +13,18 @@ log = logging.getLogger(__name__)
 
 _HUB_TIMEOUT = 10  # seconds
 _READ_WHOLE = 1 << 30  # bytes; larger files are told apart by size and time, not read through
+_SAMPLES, _SAMPLE = 256, 1 << 16  # places of those at which copies are compared; bytes of each
 _PARTS = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
 _OURS = ("inventory.json", "training.json")  # say something about the model, but are not read by it
 
 
-def fingerprint(ref: ModelRef) -> str:
+def fingerprint(ref: ModelRef, *, of_copies: bool = False) -> str:
     """Hashes a model's files, so that two models under one name are never taken for one.
 
-    A hub model is told by its id and revision.
+    Args:
+        ref: the model; of the hub it is told by its id and revision.
+        of_copies: whether copies have one fingerprint. Of a large file some places are then read;
+            otherwise its time counts, by which a small change is seen too.
     """
     folder = _folder(ref)
     if not folder.is_dir():
@@ -28,11 +33,23 @@ def fingerprint(ref: ModelRef) -> str:
     for path in _files(folder):
         digest.update(path.name.encode())
         stat = path.stat()
-        if stat.st_size > _READ_WHOLE:
-            digest.update(f"{stat.st_size} {stat.st_mtime_ns}".encode())
-        else:
+        if stat.st_size <= _READ_WHOLE:
             digest.update(hashlib.sha256(path.read_bytes()).digest())
+        elif of_copies:
+            digest.update(_sampled(path, stat.st_size))
+        else:
+            digest.update(f"{stat.st_size} {stat.st_mtime_ns}".encode())
     return digest.hexdigest()[:32]
+
+
+def _sampled(path: Path, size: int) -> bytes:
+    """Hashes a file's size and what stands at even distances in it."""
+    digest = hashlib.sha256(str(size).encode())
+    with path.open("rb") as file:
+        for number in range(_SAMPLES):
+            file.seek(size * number // _SAMPLES)
+            digest.update(file.read(_SAMPLE))
+    return digest.digest()
 
 
 def file_hashes(ref: ModelRef) -> dict[str, str]:
@@ -66,7 +83,7 @@ def checked_folder(name: str) -> Path | None:
     if name in MODELS and not MODELS[name].is_on_hub:
         folder = MODELS[name].folder
     else:
-        folder = Path(name).expanduser()
+        folder = Path(os.path.expanduser(name))
         if not folder.is_dir():
             if name.startswith((".", "/", "~")) or name.count("/") > 1:
                 raise SpecError(
@@ -86,7 +103,7 @@ def checked_folder(name: str) -> Path | None:
 
 def _folder(ref: ModelRef) -> Path:
     ships = ref.id in MODELS and not MODELS[ref.id].is_on_hub
-    return MODELS[ref.id].folder if ships else Path(ref.id).expanduser()
+    return MODELS[ref.id].folder if ships else Path(os.path.expanduser(ref.id))
 
 
 def _files(folder: Path) -> list[Path]:
@@ -98,7 +115,7 @@ def is_on_hub(ref: ModelRef) -> bool:
     """Whether a model comes from the hub, and not with ressa or from a folder."""
     if ref.id in MODELS:
         return MODELS[ref.id].is_on_hub
-    return not Path(ref.id).expanduser().is_dir()
+    return not os.path.isdir(os.path.expanduser(ref.id))
 
 
 def pinned(ref: ModelRef, *, weights: bool = False) -> tuple[ModelRef, bool]:

@@ -63,7 +63,7 @@ from ressa.spec.schema import (
     sweepable_fields,
 )
 from ressa.spec.space import BUDGET, SPARSITIES, SPARSITY, Choices, Range, Scalar, scalar_text
-from ressa.spec.yaml import Path
+from ressa.spec.yaml import MAX_VALUES, Path, count_values
 
 COUNTED = ("sparsity", "vision_sparsity", "language_sparsity", "whole_sparsity")
 """Objectives that are counted, not measured."""
@@ -95,6 +95,18 @@ def check_spec(spec: SweepSpec, incomplete: Iterable[str] = ()) -> Iterator[Prob
     for check, sections in _CHECKS:
         if not out.intersection(sections):
             yield from check(spec)
+
+
+def _check_count(spec: SweepSpec) -> Iterator[Problem]:
+    """Refuses a spec that would be stored, or sent to a cluster, and not be read there."""
+    values = count_values(spec.model_dump())
+    if values > MAX_VALUES:
+        listed = f" {len(spec.points):,} points are listed." if spec.points else ""
+        message = (
+            f"at most {MAX_VALUES:,} values with all that is filled in, got {values:,}.{listed} "
+            "Split the sweep."
+        )
+        yield Problem(("points",) if spec.points else (), message)
 
 
 def _check_model(spec: SweepSpec) -> Iterator[Problem]:
@@ -609,6 +621,7 @@ def _check_baselines(spec: SweepSpec) -> Iterator[Problem]:
 
 _Check = Callable[[SweepSpec], Iterator[Problem]]
 _CHECKS: tuple[tuple[_Check, tuple[str, ...]], ...] = (
+    (_check_count, ()),
     (_check_model, ("model",)),
     (_check_data, ("data",)),
     (_check_prune, ("data",)),

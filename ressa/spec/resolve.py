@@ -1,11 +1,12 @@
 """From a sweep file to a resolved spec: read, `--set`, defaults, checks; every fault at once."""
 
 import math
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path as FilePath
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
@@ -13,12 +14,20 @@ from pydantic_core import ErrorDetails
 from ressa.catalog import FORMATS, MODELS, task_facts
 from ressa.errors import SpecError, did_you_mean
 from ressa.sparsity import Inventory
-from ressa.spec.check import Problem, check_inventory, check_spec, unreachable_budgets
+from ressa.spec.check import (
+    Problem,
+    check_inventory,
+    check_spec,
+    unmapped,
+    unreachable_budgets,
+)
 from ressa.spec.faults import explain, path_of, slugify
 from ressa.spec.points import grid_points
 from ressa.spec.schema import QUESTION_LENGTH, SweepSpec, is_integer
 from ressa.spec.space import SPARSITIES, SPARSITY, scalar_text
 from ressa.spec.yaml import MAX_BYTES, Fault, Node, Path, parse
+
+_Place = TypeVar("_Place", str, str | None)
 
 _ENTRY_KEYS = ("low", "high", "step", "log", "choices")
 _SHAPES = "easy-vqa"  # the task whose data come with ressa
@@ -213,8 +222,33 @@ def _resolve(
     raise_faults([*faults, *(located(tree, problem) for problem in problems)])
     if spec.search.sampler == "grid" and not asked_trials:
         spec = _with_grid_trials(spec, inventory)
+    spec = _anchored(spec)
     warnings = (*_warnings(spec), *(unreachable_budgets(spec, inventory) if inventory else ()))
     return LoadedSpec(spec=spec, warnings=warnings, source=source, inventory=inventory, tree=tree)
+
+
+def _anchored(spec: SweepSpec) -> SweepSpec:
+    """Makes folders absolute: workers run elsewhere, and whoever goes on with the sweep may too."""
+    model = spec.model
+    if model.id not in MODELS:
+        model = model.model_copy(update={"id": _absolute(model.id)})
+    data = {
+        name: source.model_copy(
+            update={
+                "path": _absolute(source.path),
+                "images": _absolute(source.images),
+                "model": _absolute(source.model),
+            }
+        )
+        for name, source in spec.data.items()
+    }
+    return spec.model_copy(update={"model": model, "data": data})
+
+
+def _absolute(place: _Place) -> _Place:
+    """Makes a folder's path absolute; what is none, such as a name on the hub, stays."""
+    folder = place and os.path.expanduser(place)  # Path's raises for a user who does not exist
+    return os.path.abspath(folder) if folder and os.path.isdir(folder) else place
 
 
 def _with_grid_trials(spec: SweepSpec, inventory: Inventory | None) -> SweepSpec:
@@ -429,6 +463,15 @@ def _warnings(spec: SweepSpec) -> list[str]:
         )
     sizes = [axis.size for axis in spec.dimensions]
     points = math.prod(size or 0 for size in sizes)
+    lines, sampler = len(spec.budget or ()), spec.search.sampler
+    looks = sampler in ("tpe", "gp", "nsga2") and len(spec.objectives) == 1
+    if lines > 1 and looks and (None in sizes or spec.search.trials < points):
+        by_line = "map looks for the best of each line; " if unmapped(spec) is None else ""
+        found.append(
+            f"search.sampler: {sampler} looks for the best score of all, which lies on the line of "
+            f"the smallest budget, and leaves the other {lines - 1} few trials. {by_line}grid and "
+            "qmc treat lines alike."
+        )
     if None not in sizes and spec.search.trials > points:
         found.append(
             f"search: {spec.search.trials} trials asked for, the space has {points} points; "

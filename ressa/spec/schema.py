@@ -568,7 +568,7 @@ OneOrMore = Annotated[
 
 
 class EarlyStopping(SpecModel):
-    """Successive halving over repair steps: a trial below the best of earlier ones ends early."""
+    """Successive halving over repair steps: a trial below the best of its budget ends early."""
 
     rungs: Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(as_tuple)] = Field(
         min_length=1,
@@ -578,7 +578,8 @@ class EarlyStopping(SpecModel):
     reduction: Number = Field(
         default=3.0,
         gt=1,
-        description="A trial goes on if it is among the best 1 / reduction at its rung, > 1.",
+        description="A trial goes on if it is among the best 1 / reduction of its budget at its "
+        "rung, > 1.",
     )
     samples: int = Field(
         default=256, ge=1, description="Questions of each evaluation that a rung scores, ≥ 1."

@@ -30,7 +30,8 @@ from ressa.spec.space import parse_scalar
 
 MAX_BYTES = 1 << 20
 _MAX_DEPTH = 16
-_MAX_VALUES = 10_000
+MAX_VALUES = 10_000
+"""Of one text, keys counted too: lists, mappings and what is in them."""
 
 Path = tuple[str | int, ...]
 
@@ -140,8 +141,8 @@ class _Builder:
     def take(self, event: NodeEvent) -> None:
         """Takes one value: a scalar, or the beginning of a list or a mapping."""
         self.values += 1
-        if self.values > _MAX_VALUES:
-            self.stop(event, f"more than {_MAX_VALUES} values. Split the sweep.")
+        if self.values > MAX_VALUES:
+            self.stop(event, f"more than {MAX_VALUES} values. Split the sweep.")
         elif len(self.open) >= _MAX_DEPTH:
             self.stop(event, f"nested deeper than {_MAX_DEPTH} levels.")
         else:
@@ -256,6 +257,15 @@ def parse(text: str, place: str, *, by_line: bool = True) -> tuple[Node | None, 
         builder.is_broken = True
         builder.faults.append(Fault(place, "", f"not YAML: {error!s:.100}"))
     return (None if builder.is_broken else builder.root), builder.faults
+
+
+def count_values(content: Any) -> int:
+    """Returns how many values `parse` meets in what `write` makes of nested values."""
+    if isinstance(content, dict):
+        return 1 + sum(1 + count_values(value) for value in content.values())
+    if isinstance(content, list | tuple):
+        return 1 + sum(map(count_values, content))
+    return 1
 
 
 class _Writer(RoundTripRepresenter):

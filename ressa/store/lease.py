@@ -44,6 +44,29 @@ class Holder:
     state: Literal["live", "dead", "released", "unknown"]
     heard: Wish | None = None
     """What the driver was asked and has seen."""
+    beats: int = 0
+    """Its counter, which moves every few seconds as long as it lives."""
+
+
+class Pulse:
+    """Tells a driver that has gone silent from one that lives, on the watcher's own clock.
+
+    Args:
+        patience_seconds: how long the counter of a driver on another machine may stand still.
+    """
+
+    def __init__(self, patience_seconds: float = PATIENCE_SECONDS) -> None:
+        self._patience_seconds = patience_seconds
+        self._seen: tuple[int, int] | None = None
+        self._since = 0.0
+
+    def is_silent(self, driver: Holder | None) -> bool:
+        """Takes the newest look at a driver; returns whether it has shown no life for too long."""
+        seen = None if driver is None or driver.state != "unknown" else (driver.epoch, driver.beats)
+        if seen is None or seen != self._seen:
+            self._seen, self._since = seen, time.monotonic()
+            return False
+        return time.monotonic() - self._since > self._patience_seconds
 
 
 class Lease:
@@ -181,6 +204,7 @@ def holder(sweep: SweepStore) -> Holder | None:
         since=since,
         state=state,
         heard=beat.get("heard"),
+        beats=_count_of(beat),
     )
 
 
@@ -206,6 +230,11 @@ def _read(sweep: SweepStore, name: str) -> dict[str, Any]:
         return dict(json.loads(content or b"{}"))
     except (ValueError, TypeError):
         return {}  # says nothing about its holder: watched like one on another machine
+
+
+def _count_of(beat: dict[str, Any]) -> int:
+    count = beat.get("beats")
+    return count if isinstance(count, int) else 0
 
 
 def _counts_on(sweep: SweepStore, epoch: int, patience_seconds: float) -> bool:

@@ -6,6 +6,7 @@ import io
 import os
 import re
 import time
+import uuid
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -51,7 +52,7 @@ class Objects:
 
     def check_writable(self) -> None:
         """Writes and deletes a probe: a store that takes no rows is found before any work."""
-        name = f".probe-{os.getpid()}"
+        name = f".probe-{uuid.uuid4().hex}"  # containers have equal process ids
         if self.folder is None:
             self.put(name, b"ressa can write here")
             self.delete(name)
@@ -59,7 +60,7 @@ class Objects:
         # Not through obstore, which tries for ever in a folder such as /proc that has no new files.
         try:
             (self.folder / name).write_bytes(b"ressa can write here")
-            (self.folder / name).unlink()
+            (self.folder / name).unlink(missing_ok=True)
         except OSError as error:
             raise _failed(f"cannot write to store {self.location}", error) from error
 
@@ -153,10 +154,13 @@ class Objects:
         if self.folder is None:
             return
         limit = time.time() - older_than_seconds
-        for path in (self.folder / prefix).rglob("*#*"):
-            with contextlib.suppress(FileNotFoundError):
-                if _UNFINISHED.search(path.name) and path.stat().st_mtime <= limit:
-                    path.unlink()
+        # Not by `rglob`, which breaks off at a folder that another writer removes meanwhile.
+        for folder, _, names in os.walk(self.folder / prefix):
+            for path in (Path(folder, name) for name in names if _UNFINISHED.search(name)):
+                # Removed meanwhile, or another user's: it takes room, and harms nobody.
+                with contextlib.suppress(OSError):
+                    if path.stat().st_mtime <= limit:
+                        path.unlink()
 
     def names(self, prefix: str) -> list[str]:
         """Returns the names, without the prefix, of the objects directly below it, sorted."""

@@ -304,6 +304,9 @@ EVENTS = Table(
     ),
 )
 
+EVENTS_ORDER = [("epoch", "ascending"), ("committed", "ascending")]
+"""A driver's events by its clock; those of two, whose clocks may differ, by their epochs."""
+
 DATA = Table(
     name="data",
     meaning="which examples each purpose used; purposes are disjoint by image",

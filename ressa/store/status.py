@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from ressa.store.lease import Holder, holder
+from ressa.store.schema import EVENTS_ORDER
 from ressa.store.store import SweepStore
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ def sweep_status(sweep: SweepStore) -> SweepStatus:
     over = trials.filter(~pc.field("trial").isin(unfinished))
     counts = Counter({row["values"]: row["counts"] for row in _counted(over["state"])})
     counts |= {"queued": len(queued), "running": len(running)}
-    life = events.filter(pc.field("kind").isin(_LIFE)).sort_by("committed").to_pylist()
+    life = events.filter(pc.field("kind").isin(_LIFE)).sort_by(EVENTS_ORDER).to_pylist()
     times = [pc.max(table["committed"]).as_py() for table in (events, trials)]
     return SweepStatus(
         name=sweep.name,
@@ -101,7 +102,7 @@ def _waiting(events: "pyarrow.Table", running: set[str], epoch: int) -> dict[str
         pa.array([*running], pa.string())
     )
     last: dict[str, dict[str, Any]] = {}
-    for event in events.filter(about).sort_by("committed").to_pylist():
+    for event in events.filter(about).sort_by(EVENTS_ORDER).to_pylist():
         last[event["trial"]] = event
     return {
         trial: json.loads(event["detail"])

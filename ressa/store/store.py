@@ -12,7 +12,7 @@ from ressa.store.compaction import Compaction
 from ressa.store.objects import Objects
 from ressa.store.parts import TableFiles, attempt_name
 from ressa.store.scan import Scan, scan, scanned
-from ressa.store.schema import TABLES
+from ressa.store.schema import EVENTS_ORDER, TABLES
 from ressa.store.stages import StageStore
 
 if TYPE_CHECKING:
@@ -252,8 +252,8 @@ class SweepStore:
         return row_files.to_pandas(self.read("proposals").sort_by(order))
 
     def events(self) -> "pandas.DataFrame":
-        """Returns what happened, oldest first."""
-        return row_files.to_pandas(self.read("events").sort_by("committed"))
+        """Returns what happened, in the order of drivers and of what each of them did."""
+        return row_files.to_pandas(self.read("events").sort_by(EVENTS_ORDER))
 
     def data(self) -> "pandas.DataFrame":
         """Returns which examples each purpose used."""

@@ -94,7 +94,7 @@ def start(
         ConflictError: the name is taken by another spec, or a live driver works on the sweep.
         SpecError: a trial can never be placed, or the data are not what the spec says.
         StoreError: the store cannot be written to.
-        ClusterError: Ray did not start, or cannot be joined.
+        ClusterError: Ray did not start, or cannot be joined, or this process uses one already.
         TooManyFailures: `limits.failed_trials` trials have failed.
         Interrupted: the user stopped it.
     """
@@ -201,7 +201,9 @@ class _Work:
     address: str | None
 
 
+@local_ray.environment_kept()
 def _drive(plan: SweepPlan, store: Store, sweep: SweepStore, watcher: Any, work: _Work) -> None:
+    _check_contents(sweep, plan)
     (local_ray if work.address is None else joined_ray).prepare()
     from ressa.sweep.ledger import Ledger
     from ressa.sweep.tuner import Cancelled, run_trials
@@ -212,43 +214,74 @@ def _drive(plan: SweepPlan, store: Store, sweep: SweepStore, watcher: Any, work:
         ledger = Ledger(sweep, plan, epoch=lease.epoch, redo=work.redo)
         _tell(ledger, watcher)
         if ledger.is_complete:
+            if sweep.status().state != "finished":  # a driver died before it could say so
+                _end("finished", sweep, ledger, lease)
             return
         if ledger.is_hopeless:
             raise _too_many_failures(ledger, sweep, plan.spec)
         before = "resumed" if len(sweep.events()) else "started"
-        sweep.event(before, {"planned": ledger.planned}, epoch=lease.epoch)
+        told = {"planned": ledger.planned, "contents": plan.contents}
+        sweep.event(before, told, epoch=lease.epoch)
         if work.grown:
             sweep.event("grown", work.grown, epoch=lease.epoch)
         sweep.commit("data", work.data, epoch=lease.epoch)
         watcher.started()
         ended: Ended = "interrupted"
-        try:
-            with (
-                _stopped_by_signals() as listen,
-                _ray(work.address, threads=plan.spec.resources.cpus_per_worker) as session,
-            ):
+        with (
+            _stopped_by_signals() as listen,
+            _ray(work.address, threads=plan.spec.resources.cpus_per_worker) as session,
+        ):
+            try:
                 listen()
                 if not joined_ray.grows():
                     check_fits(plan.spec.resources, joined_ray.places())
                 run_trials(plan, store, ledger, lease, watcher, session, fresh=work.fresh)
-            ended = _ending(ledger, lease)
-            if ended == "stopped":
-                raise Interrupted("stopped, as `ressa stop` asked")
-            if ended == "hopeless":
-                raise _too_many_failures(ledger, sweep, plan.spec)
-        except Cancelled:
-            ended = "cancelled"
-            raise Interrupted("cancelled, as `ressa cancel` asked") from None
-        finally:
-            decision = ledger.decision if ended == "finished" else None
-            sweep.event(ended, decision.to_row() if decision else None, epoch=lease.epoch)
+                ended = _ending(ledger, lease)
+            except Cancelled:
+                ended = "cancelled"
+            finally:  # before Ray is shut down, which takes seconds
+                _end(ended, sweep, ledger, lease)
+        if ended == "cancelled":
+            raise Interrupted("cancelled, as `ressa cancel` asked")
+        if ended == "stopped":
+            raise Interrupted("stopped, as `ressa stop` asked")
+        if ended == "hopeless":
+            raise _too_many_failures(ledger, sweep, plan.spec)
     finally:
         lease.release()
 
 
+def _check_contents(sweep: SweepStore, plan: SweepPlan) -> None:
+    """Refuses to mix trials of two models or data sets of one name.
+
+    Raises:
+        ConflictError: files have changed since the sweep's first driver began.
+    """
+    events = sweep.events()
+    for detail in events.loc[events["kind"] == "started", "detail"]:
+        then = json.loads(detail).get("contents", {})
+        changed = [name for name in then if plan.contents.get(name, then[name]) != then[name]]
+        if changed:
+            raise ConflictError(
+                f"the files of {', '.join(changed)} have changed since sweep {sweep.name!r} began, "
+                "and its table would mix results of both. Put the old files back, or give this one "
+                f"another name: ressa run FILE --set name={sweep.name}-2"
+            )
+
+
+def _end(ended: Ended, sweep: SweepStore, ledger: "Ledger", lease: Lease) -> None:
+    """Stores how a driver ended, unless another one has taken the sweep over."""
+    if lease.lost:
+        return
+    decision = ledger.decision if ended == "finished" else None
+    sweep.event(ended, decision.to_row() if decision else None, epoch=lease.epoch)
+
+
 def _tidy(store: Store, sweep: SweepStore) -> None:
     """Removes what killed writers left of stages; newly written, if nobody else can be at it."""
-    others = [holder(store.sweep(name)) for name in store.sweeps() if name != sweep.name]
+    if store.folder is None:
+        return  # a bucket has no such leftovers, and to look at every sweep there takes long
+    others = (holder(store.sweep(name)) for name in store.sweeps() if name != sweep.name)
     busy = any(one is not None and one.state in ("live", "unknown") for one in others)
     store.objects.remove_unfinished("stages", older_than_seconds=_LONGEST_WRITE_SECONDS * busy)
 
@@ -320,7 +353,12 @@ def continued(sweep: SweepStore, asked: SweepSpec) -> SweepSpec:
             f"search.parallel: at most {window}, got {asked.search.parallel}: the "
             "sweep began with that window, and which results a proposal sees never changes."
         )
-    return _grow(stored, {field: _value(asked, field) for field in GROWING})
+    return _grow(stored, growing(asked))
+
+
+def growing(spec: SweepSpec) -> dict[str, Any]:
+    """Returns the values of the fields in which a stored sweep may grow."""
+    return {field: _value(spec, field) for field in GROWING}
 
 
 def growth(stored: SweepSpec, grown: SweepSpec) -> dict[str, Any]:
@@ -381,8 +419,10 @@ def available_cpus() -> int:
 def _check_here(spec: SweepSpec, address: str | None) -> None:
     """Refuses what can be seen not to work before anything is read.
 
-    That is a trial that wants more cores than this machine has, or a Ray that does not answer.
+    That is a trial that wants more cores than this machine has, or a Ray that does not answer or
+    is in the way.
     """
+    local_ray.check_unused()
     if address is not None:
         joined_ray.check_reachable(address)
     else:

@@ -36,7 +36,12 @@ _BYTES_A_SECOND = 1 << 19
 """A long log is read less often: each look transfers all of it."""
 _NOT_SENT = ["/*", "!/.", "!/ressa"]
 """Of a checkout: all but the package, since results, models and .git may be large."""
+_LONGEST_COMMAND = 120 << 10
+"""Bytes: a shell runs it as one argument, for which Linux has 128 KiB."""
 _SWEEP, _STORE, _IDENTITY = "ressa_sweep", "ressa_store", "ressa_identity"
+_GROWING, _REDOES = "ressa_growing", "ressa_redoes"
+
+log = logging.getLogger(__name__)
 
 FrameKind = Literal["out", "err", "file", "taken", "exit"]
 
@@ -166,24 +171,38 @@ class Head:
         return self._submit(entrypoint=_entrypoint(request))
 
     def drive(
-        self, request: Request, *, sweep: str, store: str, identity: str | None, code: Path | None
+        self,
+        request: Request,
+        *,
+        sweep: str,
+        store: str,
+        identity: str | None = None,
+        growing: Mapping[str, Any] | None = None,
+        redoes: bool = False,
+        code: Path | None = None,
     ) -> tuple[str, bool]:
-        """Starts a sweep's driver, unless there is one.
+        """Starts a sweep's driver, unless there is one that does the same.
 
         Args:
             request: what it is to do.
             sweep: the sweep's name.
             store: where its rows are.
             identity: of its spec; nothing is started beside another one of that name. None: any.
+            growing: the spec's fields in which a stored sweep may grow, and their values. None:
+                those that are stored.
+            redoes: whether trials that failed are redone, which only a new driver does.
             code: a checkout whose ressa is sent and run; None runs what the cluster has installed.
 
         Returns:
             The job's id, and whether it was there already.
 
         Raises:
-            ConflictError: a driver works on another spec of that name.
+            ConflictError: a driver works on another spec of that name, or does not do all of this.
+            SpecError: the request is too long.
         """
         metadata = {_SWEEP: sweep, _STORE: store, _IDENTITY: identity or ""}
+        metadata |= {_GROWING: json.dumps(growing, default=str), _REDOES: json.dumps(redoes)}
+        command = _entrypoint(request)
         environment = {} if code is None else {"working_dir": str(code), "excludes": _NOT_SENT}
         stem = f"ressa-{sweep}-{zlib.crc32(store.encode()):08x}-"
         for _ in range(_TRIES):
@@ -196,11 +215,12 @@ class Head:
                 ]
                 if live:
                     _check_same(live[0], sweep, identity)
+                    _check_does_all(live[0], sweep, metadata)
                     return str(live[0].submission_id), True
                 name = next_name(stem, [str(job.submission_id) for job in jobs])
             try:
                 job = self._submit(
-                    entrypoint=_entrypoint(request),
+                    entrypoint=command,
                     submission_id=name,
                     metadata=metadata,
                     runtime_env=environment,
@@ -299,7 +319,20 @@ def next_name(stem: str, names: Iterable[str]) -> str:
 
 
 def _entrypoint(request: Request) -> str:
-    return shlex.join(["python", "-m", "ressa.cli.answer", request.encode()])
+    """Returns the command of a job.
+
+    Raises:
+        SpecError: no machine could start it.
+    """
+    command = shlex.join(["python", "-m", "ressa.cli.answer", request.encode()])
+    if len(command) > _LONGEST_COMMAND:
+        what = "the sweep" if request.spec is not None else "the command line"
+        raise SpecError(
+            f"{what} takes {len(command) >> 10} KiB in the command of a job, which has at most "
+            f"{_LONGEST_COMMAND >> 10} KiB. Shorten it, or call ressa on a node of the cluster, "
+            "without the dashboard's address."
+        )
+    return command
 
 
 def _is_of(job: Any, sweep: str, store: str) -> bool:
@@ -313,6 +346,38 @@ def _check_same(job: Any, sweep: str, identity: str | None) -> None:
         raise ConflictError(
             f"a driver works on another spec of the name {sweep!r} (job {job.submission_id}). Give "
             f"this one another name, or end that one first: ressa cancel {sweep}"
+        )
+
+
+def _check_does_all(job: Any, sweep: str, wanted: Mapping[str, str]) -> None:
+    """Refuses what a driver that is at work does not hear: it read its spec when it began."""
+    until = (
+        f"Ask again when it has ended, or stop it first, ressa stop {sweep}; what finished is not "
+        "run again."
+    )
+    if json.loads(wanted[_REDOES]):
+        raise ConflictError(
+            f"a driver works on {sweep!r} already (job {job.submission_id}), and redoes nothing of "
+            f"what failed before it began. {until}"
+        )
+    ours = json.loads(wanted[_GROWING])
+    theirs = json.loads(job.metadata.get(_GROWING) or "null")
+    if ours is not None and theirs is None:
+        log.warning(
+            "job %s goes on with what is stored of %s; what the file asks for beyond that does not "
+            "count before it has ended.",
+            *(job.submission_id, sweep),
+        )
+        return
+    differing = [
+        f"{field} ({theirs.get(field)} there, {value} here)"
+        for field, value in (ours or {}).items()
+        if theirs.get(field) != value
+    ]
+    if differing:
+        raise ConflictError(
+            f"a driver works on {sweep!r} already (job {job.submission_id}), as it was sent then: "
+            f"{', '.join(differing)}. {until}"
         )
 
 

@@ -358,9 +358,9 @@ class Ledger:
         if not visible:
             return Seen(point=point, values=None, system_attrs=notes)
         row = self.results[trial_name(number)]
-        if row["state"] not in (*rows.SUCCESSFUL, "stopped"):
-            return Seen(point=point, values=None, failed=True, system_attrs=notes)
-        return Seen(point=point, values=rows.objectives(row, self._plan), system_attrs=notes)
+        came_to = row["state"] in (*rows.SUCCESSFUL, "stopped")
+        values = rows.objectives(row, self._plan) if came_to else None
+        return Seen(point=point, values=values, failed=values is None, system_attrs=notes)
 
     def _start(self, again: Again, *, seen: list[str] | None = None, notes: str = "{}") -> Attempt:
         attempt = self._propose(again, seen=seen, notes=notes)
@@ -410,17 +410,26 @@ class Ledger:
     def reach(self, attempt: Attempt, progress: Progress) -> bool:
         """Takes note of how a trial stands at a rung; returns whether it ends there.
 
+        It is compared with the trials of its own budget: a smaller model scores less, and yet its
+        line is asked about as well.
         What was noted first counts, should a trial that was killed come by again.
         """
         stopping = self._plan.spec.early_stopping
         number, scores = attempt.number, progress.rung
         if stopping is None or number is None or scores is None:
             return False
+        found = scores.get(self._plan.spec.objectives[0].maximize, math.nan)
+        if not math.isfinite(found):
+            return False  # at its end such a trial fails
         here = self._rungs.setdefault(progress.step, {})
-        value = here.setdefault(number, scores[self._plan.spec.objectives[0].maximize])
-        search = self._plan.spec.search
+        value = here.setdefault(number, found)
+        search, line = self._plan.spec.search, attempt.point.get("budget")
         before = here.keys() if search.asynchronous else range(number - search.window + 1)
-        others = [here[n] for n in before if n in here and n != number]
+        others = [
+            here[n]
+            for n in before
+            if n in here and n != number and self._points[n].get("budget") == line
+        ]
         lowest = threshold(others, stopping.reduction)
         ends = lowest is not None and value < lowest
         row = {

@@ -16,6 +16,7 @@ from ressa.errors import ClusterError
 from ressa.sweep.reaper import clear, end_processes
 
 _STARTS = 3  # on a machine that others keep busy
+_TOKEN = secrets.token_hex(32)  # one a process: Ray reads it once
 SESSION_VARIABLE = "RESSA_SESSION"
 """Set for every process of one session, so that the reaper finds them all and no others."""
 
@@ -54,10 +55,35 @@ def prepare() -> None:
     os.environ.update(_ENVIRONMENT)
     # Without a mode Ray turns token authentication on, even in a process that imported it before.
     os.environ.pop("RAY_AUTH_MODE", None)
-    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    os.environ.setdefault("RAY_AUTH_TOKEN", _TOKEN)
     constants = sys.modules.get("ray._private.ray_constants")
     if constants is not None:  # imported already, by a notebook say: it asks this at every start
         constants.ENABLE_RAY_CLUSTER = False  # type: ignore[attr-defined]
+
+
+def check_unused() -> None:
+    """Refuses a process that uses a Ray already: it can have but one, which would end with ours.
+
+    Raises:
+        ClusterError: it does, a notebook say.
+    """
+    ray = sys.modules.get("ray")
+    if ray is not None and ray.is_initialized():
+        raise ClusterError(
+            "this process uses a Ray already, and a sweep needs one of its own, or joins one by "
+            "itself. Call ray.shutdown() first, or run `ressa run` in another process."
+        )
+
+
+@contextlib.contextmanager
+def environment_kept() -> Iterator[None]:
+    """Puts the environment back as it was, after what `prepare` and a Ray set in it."""
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 class Session(Protocol):

@@ -5,14 +5,12 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cache, cached_property
 from itertools import combinations
-from pathlib import Path
 from typing import Any
 
-from ressa.catalog import MODELS
 from ressa.data import picture_of
 from ressa.errors import SpecError
 from ressa.models.identity import checked_folder
-from ressa.records import TaskData, TrialSpec, use_of
+from ressa.records import TaskData, TrialSpec, content_key, use_of
 from ressa.sparsity import TOWERS, Inventory, Tower, tower_zeros
 from ressa.spec import (
     ALL_TASKS,
@@ -78,7 +76,7 @@ class SweepPlan:
 
     def _trial(self, effective: Effective) -> TrialSpec:
         return TrialSpec(
-            model=_reachable(self.spec.model),
+            model=self.spec.model,
             fingerprint=self.fingerprint,
             vision=effective.vision,
             language=effective.language,
@@ -102,9 +100,7 @@ class SweepPlan:
             contents = {text: self._fingerprint_of(name, source, use) for text, use in own.items()}
             if name in self._matching_models:
                 contents["model"] = self._matching_models[name]
-            found.append(
-                TaskData(name=name, source=_absolute(source), contents=tuple(contents.items()))
-            )
+            found.append(TaskData(name=name, source=source, contents=tuple(contents.items())))
         return tuple(found)
 
     @cached_property
@@ -145,6 +141,19 @@ class SweepPlan:
         )
 
     @cached_property
+    def contents(self) -> dict[str, str]:
+        """What all trials rest on: hashes of the model's files, and of what is drawn from data.
+
+        They are equal wherever copies of these lie, and whenever they were made.
+        """
+        found = {f"model {self.spec.model.id}": _fingerprint(self.spec.model, of_copies=True)}
+        for name, source in self.spec.data.items():
+            uses = [use for _, use in draws(self.spec) if use.task == name]
+            hashes = [self._fingerprint_of(name, source, use) for use in uses]
+            found[f"data.{name}"] = content_key(*hashes, self._matching_models.get(name))
+        return found
+
+    @cached_property
     def data(self) -> list[dict[str, Any]]:
         """Rows of the `data` table: which examples each purpose uses, in any trial.
 
@@ -165,25 +174,6 @@ class SweepPlan:
                     "by image. Choose another split, or other slices in data.splits."
                 )
         return rows
-
-
-def _reachable(model: ModelRef) -> ModelRef:
-    """Makes a folder absolute: workers run elsewhere."""
-    folder = Path(model.id).expanduser()
-    if model.id in MODELS or not folder.is_dir():
-        return model
-    return model.model_copy(update={"id": str(folder.absolute())})
-
-
-def _absolute(source: DataSource) -> DataSource:
-    """Makes folders absolute: workers run elsewhere."""
-    places = {"path": source.path, "images": source.images, "model": source.model}
-    found = {
-        field: str(Path(place).expanduser().absolute())
-        for field, place in places.items()
-        if place is not None and Path(place).expanduser().is_dir()
-    }
-    return source.model_copy(update=found)
 
 
 def _data_row(
@@ -210,10 +200,10 @@ def _data_row(
     }
 
 
-def _fingerprint(model: ModelRef) -> str:
+def _fingerprint(model: ModelRef, *, of_copies: bool = False) -> str:
     from ressa.models.identity import fingerprint
 
-    return fingerprint(model)
+    return fingerprint(model, of_copies=of_copies)
 
 
 def make_plan(spec: SweepSpec, *, reads_data: bool = True) -> SweepPlan:

@@ -149,6 +149,9 @@ def _recorded(plan: SweepPlan, trials: Sequence[Mapping[str, Any]]) -> dict[str,
     for row, allocation in zip(trials, numbers, strict=True):
         if row["role"] != "search" or row["state"] not in rows.SUCCESSFUL:
             continue
+        values = rows.objectives(row, plan)
+        if values is None:
+            continue
         point = json.loads(row["point"])
         hours = 0.0 if rows.is_null(row["total_seconds"]) else float(row["total_seconds"]) / 3600
         budget = row.get("budget")
@@ -157,7 +160,7 @@ def _recorded(plan: SweepPlan, trials: Sequence[Mapping[str, Any]]) -> dict[str,
             point,
             float(row["score"]),
             hours,
-            rows.objectives(row, plan),
+            values,
             None if budget is None or rows.is_null(budget) else float(budget),
             allocation,
         )

@@ -79,6 +79,21 @@ def unsuccessful(
     return {"trials": [row | told | {"state": state}]}
 
 
+def unscored(outcome: Outcome, plan: SweepPlan) -> Failure | None:
+    """Says which objective of an outcome is no number, if one is not."""
+    for objective in plan.spec.objectives:
+        value = _value(objective, outcome, plan)
+        if value is None or not math.isfinite(value):
+            came = "there is none" if value is None else f"it is {value}"
+            message = (
+                f"{objective.maximize} is no number ({came}), and the search cannot do without. A "
+                "mean over tasks needs dense scores above 0; NaN comes of logits that overflow: "
+                "model.dtype bfloat16 or float32."
+            )
+            return Failure(kind="numeric", stage="score", message=message)
+    return None
+
+
 def cancelled(attempt: "Attempt", plan: SweepPlan, *, started: datetime) -> Rows:
     """Makes the one row of an attempt that a user ended."""
     row = _requested(attempt, plan) | _circumstances(attempt, started)
@@ -188,11 +203,17 @@ def reused(
     return row
 
 
-def objectives(row: Mapping[str, Any], plan: SweepPlan) -> tuple[float, ...]:
-    """Reads the objectives of a trial that came to a result off its row, just made or stored."""
+def objectives(row: Mapping[str, Any], plan: SweepPlan) -> tuple[float, ...] | None:
+    """Reads the objectives of a trial that came to a result off its row, just made or stored.
+
+    None if one is no number.
+    """
     values = row["objectives"]
     values = json.loads(values) if isinstance(values, str) else values
-    return tuple(float(values[objective.maximize]) for objective in plan.spec.objectives)
+    found = [values.get(objective.maximize) for objective in plan.spec.objectives]
+    if any(value is None or not math.isfinite(value) for value in found):
+        return None
+    return tuple(map(float, found))
 
 
 def is_null(value: Any) -> bool:

@@ -149,6 +149,8 @@ def needs_of(store: Store) -> Needs:
             for trial in known_trials(sweep, plan):
                 if trial.key not in finished:
                     needs.of_trials.setdefault(trial.key, set()).add(name)
+                    for step in trial.rungs:
+                        needs.names.setdefault(f"rung/{trial.rung_key(step)}", set()).add(name)
                 # Also of those that are finished: trials that are proposed yet may share them.
                 for stage, key in stages_of(trial, versions_of(trial), plan.inventory):
                     if stage not in OF_ONE_TRIAL:
@@ -161,8 +163,9 @@ def needs_of(store: Store) -> Needs:
 def known_trials(sweep: SweepStore, plan: SweepPlan) -> Iterable[TrialSpec]:
     """Lists a sweep's baselines, what it proposed, and what it may propose yet, each once."""
     found = {trial.key: trial for trial in map(plan.baseline, plan.baselines)}
-    for text in sweep.proposals()["point"]:
-        with contextlib.suppress(InfeasibleAllocation):  # of a baseline, or by other rules
+    proposals = sweep.proposals()
+    for text in proposals.loc[proposals["number"].notna(), "point"]:
+        with contextlib.suppress(InfeasibleAllocation):  # by other rules
             trial = plan.trial(json.loads(text))
             found[trial.key] = trial
     sizes = [dimension.size for dimension in plan.spec.dimensions]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ressa.store import Holder, SweepStore, Wish, ask, holder
-from ressa.store.lease import PATIENCE_SECONDS
+from ressa.store.lease import PATIENCE_SECONDS, Pulse
 
 _GLANCE_SECONDS = 0.5
 
@@ -43,7 +43,7 @@ def steer(
         return Answer(kind="idle", driver=driver)
     ask(sweep, wish, driver.epoch)
     asked(driver)
-    deadline = time.monotonic() + patience_seconds
+    deadline, pulse = time.monotonic() + patience_seconds, Pulse(patience_seconds)
     while True:
         now = holder(sweep)
         assert now is not None
@@ -52,6 +52,8 @@ def steer(
         if now.heard in (wish, "cancel"):
             if not wait:
                 return Answer(kind="heard", driver=now)
+            if pulse.is_silent(now):
+                return Answer(kind="silent", driver=now)
         elif time.monotonic() > deadline:
             return Answer(kind="silent", driver=now)
         time.sleep(_GLANCE_SECONDS)

@@ -1,7 +1,8 @@
 """Early stopping: successive halving over repair steps, as a function of the store.
 
-Trial n ends at a rung when it is below the best 1/η of what trials 0 … n−W had there. Those have
-ended when trial n is proposed, so neither the order of finishing nor a kill can change who stops.
+Trial n ends at a rung when it is below the best 1/η of what the trials 0 … n−W of its budget had
+there. Those have ended when trial n is proposed, so neither the order of finishing nor a kill can
+change who stops.
 """
 
 from collections.abc import Callable

@@ -327,7 +327,15 @@ class StoreSearcher(Searcher):
                 self._without_store.pop(attempt.trial, None)
             tables = rows.unsuccessful(attempt, failure, self._plan, started=started, state=state)
         else:
-            tables = rows.succeeded(attempt, self._outcome(attempt), self._plan, started=started)
+            outcome = self._outcome(attempt)
+            unscored = rows.unscored(outcome, self._plan)
+            tables = (
+                rows.succeeded(attempt, outcome, self._plan, started=started)
+                if unscored is None
+                else rows.unsuccessful(
+                    attempt, unscored, self._plan, started=started, state="failed"
+                )
+            )
         del self._running[trial_id], self._begun[trial_id]
         self._unplaced.pop(trial_id, None)
         self._waiting.discard(trial_id)

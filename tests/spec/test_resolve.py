@@ -10,6 +10,7 @@ import pytest
 from ressa.errors import SpecError
 from ressa.spec import DataRef, Rank, load_spec, spec_from_mapping, spec_from_yaml
 from ressa.spec.check import Problem
+from ressa.spec.yaml import MAX_VALUES, count_values
 
 
 def test_three_keys_run_and_the_rest_follows(load, least):
@@ -158,6 +159,19 @@ def test_a_resolved_spec_reads_back_equal(load, least):
         assert again.dimensions == spec.dimensions
 
 
+def test_what_is_valid_can_be_stored_and_read_back(load, faults):
+    def listed(count):
+        lines = [f"- {{vision_sparsity: 0.{n:04}, language_sparsity: 0.5}}" for n in range(count)]
+        return "\n".join(["ressa: 1", "model: pocket-blip2", "points:", *lines, ""])
+
+    spec = load(listed(1000)).spec
+    assert spec_from_yaml(spec.to_yaml()) == spec
+    assert count_values(spec.model_dump()) < MAX_VALUES
+    (fault,) = faults(listed(1950))  # few enough as they stand there
+    assert "at most 10,000 values" in fault
+    assert "1,950 points are listed. Split the sweep." in fault
+
+
 def test_a_spec_from_python_values_is_that_of_the_file(load, least):
     content = {
         "ressa": 1,
@@ -199,6 +213,21 @@ def test_a_trivial_answer_is_named(load, least):
     assert "(0, 0)" in load(free).warnings[0]
     budget = free.replace(", language_sparsity: 0.5", "") + "budget: 0.5\n"
     assert load(budget).warnings == ()
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "gp", "nsga2"])
+def test_a_search_that_would_starve_the_sparser_lines_is_warned_of(load, sampler):
+    text = (
+        "ressa: 1\nmodel: pocket-blip2\n"
+        "space: {vision_sparsity: {low: 0.3, high: 0.7, step: 0.1}}\n"
+        f"budget: [0.5, 0.6]\nsearch: {{sampler: {sampler}, trials: 5}}\n"
+    )
+    (warning,) = load(text).warnings
+    assert f"{sampler} looks for the best score of all" in warning
+    assert "map looks for the best of each line" in warning
+    assert load(text.replace(sampler, "map")).warnings == ()
+    assert load(text.replace("[0.5, 0.6]", "0.5")).warnings == ()
+    assert load(text.replace("trials: 5", "trials: 10")).warnings == (), "it runs them all"
 
 
 def test_more_trials_than_points_and_a_budget_out_of_reach_are_warned_of(load):

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ressa.spec.yaml import parse, write
+from ressa.spec.yaml import MAX_VALUES, count_values, parse, write
 
 
 def plain(text: str) -> object:
@@ -98,3 +98,12 @@ def test_what_is_written_reads_back_unchanged(content):
     assert found == []
     assert tree is not None
     assert tree.plain() == content
+
+
+def test_values_are_counted_before_they_are_written_as_they_are_read():
+    content = {"a": [{"b": None, "c": [1, "x"]} for _ in range(1000)], "d": {}}
+    content["e"] = [0] * (MAX_VALUES - count_values(content) - 2)
+    assert count_values(content) == MAX_VALUES
+    assert parse(write(content), "f")[1] == []
+    content["e"].append(0)
+    assert "more than 10000 values" in faults(write(content))[0]

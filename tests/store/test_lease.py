@@ -173,3 +173,19 @@ def test_of_two_drivers_that_start_together_one_wins(
         with pytest.raises(ConflictError):
             acquire(sweep)
         assert len(asked) == 2, "or the race was not run"
+
+
+def test_a_counter_that_stands_still_is_silent_after_patience_and_one_that_moves_is_not(
+    sweep: SweepStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pulse = lease.Pulse(patience_seconds=0.1)
+    with acquire(sweep, beat_seconds=60):
+        for _ in range(2):
+            assert not pulse.is_silent(holder(sweep))  # on this machine it is seen to live
+            time.sleep(0.11)
+        _on_another_machine(monkeypatch)
+        for count in (7, 8):
+            sweep.store.objects.put(f"{sweep.prefix}/lease/000001.beat", b'{"beats": %d}' % count)
+            assert not pulse.is_silent(holder(sweep))
+            time.sleep(0.11)
+        assert pulse.is_silent(holder(sweep))

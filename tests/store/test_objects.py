@@ -103,3 +103,41 @@ def test_what_a_killed_writer_left_goes_and_nothing_else(tmp_path: Path) -> None
     (folder / "whole#1").write_bytes(b"by")
     objects.delete_folder("stages/mask/key")
     assert not folder.exists()
+
+
+def test_what_cannot_be_tidied_away_harms_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    objects = open_store(tmp_path, create=True).objects
+    objects.put("stages/mask/key/whole", b"bytes")
+    folder = tmp_path / "stages/mask/key"
+    for name in ("theirs#1", "ours#1"):
+        (folder / name).write_bytes(b"by")
+
+    def unlink(path: Path) -> None:
+        if path.name == "theirs#1":
+            raise PermissionError(1, "Operation not permitted")
+        os.unlink(path)
+
+    monkeypatch.setattr(Path, "unlink", unlink)
+    objects.remove_unfinished("stages")
+    assert {path.name for path in folder.iterdir()} == {"theirs#1", "whole"}
+
+
+def test_containers_of_one_process_id_may_open_a_store_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = Path.write_bytes
+    inner = []
+
+    def write_bytes(path: Path, content: bytes) -> int:
+        written = write(path, content)
+        if not inner:
+            inner.append(path)
+            open_store(tmp_path, create=True)  # another one, in the middle of ours
+        return written
+
+    monkeypatch.setattr(Path, "write_bytes", write_bytes)
+    open_store(tmp_path, create=True)
+    assert len(inner) == 1
+    assert not list(tmp_path.iterdir())

@@ -60,3 +60,16 @@ def test_an_attempt_that_died_with_its_driver_is_not_waited_for(sweep: SweepStor
     sweep.commit("trials", [row], trial="t000", epoch=2, attempt=1)
     assert sweep.status().counts == {"succeeded": 1}
     assert sweep.status().done == 1
+
+
+def test_drivers_are_told_apart_by_their_epochs_whatever_their_clocks_say(
+    sweep: SweepStore,
+) -> None:
+    """The first one stood still, was taken over, and said its last word after the second's."""
+    sweep.event("started", {"planned": 1}, epoch=1)
+    sweep.event("resumed", {"planned": 2}, epoch=2)
+    sweep.event("finished", epoch=2)
+    sweep.event("interrupted", epoch=1)
+    status = sweep.status()
+    assert (status.state, status.planned) == ("finished", 2)
+    assert list(sweep.events()["kind"]) == ["started", "interrupted", "resumed", "finished"]

@@ -1,10 +1,15 @@
 """What a client and a cluster's head say to each other."""
 
+import hashlib
 import socket
+from dataclasses import replace
+from decimal import Decimal
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from ressa.errors import ClusterError, SpecError
+from ressa.errors import ClusterError, ConflictError, SpecError
 from ressa.sweep.jobs import Frame, Head, Request, next_name
 from ressa.sweep.joined_ray import joined_ray
 from ressa.sweep.versions import CODE, differences, installed
@@ -68,3 +73,62 @@ def test_where_nothing_answers_is_said_at_once() -> None:
         Head(f"http://{address}")
     with pytest.raises(ClusterError, match="no Ray answers at 127"), joined_ray(address, threads=1):
         pass
+
+
+def head_with(*jobs: SimpleNamespace) -> tuple[Head, list[dict[str, Any]]]:
+    """A head that has these jobs, and the list of what is handed in to it."""
+    head, handed_in = Head.__new__(Head), []
+    head.address = "http://h:8265"
+
+    def submit_job(**job: Any) -> str:
+        handed_in.append(job)
+        return str(job["submission_id"])
+
+    head._client = SimpleNamespace(list_jobs=lambda: list(jobs), submit_job=submit_job)
+    return head, handed_in
+
+
+def as_listed(job: dict[str, Any]) -> SimpleNamespace:
+    status = SimpleNamespace(is_terminal=lambda: False)
+    return SimpleNamespace(
+        submission_id=job["submission_id"], metadata=job["metadata"], status=status
+    )
+
+
+DRIVER = Request(words=["run"], versions={}, drives=True)
+
+
+def test_a_sweep_sent_again_finds_its_driver_and_one_that_grew_is_refused() -> None:
+    asked: dict[str, Any] = {"sweep": "s", "store": "/s", "identity": "one"}
+    grown = {"search.trials": 20, "verdict.margin": Decimal("0.1"), "retry.on": ("oom",)}
+    head, handed_in = head_with()
+    assert not head.drive(DRIVER, **asked, growing=grown)[1]
+    head, later = head_with(as_listed(handed_in[0]))
+    assert head.drive(DRIVER, **asked, growing=grown)[1]
+    with pytest.raises(ConflictError, match=r"search\.trials \(20 there, 50 here\)\. Ask again"):
+        head.drive(DRIVER, **asked, growing=grown | {"search.trials": 50})
+    assert not later
+
+
+def test_trials_are_not_redone_by_a_driver_that_has_begun(caplog: pytest.LogCaptureFixture) -> None:
+    head, handed_in = head_with()
+    head.drive(DRIVER, sweep="s", store="/s")
+    head, later = head_with(as_listed(handed_in[0]))
+    assert head.drive(DRIVER, sweep="s", store="/s")[1]
+    with pytest.raises(ConflictError, match="redoes nothing of what failed"):
+        head.drive(DRIVER, sweep="s", store="/s", redoes=True)
+    # That one goes on with what is stored, which is not known here.
+    assert head.drive(DRIVER, sweep="s", store="/s", growing={"search.trials": 50})[1]
+    assert "does not count before it has ended" in caplog.text
+    assert not later
+
+
+def test_what_no_shell_would_take_is_refused_before_it_is_sent() -> None:
+    head, handed_in = head_with()
+    texts = [f"{hashlib.sha256(bytes([n % 256, n // 256])).hexdigest()}\n" for n in range(5000)]
+    long = replace(DRIVER, spec="".join(texts))
+    with pytest.raises(SpecError, match=r"the sweep takes \d+ KiB in the command of a job"):
+        head.drive(long, sweep="s", store="/s")
+    with pytest.raises(SpecError, match="the command line takes"):
+        head.ask(replace(long, spec=None, words=texts))
+    assert not handed_in

@@ -1,16 +1,22 @@
 """Which attempt comes next: what is tried again, how often, and what a new driver makes of it."""
 
+import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from ressa.catalog import MODELS
 from ressa.cli.app import client
 from ressa.cli.running import board
-from ressa.errors import NotFoundError, SpecError
+from ressa.errors import ConflictError, NotFoundError, SpecError
+from ressa.models import identity
+from ressa.records import Progress
 from ressa.spec import spec_from_mapping
 from ressa.store import SweepStore, open_store
-from ressa.sweep.driver import resume
+from ressa.sweep.driver import _check_contents, current_spec, resume
 from ressa.sweep.ledger import Attempt, Ledger, Redo
 from ressa.sweep.plan import SweepPlan, make_plan
 
@@ -72,6 +78,54 @@ def test_a_client_is_not_told_that_a_finished_sweep_runs(
     with board(sweep.plan.spec) as watcher:
         resume(sweep.rows.store, "small", watcher)
     assert told == []
+
+
+def test_a_sweep_whose_driver_died_before_its_last_word_is_finished_by_the_next(
+    sweep: Sweep,
+) -> None:
+    ledger = sweep.driver()
+    sweep.rows.event("started", {"planned": 3}, epoch=1)
+    for _ in range(3):
+        end(ledger, begin(ledger))
+    assert sweep.rows.status().state == "interrupted"
+    with board(sweep.plan.spec) as watcher:
+        resume(sweep.rows.store, "small", watcher)
+    assert sweep.rows.status().state == "finished"
+
+
+@pytest.fixture
+def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that a user wrote a model into, by a path from where he is."""
+    shutil.copytree(MODELS["pocket-blip2"].folder, tmp_path / "mine" / "model")
+    monkeypatch.chdir(tmp_path)
+    return Path("mine/model")
+
+
+def test_a_sweep_of_a_models_folder_goes_on_from_elsewhere(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep = Sweep(model.parent.absolute() / "results", model=str(model))
+    key = begin(sweep.driver()).spec.key
+    monkeypatch.chdir("/")
+    plan = make_plan(current_spec(sweep.rows))
+    assert plan.spec.model.id == sweep.plan.spec.model.id
+    assert plan.trial(json.loads(sweep.rows.proposals()["point"][0])).key == key
+
+
+def test_a_model_whose_files_changed_is_not_mixed_with_what_it_was(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(identity, "_READ_WHOLE", 1000)  # as if its weights were many
+    sweep = Sweep(model.parent.absolute() / "results", model=str(model))
+    sweep.rows.event("started", {"contents": sweep.plan.contents}, epoch=1)
+    weights = model / "model.safetensors"
+    _check_contents(sweep.rows, make_plan(sweep.plan.spec))
+    content = weights.read_bytes()
+    weights.write_bytes(content)  # a copy of another time
+    _check_contents(sweep.rows, make_plan(sweep.plan.spec))
+    weights.write_bytes(content[:-100_000] + bytes(100_000))
+    with pytest.raises(ConflictError, match=r"the files of model .*/mine/model have changed"):
+        resume(sweep.rows.store, "small", None)
 
 
 @pytest.mark.parametrize("kind", ["node", "preempted"])
@@ -238,3 +292,48 @@ def test_what_was_stopped_is_seen_with_its_last_rung(tmp_path: Path) -> None:
     end(ledger, begin(ledger), state="stopped", objectives={"easy-vqa.balanced_accuracy": 0.4})
     seen = ledger._as_seen(0, visible=True)
     assert (seen.values, seen.failed) == ((0.4,), False)
+
+
+@pytest.mark.parametrize("value", [None, float("nan")])
+def test_a_stored_result_that_is_no_number_is_seen_as_a_failure_and_the_search_goes_on(
+    tmp_path: Path, value: float | None
+) -> None:
+    search = {"sampler": "tpe", "trials": 3, "parallel": 1, "window": 1}
+    sweep = Sweep(tmp_path, search=search)
+    first = sweep.driver()
+    end(first, begin(first), objectives={"easy-vqa.balanced_accuracy": value})
+    second = sweep.driver()
+    seen = second._as_seen(0, visible=True)
+    assert (seen.values, seen.failed) == (None, True)
+    assert begin(second).trial == "t001"
+
+
+def test_early_stopping_compares_trials_of_one_budget(tmp_path: Path) -> None:
+    """Each line has a better and a worse half, and all of the sparser line lies below the other."""
+    content = {
+        "space": {"vision_sparsity": {"choices": ["0.2", "0.3", "0.4", "0.5"]}},
+        "budget": [0.4, 0.6],
+        "search": {"sampler": "grid", "parallel": 1, "window": 1},
+        "early_stopping": {"rungs": [10], "reduction": 2},
+    }
+    ledger = Sweep(tmp_path, **content).driver()
+    goes_on: dict[str, list[str]] = {"0.4": [], "0.6": []}
+    scores = {"0.4": iter([0.9, 0.8, 0.95, 0.7]), "0.6": iter([0.5, 0.4, 0.6, 0.3])}
+    for _ in range(8):
+        attempt = begin(ledger)
+        line = attempt.point["budget"]
+        rung = Progress(
+            stage="rung", step=10, rung={"easy-vqa.balanced_accuracy": next(scores[line])}
+        )
+        if not ledger.reach(attempt, rung):
+            goes_on[line].append(attempt.trial)
+        end(ledger, attempt)
+    assert [len(trials) for trials in goes_on.values()] == [3, 3]
+
+
+def test_a_score_that_is_no_number_ends_nothing_at_a_rung(tmp_path: Path) -> None:
+    ledger = Sweep(tmp_path, early_stopping={"rungs": [10], "reduction": 2}).driver()
+    nan = Progress(stage="rung", step=10, rung={"easy-vqa.balanced_accuracy": float("nan")})
+    assert not ledger.reach(begin(ledger), nan)
+    assert not ledger.reach(begin(ledger), replace(nan, rung={}))
+    assert not ledger._rungs

@@ -93,6 +93,23 @@ def test_what_an_unfinished_sweep_may_read_stays(store: Store) -> None:
     assert left(store) == set(needed)
 
 
+def test_what_is_in_nobodys_way_goes_beside_a_sweep_whose_baselines_are_proposed(
+    store: Store,
+) -> None:
+    stopping = {"rungs": [50], "reduction": 2}
+    spec = spec_of("one", Path(store.location), early_stopping=stopping, repair={"steps": 100})
+    plan = make_plan(spec)
+    sweep = begin(store, spec)
+    for _ in plan.baselines:
+        assert isinstance(Ledger(sweep, plan, epoch=1).next(), Attempt)
+    assert len(sweep.proposals()) == 2
+    rung = f"rung/{plan.trial(POINT).rung_key(50)}"
+    fill(store, [rung, "rung/strange", "vision-mask/strange"])
+    done = collect(store, older_than=NOW)
+    assert not done.unclear
+    assert left(store) == {rung}
+
+
 def test_what_a_finished_sweep_used_goes_when_it_is_old_enough(store: Store) -> None:
     spec = spec_of("one", Path(store.location))
     needed = keys_of(spec, POINT)

@@ -9,7 +9,7 @@ import pytest
 from test_ledger import CONTENT as SMALL
 
 from ressa.errors import StoreError
-from ressa.records import Failure, Progress
+from ressa.records import Failure, Outcome, Progress
 from ressa.spec import spec_from_mapping
 from ressa.store import SweepStore, acquire, open_store
 from ressa.sweep.ledger import Ledger
@@ -125,3 +125,17 @@ def test_a_gangs_worker_that_its_machine_killed_for_memory_is_tried_with_half(
     driver.fails("again", DIED, went_away=True)
     newest = driver.rows.attempts().to_dict("records")[-1]
     assert newest["failure_class"] == "node", "that kill was another attempt's"
+
+
+def test_a_trial_whose_objective_is_no_number_failed(driver: Driver) -> None:
+    name = driver.begins()
+    score = {"task": "easy-vqa", "split": "validation", "state": "pruned", "image": "real"}
+    score |= {"metric": "balanced_accuracy", "value": float("nan"), "standard_error": None}
+    key = driver.searcher._running[name].spec.key
+    outcome = Outcome(summary={}, scores=[score | {"items": 10}])
+    driver.rows.store.stages.put("outcome", key, {"content": outcome.to_json()})
+    driver.searcher.on_trial_complete(name, {"done": True})
+    (row,) = driver.rows.trials().to_dict("records")
+    assert (row["state"], row["failure_class"]) == ("failed", "numeric")
+    assert "easy-vqa.balanced_accuracy is no number (it is nan)" in row["error"]
+    assert driver.ledger.failed == ["t000"]
