@@ -17,6 +17,12 @@ if TYPE_CHECKING:
 TRIAL_VERSION = 1
 """Raised when the same `TrialSpec` would come to other results than before."""
 
+ASKED = 2
+"""How models are asked and what counts as their answers' tokens; raised when either changes."""
+# Fingerprints of the models that version 1 asked just so; their keys stay what they were.
+_POCKET_BLIP2 = "b5b69b36149c5630d55f51c57b226fb0"
+_POCKET_LLAVA = "1ad63c34dca2bfda3581eb15168a6e15"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Example:
@@ -92,11 +98,19 @@ class TrialSpec:
     def model_options(self) -> dict[str, Any]:
         """What is made of the model's files, where that is not as by default; dtype is not here."""
         options = self.model.model_dump(mode="json", exclude_defaults=True)
-        return {
+        made = {
             name: value
             for name, value in options.items()
             if name not in ("id", "revision", "dtype")  # the fingerprint tells the first two
         }
+        return made | {"asked": ASKED} if self._is_asked_anew else made
+
+    @property
+    def _is_asked_anew(self) -> bool:
+        """Whether version 1 asked the model otherwise."""
+        if self.fingerprint == _POCKET_LLAVA:  # where a decoder's repetition was counted otherwise
+            return any(data.source.decoding.repetition_penalty != 1 for data in self.data)
+        return self.fingerprint != _POCKET_BLIP2
 
     @property
     def key(self) -> str:

@@ -151,6 +151,13 @@ def sweep(tmp_path: Path) -> SweepStore:
         ),
         ("landscape quickstart --out file/map.png", 5, "cannot write"),
         ("data check vqa ./nope", 2, "there is no folder ./nope"),
+        ("data check vqa ~nobody-here/x", 2, "there is no folder ~nobody-here/x"),
+        (
+            "data check vqa . --set columns=x --set columns.image=y",
+            2,
+            "--set columns.image=y: columns is set to one value already",
+        ),
+        ("models ~nobody-here/x", 2, "there is no such folder"),
         ("models nope", 2, "instructblip-vicuna-7b, pocket-blip2, pocket-llava."),
         ("models ./nope", 2, "there is no such folder"),
         ("query SELEC", 2, "syntax error"),
@@ -753,6 +760,7 @@ def test_stages_are_listed_and_collected(ressa: Ressa, tmp_path: Path) -> None:
     assert "the 0 that `ressa stages gc` removes" in listed.err
     assert ressa("stages", "ls", "--all").out.splitlines()[-1].split()[:2] == ["dense", "l"]
     store.stages.remove("dense", "l")
+    assert ressa("stages", "gc", "--older-than", "999999d").err.startswith("removed 0 stages")
     young = ressa("stages", "gc").err.splitlines()
     assert young[0] == "removed 0 stages, 0.0 MiB"
     assert young[1].startswith("kept: 1 that no sweep needs and that were used in the last 7d")

@@ -13,9 +13,19 @@ from ressa.keys import (
     teacher_key,
     threshold_key,
 )
+from ressa.models.identity import fingerprint
 from ressa.records import Failure, Outcome, TaskData, TrialSpec, content_key, use_of
 from ressa.sparsity import Target
-from ressa.spec import Calibration, DataRef, DataSource, ModelRef, Owl, Repair, TowerTarget
+from ressa.spec import (
+    Calibration,
+    DataRef,
+    DataSource,
+    Decoding,
+    ModelRef,
+    Owl,
+    Repair,
+    TowerTarget,
+)
 
 
 @pytest.fixture
@@ -72,6 +82,31 @@ def test_whatever_is_made_of_the_models_files_changes_all_keys(
     assert other.key != trial.key
     assert other.rung_key(1) != trial.rung_key(1)
     assert stage_key(other, "mask") != stage_key(trial, "mask")
+
+
+def test_results_of_pocket_models_are_found_under_the_keys_that_they_had(trial: TrialSpec) -> None:
+    # As version 1 of `ASKED` made them, which asked these models just so.
+    keys = {
+        "pocket-blip2": ("d02eea6602e79e05678309be06b398ee", "be85a2085ac38cb48eb8ce990290e089"),
+        "pocket-llava": ("a58b8875432b1ed4f05156f118d58c6a", "dfbb3c4ff35d257c62d6771c263c8c85"),
+    }
+    for name, wanted in keys.items():
+        ref = ModelRef(id=name)
+        one = replace(trial, model=ref, fingerprint=fingerprint(ref))
+        assert (one.key, stage_key(one, "mask")) == wanted
+
+
+def test_a_penalty_counts_where_a_decoders_repetition_does(trial: TrialSpec) -> None:
+    plain = DataSource(task="captioning", format="nocaps", path="x")
+    other = plain.model_copy(update={"decoding": Decoding(repetition_penalty=1.5)})
+    changes = []
+    for name in ("pocket-blip2", "pocket-llava"):
+        ref = ModelRef(id=name)
+        for source in (plain, other):
+            data = TaskData(name="x", source=source, contents=())
+            one = replace(trial, model=ref, fingerprint=fingerprint(ref), data=(data,))
+            changes.append("asked" in one.model_options)
+    assert changes == [False, False, False, True]
 
 
 def test_options_written_out_as_they_are_by_default_change_nothing(trial: TrialSpec) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from benchmarks.zoo.configs import IMAGE, PATCH
 
-_IMAGE_TOKEN = 4
+_UNKNOWN, _IMAGE_TOKEN = 3, 4
 _WORDS = {"what": 70, "is": 71, "this": 72, "colour": 73, "red": 74, "blue": 75, "yes": 76}
 # Whose pictures come in tiles, an axis behind the picture's: [picture tile channel height width].
 _TILED = ("llava_next", "llava_onevision", "granite4_vision", "llava_next_video")
@@ -28,7 +28,7 @@ class Tokenizer:
 
     def __call__(self, text: str, add_special_tokens: bool = True) -> dict[str, list[int]]:
         """Returns the numbers of a text's words."""
-        return {"input_ids": [_WORDS[word] for word in text.split()]}
+        return {"input_ids": [_WORDS.get(word, _UNKNOWN) for word in text.split()]}
 
 
 class Tensors:
@@ -67,8 +67,10 @@ class Tensors:
         for name in ("mm_token_type_ids", "moe_mm_token_type_ids"):
             if name in self._asks:
                 texts[name] = mask
-        if "token_type_ids" in self._asks and self.kind in ("gemma3", "shieldgemma2", "paligemma"):
+        if "token_type_ids" in self._asks and self.kind in ("gemma3", "shieldgemma2"):
             texts["token_type_ids"] = mask
+        if "token_type_ids" in self._asks and self.kind == "paligemma":
+            texts["token_type_ids"] = torch.zeros_like(ids)  # all of a prompt is its prefix
         if "qformer_input_ids" in self._asks:
             texts["qformer_input_ids"] = torch.tensor([words])
             texts["qformer_attention_mask"] = torch.ones(1, len(words), dtype=torch.long)

@@ -8,20 +8,24 @@ question's text; token = answer tokens of all questions, end to end.
 """
 
 import inspect
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, cast
 
 import torch
 from jaxtyping import Float, Int
+from jinja2 import TemplateError
 from PIL.Image import Image
 from torch import Tensor, nn
 from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
+from transformers.generation.logits_process import RepetitionPenaltyLogitsProcessor
 from transformers.modeling_utils import PreTrainedModel
 from transformers.processing_utils import ProcessorMixin
 from transformers.utils.generic import ModelOutput
@@ -33,6 +37,8 @@ from ressa.models.seen import asked_once
 from ressa.models.towers import Towers, has_encoder
 from ressa.records import Example
 from ressa.spec import Decoding
+
+log = logging.getLogger(__name__)
 
 NO_LABEL = -100
 """Marks a place where no answer token stands; transformers' losses skip it too."""
@@ -61,12 +67,22 @@ _PROMPTS = {
 }
 # Of these types, those that read nothing but the question once that is a whole prompt.
 _BARE = ("blip-2",)
+# What a blank follows where an answer comes next; in half a caption none does.
+_MARKS = (":", ".", "?", "!")
+# Types whose prompts end in a line break all the same, which their processors add.
+_ENDED = ("paligemma",)
+# Those that read a prompt in both directions, where token_type_ids is 0, and answers in one.
+_PREFIX = ("paligemma",)
+
+_QUESTION, _ANSWER = "(question)", "(answer)"  # shown to chat templates to see what is around them
 
 # Their connectors read pictures alone and put out [image token hidden], so that these too are
 # spared for a second question about a picture. In others the vision tower is.
 _SHARED_BEHIND_CONNECTOR = ("blip-2", "llava")
 
 
+_Content: TypeAlias = str | list[dict[str, str]]
+"""What is said in a turn, as a whole or in parts."""
 _Pictures: TypeAlias = tuple[dict[str, Tensor], dict[str, tuple[int, ...]] | None]
 """What pictures become, and how many rows of it are whose, as a batch has them."""
 
@@ -170,6 +186,8 @@ class VLM:
         default_factory=Recent, repr=False
     )
     """What prompts become with a picture of a size: small data sets ask few questions."""
+    _answers: Recent[tuple[str, bool, str], Tensor] = field(default_factory=Recent, repr=False)
+    """What answers to questions become."""
     _rooms: Recent[tuple[bool, tuple[int, int]], Room | Literal[False]] = field(
         default_factory=Recent, repr=False
     )
@@ -224,7 +242,9 @@ class VLM:
         parts = [processed(shown[first : first + _OPEN]) for first in range(0, len(shown), _OPEN)]
         pixels, rows = _end_to_end(parts)
         texts = [prompts[index] for index in range(len(examples))]
-        inputs, labels = self._texts(texts, [e.answer for e in examples] if answers else None)
+        inputs, labels = self._texts(
+            texts, [self._answer(e) for e in examples] if answers else None
+        )
         row = {index: number for number, name in enumerate(shown) for index in about[name]}
         batch = Batch(
             inputs=inputs | pixels,
@@ -351,7 +371,14 @@ class VLM:
             decoding: all else about the search.
         """
         model: Any = self.model
-        beams = {} if decoding.beams == 1 else {"length_penalty": decoding.length_penalty}
+        prompt = 0 if self.has_encoder else batch.inputs["input_ids"].shape[1]
+        options: dict[str, Any] = {"repetition_penalty": decoding.repetition_penalty}
+        if prompt and decoding.repetition_penalty != 1:
+            # Of a decoder's tokens those alone that it said, not the words of the question.
+            penalty = RepetitionPenaltyLogitsProcessor(decoding.repetition_penalty, prompt)
+            options = {"repetition_penalty": 1.0, "logits_processor": [penalty]}
+        if decoding.beams > 1:
+            options["length_penalty"] = decoding.length_penalty
         with self._shared_pictures(batch) as inputs, self._sees_once(batch):
             tokens = model.generate(
                 **inputs,
@@ -359,12 +386,9 @@ class VLM:
                 min_new_tokens=decoding.min_new_tokens or None,
                 do_sample=False,
                 num_beams=decoding.beams,
-                repetition_penalty=decoding.repetition_penalty,
-                **beams,
+                **options,
             )
-        if not self.has_encoder:
-            tokens = tokens[:, batch.inputs["input_ids"].shape[1] :]
-        texts = self.processor.batch_decode(tokens, skip_special_tokens=True)
+        texts = self.processor.batch_decode(tokens[:, prompt:], skip_special_tokens=True)
         return [text.strip() for text in texts]
 
     def prompt(self, question: str, *, verbatim: bool = False) -> str:
@@ -378,27 +402,88 @@ class VLM:
         Raises:
             SpecError: if the model comes without a template and is of no type known here.
         """
-        tokenizer = self._tokenizer
-        template = getattr(self.processor, "chat_template", None) or tokenizer.chat_template
-        if template is None:
+        if self._template is None:
             kind = self.model.config.model_type
             if kind not in _PROMPTS:
                 raise SpecError(
-                    f"model {self.name}: it comes without a chat template, and how to ask a "
-                    f"{kind!r} model is not known here (known: {', '.join(sorted(_PROMPTS))}). "
-                    "Save it with a processor that has a chat_template."
+                    f"model {self.name}: it comes without a chat template for questions about "
+                    f"pictures, and how to ask a {kind!r} model is not known here (known: "
+                    f"{', '.join(sorted(_PROMPTS))}). Save it with a processor that has a "
+                    "chat_template."
                 )
             bare = verbatim and kind in _BARE
             return question if bare else _PROMPTS[kind].format(question=question)
+        return self._rendered(self._template, question)
+
+    @cached_property
+    def _template(self) -> str | None:
+        """The chat template; the tokenizer's, if the processor has none and it is for pictures."""
+        template: str | None = getattr(self.processor, "chat_template", None)
+        if template is None:
+            template = self._tokenizer.chat_template
+            # Some know text alone.
+            if template is None or self._if_possible(template) is None:
+                return None
+        if self._rendered(template, _QUESTION).rstrip().endswith("<think>"):
+            log.warning(
+                "model %s: its chat template has it think before it answers, which it cannot end "
+                "in the few tokens of an answer: scores will be near 0. Save its processor with a "
+                "chat_template that does not open <think>.",
+                self.name,
+            )
+        return template
+
+    def _if_possible(self, template: str, reply: _Content | None = None) -> str | None:
+        """What a template makes of messages of several parts; None if it fails or prints them."""
+        try:
+            written = self._rendered(template, _QUESTION, reply)
+        except (TemplateError, TypeError):
+            return None
+        return None if "'type'" in written else written
+
+    def _rendered(self, template: str, question: str, reply: _Content | None = None) -> str:
+        """Writes a user's turn and opens the model's, or writes that as well."""
         content = [{"type": "image"}, {"type": "text", "text": question}]
         messages: list[Any] = [{"role": "user", "content": content}]
+        if reply is not None:
+            messages.append({"role": "assistant", "content": reply})
+        options: dict[str, Any] = {}
+        if "enable_thinking" in template:  # of a name that a template does not read, it is warned
+            options["enable_thinking"] = False
         return self.processor.apply_chat_template(
-            messages, chat_template=template, add_generation_prompt=True, tokenize=False
+            messages,
+            chat_template=template,
+            add_generation_prompt=reply is None,
+            tokenize=False,
+            **options,
         )
+
+    @cached_property
+    def _turn(self) -> tuple[str, str]:
+        """What a chat template puts between its prompt and an answer, and at the answer's end."""
+        if self._template is None:
+            return "", ""
+        turn = self._if_possible(self._template, [{"type": "text", "text": _ANSWER}])
+        turn = turn or self._if_possible(self._template, _ANSWER) or ""
+        before, found, behind = turn.rpartition(_ANSWER)
+        if not found:  # it writes no turn of the model's
+            return "", ""
+        prompt = self._rendered(self._template, _QUESTION)
+        lead = before.removeprefix(prompt) if before.startswith(prompt) else ""
+        # Up to the first token that is no text: what follows is said by nobody.
+        added = self._tokenizer.added_tokens_decoder.values()
+        tokens = [str(token) for token in added if token.special and str(token) in behind]
+        ends = [behind.index(token) + len(token) for token in tokens]
+        return lead, behind[: min(ends)] if ends else behind.rstrip()
 
     @property
     def _tokenizer(self) -> Any:
         return self.processor.tokenizer
+
+    def _special(self, prompt: str) -> dict[str, bool]:
+        """Options of tokenizers, for a prompt with the token that begins a text: no second one."""
+        first = getattr(self._tokenizer, "bos_token", None)
+        return {"add_special_tokens": False} if first and prompt.startswith(first) else {}
 
     def _prompt(self, example: Example, picture: Image) -> Texts:
         """What a question becomes, [time …] each; how many image tokens follows from the size."""
@@ -412,7 +497,8 @@ class VLM:
     def _with_room(self, example: Example, picture: Image) -> Texts:
         """Does so without processing the picture, once it is known what that puts in."""
         key = (example.verbatim, picture.size)
-        ids = self._tokenizer(self.prompt(example.question, verbatim=example.verbatim))["input_ids"]
+        text = self.prompt(example.question, verbatim=example.verbatim)
+        ids = self._tokenizer(text, **self._special(text))["input_ids"]
         room = self._rooms.get(key)
         if room and room.is_sure:
             made = room.made(ids)
@@ -461,31 +547,63 @@ class VLM:
 
     def _processed(self, example: Example, picture: Image) -> dict[str, Tensor]:
         text = self.prompt(example.question, verbatim=example.verbatim)
-        encoded = self.processor(images=[picture], text=[text], return_tensors="pt")
+        encoded = self.processor(
+            images=[picture], text=[text], return_tensors="pt", **self._special(text)
+        )
         if "input_ids" not in encoded:
             raise SpecError(
                 f"model {self.name}: its processor makes no input_ids of a question. A model that "
                 "reads pictures alone cannot be asked one; choose a model that reads text too."
             )
-        return {name: t for name, t in encoded.items() if isinstance(t, Tensor)}
+        # PaliGemma's makes labels, of the prompt alone.
+        return {n: t for n, t in encoded.items() if isinstance(t, Tensor) and n != "labels"}
 
-    def _answer_ids(self, answer: str) -> Int[Tensor, " time"]:
-        ids = self._tokenizer(answer, add_special_tokens=False)["input_ids"]
-        return torch.tensor([*ids, self._tokenizer.eos_token_id])
+    def _answer(self, example: Example) -> Int[Tensor, " time"]:
+        """The tokens that the model should say, the one that ends its answer among them."""
+        key = (example.question, example.verbatim, example.answer)
+        found = self._answers.get(key)
+        if found is None:
+            ids = self._decoded(example.answer) if self.has_encoder else self._said(example)
+            found = torch.tensor(ids)
+            self._answers.put(key, found)
+        return found
+
+    def _decoded(self, answer: str) -> list[int]:
+        """What a decoder behind an encoder says: BART's begins with <s>, T5's with the answer."""
+        ids, end = self._tokenizer(answer)["input_ids"], self._tokenizer.eos_token_id
+        settings: Any = self.model.generation_config
+        start = settings.decoder_start_token_id
+        if ids[:1] == [settings.bos_token_id if start is None else start]:
+            ids = ids[1:]
+        return ids if ids[-1:] == [end] else [*ids, end]
+
+    def _said(self, example: Example) -> list[int]:
+        """What follows a prompt: there an answer may be other tokens than by itself."""
+        prompt = self.prompt(example.question, verbatim=example.verbatim)
+        lead, end = self._turn
+        if self._template is None and prompt.endswith(_MARKS) and not example.answer[:1].isspace():
+            lead = "" if self.model.config.model_type in _ENDED else " "
+        answer = lead + example.answer + end
+        before, both, alone = (
+            self._tokenizer(text, add_special_tokens=False)["input_ids"]
+            for text in (prompt, prompt + answer, answer)
+        )
+        ids = both[len(before) :] if both[: len(before)] == before else alone
+        return ids if end else [*ids, self._tokenizer.eos_token_id]
 
     def _texts(
-        self, prompts: list[dict[str, Tensor]], answers: list[str] | None
+        self, prompts: list[dict[str, Tensor]], targets: list[Tensor] | None
     ) -> tuple[dict[str, Tensor], Tensor | None]:
         """Pads prompts, and answers if there are any, into the model's inputs and labels."""
-        targets = None if answers is None else [self._answer_ids(answer) for answer in answers]
         if targets is None or self.has_encoder:
             # A decoder goes on from the last place: what it generates from is padded on the left.
             side = "right" if self.has_encoder else "left"
             labels = None if targets is None else pad_sequence(targets, True, NO_LABEL)
             return self._padded(prompts, side), labels
         pairs = list(zip(prompts, targets, strict=True))
+        is_prefix = self.model.config.model_type in _PREFIX
         texts = [
-            {name: _continued(name, tensor, answer) for name, tensor in prompt.items()}
+            {name: _continued(name, tensor, answer, is_prefix) for name, tensor in prompt.items()}
             for prompt, answer in pairs
         ]
         rows = [
@@ -496,6 +614,7 @@ class VLM:
 
     def _padded(self, texts: list[dict[str, Tensor]], side: str) -> dict[str, Tensor]:
         pad = self._tokenizer.pad_token_id
+        pad = self._tokenizer.eos_token_id if pad is None else pad  # masked, whatever it is
         return {
             name: pad_sequence(
                 [text[name] for text in texts],
@@ -600,16 +719,19 @@ def _is_text(name: str, tensor: Tensor, shape: torch.Size) -> bool:
     return name.startswith("qformer_") or (along and not name.startswith("pixel_"))
 
 
-def _continued(name: str, prompt: Tensor, answer: Tensor) -> Tensor:
-    """Goes on with the answer: its ids, or what was said of the prompt's last token."""
+def _continued(name: str, prompt: Tensor, answer: Tensor, is_prefix: bool) -> Tensor:
+    """Goes on with the answer: its ids, or what was said of the prompt's last token.
+
+    Where the prompt is a prefix that sees all of itself, the answer is marked as no part of it.
+    """
     if name.startswith("qformer_"):
         return prompt
-    return torch.cat(
-        [
-            prompt,
-            answer if name == "input_ids" else prompt[-1:].expand(len(answer), *prompt.shape[1:]),
-        ]
-    )
+    more = prompt[-1:].expand(len(answer), *prompt.shape[1:])
+    if name == "input_ids":
+        more = answer
+    elif name == "token_type_ids" and is_prefix:
+        more = torch.ones_like(more)
+    return torch.cat([prompt, more])
 
 
 def _end_to_end(parts: list[_Pictures]) -> _Pictures:
