@@ -96,15 +96,17 @@ def _cuda() -> Finding:
     """Whether torch sees the GPUs that the driver sees."""
     there = gpus()
     count = (
-        "import sys, torch; sys.exit(torch.cuda.device_count() if torch.cuda.is_available() else 0)"
+        "import sys, torch; seen = torch.cuda.device_count() if torch.cuda.is_available() else 0; "
+        f"sys.exit(f'torch sees {{seen}}' if seen < {there} else 0)"
     )
-    seen = subprocess.run([sys.executable, "-c", count], capture_output=True).returncode
-    ok = seen >= there
+    wrong = _run([sys.executable, "-c", count], {**os.environ})
     return Finding(
         what="cuda",
-        ok=ok,
-        found=f"{there} GPUs, torch sees {seen}",
-        advice="" if ok else "Install the torch of this machine's CUDA: https://pytorch.org",
+        ok=wrong is None,
+        found=f"{there} GPUs, {wrong or 'torch sees all'}",
+        advice=""
+        if wrong is None
+        else "Install the torch of this machine's CUDA: https://pytorch.org",
     )
 
 
@@ -115,7 +117,8 @@ def _builds() -> Finding:
     """
     place = os.environ.get("TORCH_EXTENSIONS_DIR", "~/.cache/torch_extensions")
     old = time.time() - _BUILD_SECONDS
-    locks = [path for path in Path(place).expanduser().rglob("lock") if path.stat().st_mtime < old]
+    folder = Path(os.path.expanduser(place))
+    locks = [path for path in folder.rglob("lock") if path.stat().st_mtime < old]
     return Finding(
         what="deepspeed ops",
         ok=not locks,

@@ -70,6 +70,8 @@ class Inventory:
     """All parameters of each part (vision, connector, language, other), prunable or not."""
     modules: Mapping[str, Sequence[str]] = field(default_factory=dict, compare=False)
     """The modules, or single parameters, that each part consists of."""
+    vocabulary: int = field(default=0, compare=False)
+    """How many tokens the language model has logits of; 0 if its config does not say."""
 
     def __post_init__(self) -> None:
         towers = [layer.tower for layer in self.layers]
@@ -98,6 +100,7 @@ class Inventory:
             f'  "{name}": {json.dumps(dict(getattr(self, name)))},'
             for name in ("parameters", "modules")
         ]
+        lines.append(f'  "vocabulary": {self.vocabulary},')
         return "\n".join(["{", *lines, f'  "layers": [\n{layers}\n  ]', "}", ""])
 
     @classmethod
@@ -106,7 +109,10 @@ class Inventory:
         content = json.loads(text)
         layers = tuple(LayerShape(**layer) for layer in content["layers"])
         return cls(
-            layers=layers, parameters=content["parameters"], modules=content.get("modules", {})
+            layers=layers,
+            parameters=content["parameters"],
+            modules=content.get("modules", {}),
+            vocabulary=content.get("vocabulary", 0),
         )
 
 

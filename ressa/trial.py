@@ -44,6 +44,7 @@ from ressa.repair import (
     remove_checkpoints,
     teacher_parts,
     train,
+    trained_layers,
 )
 from ressa.sparsity import TOWERS, Target, packed_bytes
 from ressa.spec import Calibration, DataRef, Repair
@@ -186,6 +187,8 @@ class _Trial:
             if trial.repair is not None:
                 raise RepairError(f"{short}and not repaired: {advice}")
             log.warning("%sand scored there, which is slow: %s", short, advice)
+        if trial.repair is not None:  # what it cannot train is refused before all work
+            trained_layers(self.vlm.model, self.vlm.towers, trial.repair)
         self.inventory = self.vlm.towers.inventory
         task, examples = self._data(trial.calibration)
         self.pruning = Pruning(trial, self.vlm, stages, examples, task.image)

@@ -151,6 +151,13 @@ def sweep(tmp_path: Path) -> SweepStore:
         ),
         ("landscape quickstart --out file/map.png", 5, "cannot write"),
         ("data check vqa ./nope", 2, "there is no folder ./nope"),
+        ("data check vqa ~nobody-here/x", 2, "there is no folder ~nobody-here/x"),
+        (
+            "data check vqa . --set columns=x --set columns.image=y",
+            2,
+            "--set columns.image=y: columns is set to one value already",
+        ),
+        ("models ~nobody-here/x", 2, "there is no such folder"),
         ("models nope", 2, "instructblip-vicuna-7b, pocket-blip2, pocket-llava."),
         ("models ./nope", 2, "there is no such folder"),
         ("query SELEC", 2, "syntax error"),
@@ -451,11 +458,20 @@ def test_a_model_of_ones_own_on_our_shapes_is_warned_of(ressa: Ressa, tmp_path: 
     assert "name your own: docs/tasks.md" in said.err
 
 
+_CHOICES = [
+    *("--set", 'space.vision_sparsity={choices: [0.4, 0.5, 0.6, 0.7, 0.8, "2:4"]}'),
+    *("--set", "search.sampler=tpe"),
+    *("--set", "constraints=[]"),
+]
+_ENDLESS = ["--set", "space.vision_sparsity={low: 0.4, high: 0.8}", "--set", "search.sampler=tpe"]
+
+
 def test_plan_tells_asked_from_counted(ressa: Ressa) -> None:
-    rows = json.loads(ressa("plan", QUICKSTART, "-o", "json").out)
+    asked = ["plan", QUICKSTART, *_CHOICES]
+    rows = json.loads(ressa(*asked, "-o", "json").out)
     pattern = next(row for row in rows if row["vision"] == "2:4")
     assert pattern["vision_zeros"] == 73_728
-    said = ressa("plan", QUICKSTART)
+    said = ressa(*asked)
     assert "the dense model's scores: made at most once, used 20 times" in said.err
     assert "evaluate     2,000 questions on" in said.err
     assert "73,728" in said.out and "0.575" in said.out
@@ -463,17 +479,15 @@ def test_plan_tells_asked_from_counted(ressa: Ressa) -> None:
 
 
 def test_plan_of_a_continuous_space_has_no_points_to_show(ressa: Ressa) -> None:
-    said = ressa("plan", QUICKSTART, "--set", "space.vision_sparsity={low: 0.4, high: 0.8}")
+    said = ressa("plan", QUICKSTART, *_ENDLESS)
     assert (said.code, said.out) == (0, "")
     assert "the sampler draws from it" in said.err
 
 
 def test_plan_says_which_points_cannot_be(ressa: Ressa) -> None:
-    said = ressa("plan", QUICKSTART, "--set", "budget=[0.7]", "--set", "search.sampler=grid")
-    assert "skipped" not in said.err
-    said = ressa(
-        "plan", QUICKSTART, "--set", "budget=[0.7]", "--set", "space.vision_sparsity.choices.0=0"
-    )
+    asked = ["plan", QUICKSTART, *_CHOICES, "--set", "budget=[0.7]"]
+    assert "skipped" not in ressa(*asked).err
+    said = ressa(*asked, "--set", "space.vision_sparsity.choices.0=0")
     assert "skipped      budget=0.7 vision_sparsity=0: " in said.err
 
 
@@ -703,7 +717,7 @@ def test_the_base_install_reads_and_says_what_running_needs(
     reads = [
         ["validate", QUICKSTART],
         ["plan", QUICKSTART],
-        ["plan", QUICKSTART, "--set", "space.vision_sparsity={low: 0.4, high: 0.8}"],
+        ["plan", QUICKSTART, *_ENDLESS],
         ["results", "quickstart"],
         ["query", "SELECT count(*) AS n FROM trials"],
         ["ls"],
@@ -746,6 +760,7 @@ def test_stages_are_listed_and_collected(ressa: Ressa, tmp_path: Path) -> None:
     assert "the 0 that `ressa stages gc` removes" in listed.err
     assert ressa("stages", "ls", "--all").out.splitlines()[-1].split()[:2] == ["dense", "l"]
     store.stages.remove("dense", "l")
+    assert ressa("stages", "gc", "--older-than", "999999d").err.startswith("removed 0 stages")
     young = ressa("stages", "gc").err.splitlines()
     assert young[0] == "removed 0 stages, 0.0 MiB"
     assert young[1].startswith("kept: 1 that no sweep needs and that were used in the last 7d")

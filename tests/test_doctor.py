@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from ressa import doctor
 from ressa.doctor import _all_reduce, _builds, _cuda, _python, _shared_memory, examine
 from ressa.store import open_store
 from ressa.sweep.checkup import examine_store
@@ -60,8 +61,20 @@ def test_a_build_that_was_killed_is_named(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_gpus_and_shared_memory_are_looked_at() -> None:
-    assert _cuda().ok and "GPUs, torch sees" in _cuda().found
+    assert _cuda().ok and "GPUs, torch sees all" in _cuda().found
     assert "/dev/shm" in _shared_memory().found
+
+
+def test_a_torch_that_breaks_over_a_gpu_is_not_taken_for_one_that_sees_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "gpus", lambda: 1)
+    (tmp_path / "torch.py").write_text("raise RuntimeError('the driver is too old')\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert not _cuda().ok and "1 GPUs, RuntimeError: the driver is too old" in _cuda().found
+    (tmp_path / "torch.py").write_text("import time\ntime.sleep(60)\n")
+    monkeypatch.setattr(doctor, "PATIENCE_SECONDS", 0.3)
+    assert not _cuda().ok and "nothing for 0 s" in _cuda().found
 
 
 def test_a_store_is_looked_at_and_none_is_made(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 from ressa.cli import relay
 from ressa.cli.answer import longest_seconds
 from ressa.cli.relay import passed_on
-from ressa.errors import ClusterError, StoreError
+from ressa.errors import ClusterError, SpecError, StoreError
 from ressa.store import SweepStore
 from ressa.sweep.jobs import Frame, Request
 from ressa.sweep.versions import CODE, installed
@@ -200,7 +200,18 @@ def test_a_sweep_that_a_driver_holds_is_told_from_one_that_ended(tmp_path: Path)
     assert passed_on([ended], tmp_path, until="taken") == 0
 
 
-def test_a_file_goes_where_it_was_asked_for_whatever_its_name_says(tmp_path: Path) -> None:
-    frames = [Frame("file", b"x", "../../etc/passwd"), Frame("exit", b"0")]
+def test_no_file_is_written_that_was_not_asked_for(tmp_path: Path) -> None:
+    names = ("Makefile", "../../etc/passwd", "map.svg")
+    frames = [*(Frame("file", b"x", name) for name in names), Frame("exit", b"0")]
     assert passed_on(frames, tmp_path) == 0
-    assert [path.name for path in tmp_path.iterdir()] == ["passwd"]
+    assert not list(tmp_path.iterdir())
+    assert passed_on(frames, tmp_path, file="map.svg") == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["map.svg"]
+
+
+def test_a_store_has_one_name_for_jobs_however_it_was_typed() -> None:
+    assert relay.there("/s/") == relay.there("/s") == "/s"
+    assert relay.there("s3://bucket/place/") == "s3://bucket/place"
+    for relative in ("~/mine", "results/", ""):
+        with pytest.raises(SpecError, match="the absolute path of a folder"):
+            relay.there(relative)

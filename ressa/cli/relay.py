@@ -104,12 +104,12 @@ def relay(address: str, context: typer.Context) -> None:
 def passed_on(
     frames: Iterable["Frame"], folder: Path, *, file: str | None = None, until: str = "exit"
 ) -> int | None:
-    """Writes an answer's output here, and its files into a folder; returns its exit code.
+    """Writes an answer's output here, and the file that was asked for; returns its exit code.
 
     Args:
         frames: of the answer.
-        folder: where files go.
-        file: the name of one that was asked for.
+        folder: where the file goes.
+        file: its name; None asks for none, and whatever else the cluster sends is not written.
         until: "taken" returns None as soon as a driver holds its sweep.
 
     Raises:
@@ -118,7 +118,7 @@ def passed_on(
     """
     # A character may be cut between two frames.
     text = {kind: codecs.getincrementaldecoder("utf-8")("replace") for kind in ("out", "err")}
-    came = set()
+    came = False
     for frame in frames:
         if frame.kind == until == "taken":
             return None
@@ -129,14 +129,12 @@ def passed_on(
         elif frame.kind == "err":
             sys.stderr.write(text["err"].decode(frame.content))
             sys.stderr.flush()
-        elif frame.kind == "file":
-            # Its name alone: a file goes where the user asked, whatever the cluster says.
-            name = Path(frame.name).name
-            _save(folder / name, frame.content)
-            came.add(name)
+        elif frame.kind == "file" and frame.name == file:
+            _save(folder / file, frame.content)
+            came = True
         elif frame.kind == "exit":
             code = int(frame.content)
-            if not code and file is not None and file not in came:
+            if not code and file is not None and not came:
                 raise ClusterError(f"the cluster sent no {file!r}, though all went well there.")
             return code
     raise AssertionError("frames end with an exit or an error")
@@ -196,8 +194,9 @@ def there(store: str) -> str:
     Raises:
         SpecError: it is relative to a working directory.
     """
-    if "://" in store or Path(store).is_absolute():
-        return store
+    plain = store.rstrip("/")  # jobs are told apart by it
+    if "://" in plain or Path(plain).is_absolute():
+        return plain
     given = f", got {store!r}" if store else ""
     raise SpecError(
         "with --address the store must be named as the cluster's nodes see it: the absolute path "

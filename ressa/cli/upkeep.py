@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ressa.sweep.shared import Use
 
 WEEK = "7d"
+_EVER = timedelta(days=36_500)  # before all stores
 stages = typer.Typer(help="Looks after the work that trials share.", no_args_is_help=True)
 app.add_typer(stages, name="stages")
 
@@ -116,7 +117,7 @@ def _duration(text: str) -> timedelta:
             f"--older-than: a number with s, m, h or d, such as 12h or 7d; got {text!r}."
         )
     unit = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}[found[2] or "s"]
-    return timedelta(**{unit: int(found[1])})
+    return min(timedelta(**{unit: int(found[1])}), _EVER)
 
 
 @app.command(epilog=examples("doctor --store results"))
@@ -241,7 +242,10 @@ def _fields(sets: list[str]) -> dict[str, Any]:
             raise SpecError(f"--set {text}: write it as key=value, such as columns.image=photo.")
         *parents, last = key.split(".")
         inner = found
-        for parent in parents:
+        for depth, parent in enumerate(parents, 1):
             inner = inner.setdefault(parent, {})
+            if not isinstance(inner, dict):
+                name = ".".join(parents[:depth])
+                raise SpecError(f"--set {text}: {name} is set to one value already. Keep one.")
         inner[last] = parse_scalar(value)
     return found

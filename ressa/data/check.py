@@ -1,5 +1,6 @@
 """What `ressa data check` finds out about a data set: counts, splits, pictures, origin, licence."""
 
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -75,7 +76,7 @@ def check(
     if not formats:
         known = [name for name in TASKS if task_facts(name).formats]
         raise UnknownNameError("task that reads files", task, known)
-    if path.startswith((".", "/", "~")) and not Path(path).expanduser().exists():
+    if path.startswith((".", "/", "~")) and not Path(os.path.expanduser(path)).exists():
         raise SpecError(f"there is no folder {path}.")
     given = {"task": task, "path": path, "on_bad_item": "skip"} | dict(fields or {})
     if task == "retrieval":

@@ -3,6 +3,7 @@
 Pictures are kept as their files' bytes and decoded when they are shown.
 """
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ class HuggingFace:
 
     @property
     def _folder(self) -> Path:
-        return Path(self.source.path).expanduser()
+        return Path(os.path.expanduser(self.source.path))
 
     def records(self, split: str) -> Iterator[Record]:
         """Yields a split's rows."""
@@ -67,7 +68,7 @@ class HuggingFace:
         value = self._split(split)[number][column]
         if isinstance(value, str):  # a column of paths
             images = self.source.images
-            return (Path(images).expanduser() if images else self._folder) / value
+            return (Path(os.path.expanduser(images)) if images else self._folder) / value
         if value is None:
             return b""
         content: bytes | None = value["bytes"]

@@ -18,6 +18,7 @@ Files are looked for in `path` itself and in its folders annotations, questions 
 """
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -49,12 +50,12 @@ class _Folder:
     """Where pictures are looked for under `path` when the sweep file does not say."""
 
     def __init__(self, source: DataSource) -> None:
-        self.source, self.root = source, Path(source.path).expanduser()
+        self.source, self.root = source, Path(os.path.expanduser(source.path))
         if not self.root.is_dir():
             raise DataError(f"there is no folder {source.path!r} for {source.format} data.")
         self._pictures: dict[str, str] = {}  # image id → file below a picture folder
         self._origin: dict[str, str] = {}
-        own = Path(source.images).expanduser() if source.images is not None else None
+        own = Path(os.path.expanduser(source.images)) if source.images is not None else None
         self._roots = [self.root / name for name in self.picture_folders] if own is None else [own]
 
     def picture(self, image_id: str) -> Picture:

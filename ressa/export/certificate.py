@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ressa.errors import VerificationError
 from ressa.prune import mask_hash
+from ressa.repair import AdaptedLinear
 from ressa.sparsity import Pattern, Target
 
 NAME = "certificate.json"
@@ -103,14 +104,15 @@ def _broken(is_set: Bool[Tensor, "out in"], pattern: Pattern) -> int:
 
 @torch.no_grad()
 def probed(layers: Mapping[str, nn.Module]) -> dict[str, Float[Tensor, "probe out"]]:
-    """Asks each layer alone about random inputs that follow from its size."""
+    """Asks each layer alone about random inputs that follow from its size, in the type it reads."""
     answers = {}
     for name, layer in layers.items():
         weight = layer.weight
         assert isinstance(weight, Tensor)
         generator = torch.Generator().manual_seed(weight.shape[1])
         inputs = torch.randn(_PROBES, weight.shape[1], generator=generator)
-        answers[name] = layer(inputs.to(weight)).float().cpu()
+        dtype = layer.reads if isinstance(layer, AdaptedLinear) else weight.dtype
+        answers[name] = layer(inputs.to(weight.device, dtype)).float().cpu()
     return answers
 
 

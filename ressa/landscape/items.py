@@ -1,7 +1,8 @@
 """The items behind scores: what several models scored on the same questions, laid side by side.
 
 A score is a sum over strata s of share_s · (mean of an item's own score in s). An average has one
-stratum; balanced accuracy has one for each true answer, all of equal share. The influence of a
+stratum; balanced accuracy has one for each true answer, all of equal share; a mean over tasks has
+those of each task, whose shares add up to the task's. The influence of a
 picture g on a score, ψ_g = Σ_{i in g} share_s (x_i − mean_s) / n_s, is what its standard error is
 made of: see `evaluate.metrics`. G·ψ_g + score is here called what the picture says: its mean over
 all G pictures is the score.
@@ -14,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ressa.catalog import task_facts
 from ressa.errors import NotFoundError, SpecError
+from ressa.spec import ALL_TASKS, spec_from_yaml
 from ressa.store import SweepStore
 
 if TYPE_CHECKING:
@@ -43,6 +46,8 @@ class Items:
     """[item]: number of its picture, from 0."""
     stratum: Places
     """[item]: number of its stratum, from 0."""
+    share: Floats | None = None
+    """[stratum]: how much each counts; None: alike, and all together 1."""
 
     @property
     def pictures(self) -> int:
@@ -50,16 +55,20 @@ class Items:
         return int(self.picture.max()) + 1
 
     @property
+    def strata(self) -> int:
+        """How many strata there are."""
+        return int(self.stratum.max()) + 1
+
+    @property
     def scores(self) -> Floats:
         """[run]: the scores."""
-        return np.asarray(self._means().mean(axis=1))
+        return np.asarray(self._means() @ self._shares())
 
     @property
     def said(self) -> Floats:
         """[run picture]: what each picture says of each score; its mean is the score."""
-        strata = int(self.stratum.max()) + 1
-        counts = np.bincount(self.stratum, minlength=strata)
-        off = (self.values - self._means()[:, self.stratum]) / (strata * counts[self.stratum])
+        weight = self._shares() / np.bincount(self.stratum)
+        off = (self.values - self._means()[:, self.stratum]) * weight[self.stratum]
         influence = np.stack([np.bincount(self.picture, row, self.pictures) for row in off])
         return np.asarray(self.pictures * influence + self.scores[:, None])
 
@@ -68,7 +77,7 @@ class Items:
 
         A true answer that no drawn picture has is left out of the mean over answers.
         """
-        strata, pictures = int(self.stratum.max()) + 1, self.pictures
+        share, strata, pictures = self._shares(), self.strata, self.pictures
         cell = self.stratum * pictures + self.picture
         counts = np.bincount(cell, minlength=strata * pictures).reshape(strata, pictures)
         sums = np.stack(
@@ -85,8 +94,8 @@ class Items:
             drawn = times @ counts.T  # [resample stratum]
             totals = np.einsum("bp,rsp->bsr", times, sums, optimize=True)
             means = totals / np.where(drawn > 0, drawn, 1)[:, :, None]
-            present = (drawn > 0).sum(axis=1)[:, None]
-            found.append(means.sum(axis=1) / present)
+            present = (drawn > 0) @ share / share.sum()
+            found.append(np.einsum("bsr,s->br", means, share) / present[:, None])
         return np.concatenate(found)
 
     def of(self, runs: Sequence[Run]) -> "Items":
@@ -94,12 +103,14 @@ class Items:
         rows = [self.runs.index(run) for run in runs]
         return replace(self, runs=tuple(runs), values=self.values[rows])
 
+    def _shares(self) -> Floats:
+        """[stratum]: how much each counts."""
+        return np.full(self.strata, 1 / self.strata) if self.share is None else self.share
+
     def _means(self) -> Floats:
         """[run stratum]: mean of each stratum."""
-        strata = int(self.stratum.max()) + 1
-        counts = np.bincount(self.stratum, minlength=strata)
-        sums = [np.bincount(self.stratum, row, strata) for row in self.values]
-        return np.asarray(np.stack(sums) / counts)
+        sums = [np.bincount(self.stratum, row) for row in self.values]
+        return np.asarray(np.stack(sums) / np.bincount(self.stratum))
 
 
 _BLOCK = 500  # resamples that are held at once
@@ -120,45 +131,39 @@ def read_items(
             in common.
         NotFoundError: there are no answers of a trial.
     """
-    import pandas as pd
-
-    metric = _metric(trials)
-    task, _, name = metric.rpartition(".")
-    runs: list[Run] = []
-    columns = []
-    for sweep, rows in trials.items():
-        answers = _answers(sweep, rows, task, state)
-        for row in rows.to_dict("records"):
-            own = row["reused_trial"] if row["state"] == "reused" else row["trial"]
-            wanted = state or ("pruned" if pd.isna(row["score_repaired"]) else "repaired")
-            found = answers.get((own, wanted))
-            if found is None:
-                name = f"{sweep.name}/{row['trial']}"
-                raise NotFoundError(f"{name} has no {wanted} answers of {task}.")
-            runs.append((sweep.name, row["trial"]))
-            columns.append(found)
-    values = pd.concat([one["value"] for one in columns], axis=1, join="inner").dropna()
-    if values.empty:
-        raise SpecError(f"the trials have no question of {task} in common: nothing can be paired.")
-    about = columns[0].loc[values.index]
-    picture, _ = pd.factorize(about["image_id"], sort=True)
-    stratum = np.zeros(len(about), np.int64)
-    if name == BALANCED:
-        if about["true_answer"].isna().any():
-            raise SpecError(
-                f"{metric} needs each question's true answer, which an earlier ressa did not "
-                "record with the answers. Run the sweep again under another name."
-            )
-        stratum, _ = pd.factorize(about["true_answer"], sort=True)
+    parts = _parts(trials)
+    pieces = [_of_part(part, trials, state) for part in parts]
+    # Of one name in two tasks are two pictures: their data sets may number them alike.
+    pictures = np.cumsum([0, *(piece.pictures for piece in pieces)])
+    strata = np.cumsum([0, *(piece.strata for piece in pieces)])
+    shares = [
+        np.full(piece.strata, part.share / piece.strata)
+        for piece, part in zip(pieces, parts, strict=True)
+    ]
     return Items(
-        runs=tuple(runs),
-        values=np.ascontiguousarray(values.to_numpy(np.float64).T),
-        picture=picture.astype(np.int64),
-        stratum=stratum.astype(np.int64),
+        runs=tuple(
+            (sweep.name, trial) for sweep, rows in trials.items() for trial in rows["trial"]
+        ),
+        values=np.concatenate([piece.values for piece in pieces], axis=1),
+        picture=np.concatenate(
+            [one.picture + at for one, at in zip(pieces, pictures, strict=False)]
+        ),
+        stratum=np.concatenate([one.stratum + at for one, at in zip(pieces, strata, strict=False)]),
+        share=np.concatenate(shares) if len(parts) > 1 else None,
     )
 
 
-def _metric(trials: Mapping[SweepStore, "pandas.DataFrame"]) -> str:
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """One of the tasks that an objective is a mean over."""
+
+    task: str
+    is_balanced: bool
+    share: float
+
+
+def _parts(trials: Mapping[SweepStore, "pandas.DataFrame"]) -> list[_Part]:
+    """Takes the objective of some trials apart: a task, or all tasks of a mean over them."""
     metrics: list[str] = sorted(
         {metric for rows in trials.values() for metric in rows["metric"].dropna()}
     )
@@ -166,13 +171,87 @@ def _metric(trials: Mapping[SweepStore, "pandas.DataFrame"]) -> str:
         raise SpecError(
             f"trials are paired by one objective; these have {', '.join(metrics) or 'none'}."
         )
-    name = metrics[0].rpartition(".")[2]
+    task, _, name = metrics[0].rpartition(".")
+    if task == ALL_TASKS:
+        found = {frozenset(one): one for one in (_of_all(sweep, name) for sweep in trials)}
+        if len(found) > 1:
+            raise SpecError(f"these sweeps took {metrics[0]} over other tasks or dense scores.")
+        return next(iter(found.values()))
+    return [_part(task, name, 1.0, metrics[0])]
+
+
+def _part(task: str, name: str, share: float, objective: str) -> _Part:
     if name not in (*AVERAGES, BALANCED):
+        which = f"{task}.{name}"
+        part = "" if which == objective else f"{objective} takes in {which}, which"
         raise SpecError(
-            f"{metrics[0]} is no mean over items, and cannot be paired by them. Objectives that "
-            f"can: {', '.join((*AVERAGES, BALANCED))}."
+            f"{part or objective} is no mean over items, and cannot be paired by them. Objectives "
+            f"that can: {', '.join((*AVERAGES, BALANCED))}, and means over tasks of these."
         )
-    return metrics[0]
+    return _Part(task, name == BALANCED, share)
+
+
+def _of_all(sweep: SweepStore, name: str) -> list[_Part]:
+    """The tasks of a sweep's mean over them, as `evaluate.aggregates` takes it."""
+    spec = spec_from_yaml(sweep.spec_text())
+    tasks = list(dict.fromkeys(ref.task for ref in spec.evaluate))
+    parts = []
+    for task in tasks:
+        kind = spec.data[task].task if task in spec.data else task
+        main, *more = task_facts(kind).main
+        metric = " and ".join((main, *more))
+        share = 1.0 if name == "macro" else 1 / _dense(sweep, task, metric)
+        parts.append(_part(task, metric, share / len(tasks), f"{ALL_TASKS}.{name}"))
+    return parts
+
+
+def _dense(sweep: SweepStore, task: str, metric: str) -> float:
+    """What the dense model scored, by which `mean_relative` divides."""
+    which = {"task": task, "metric": metric, "state": "dense", "image": "real"}
+    found: list[float] = sweep.read("scores", columns=["value"], where=which)["value"].to_pylist()
+    if not found:
+        raise NotFoundError(f"{sweep.name} has no dense score of {task}.{metric}.")
+    return found[0]
+
+
+def _of_part(
+    part: _Part, trials: Mapping[SweepStore, "pandas.DataFrame"], state: str | None
+) -> Items:
+    """Reads what trials answered to one task's questions; its runs have no names."""
+    import pandas as pd
+
+    columns = []
+    for sweep, rows in trials.items():
+        answers = _answers(sweep, rows, part.task, state)
+        for row in rows.to_dict("records"):
+            own = row["reused_trial"] if row["state"] == "reused" else row["trial"]
+            wanted = state or ("pruned" if pd.isna(row["score_repaired"]) else "repaired")
+            found = answers.get((own, wanted))
+            if found is None:
+                run = f"{sweep.name}/{row['trial']}"
+                raise NotFoundError(f"{run} has no {wanted} answers of {part.task}.")
+            columns.append(found)
+    values = pd.concat([one["value"] for one in columns], axis=1, join="inner").dropna()
+    if values.empty:
+        raise SpecError(
+            f"the trials have no question of {part.task} in common: nothing can be paired."
+        )
+    about = columns[0].loc[values.index]
+    picture, _ = pd.factorize(about["image_id"], sort=True)
+    stratum = np.zeros(len(about), np.int64)
+    if part.is_balanced:
+        if about["true_answer"].isna().any():
+            raise SpecError(
+                f"{part.task}.{BALANCED} needs each question's true answer, which an earlier ressa "
+                "did not record with the answers. Run the sweep again under another name."
+            )
+        stratum, _ = pd.factorize(about["true_answer"], sort=True)
+    return Items(
+        runs=(),
+        values=np.ascontiguousarray(values.to_numpy(np.float64).T),
+        picture=picture.astype(np.int64),
+        stratum=stratum.astype(np.int64),
+    )
 
 
 def _answers(

@@ -173,7 +173,8 @@ def _draw_panel(
     points = visible(searched)
     best = best_trials(searched, state, several_objectives=about.several_objectives)
     points = [point | {"best": point["trial"] in best} for point in points]
-    labelled = with_room(points, (span[1] - span[0]) / side)
+    foremost = sorted(points, key=lambda point: (not point["best"], -point[state]))
+    labelled = with_room(foremost, (span[1] - span[0]) / side)
     for point in points:
         label = percent(point[state]) if point["trial"] in labelled else ""
         draw_point(axes, point, state, scale, label=label)

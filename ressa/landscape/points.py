@@ -58,15 +58,15 @@ def is_pattern(frame: "pandas.DataFrame") -> "pandas.Series":
 
 
 def with_room(points: Sequence[dict[str, Any]], unit: float) -> set[str]:
-    """Returns the trials whose numbers have room: where two would overprint, the better one's.
+    """Returns the trials whose numbers have room: where two would overprint, the first one's.
 
     Args:
-        points: of one map.
+        points: of one map, those first whose numbers matter most.
         unit: sparsity that a typographic point is.
     """
     taken: list[tuple[float, float]] = []
     found = set()
-    for point in sorted(points, key=lambda one: -one["score"]):
+    for point in points:
         (right, up), _ = _label_place(point, beside=False)
         x, y = _place(point)
         aside = point.get("aside", (0.0, 0.0))

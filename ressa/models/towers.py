@@ -95,6 +95,7 @@ def find_towers(model: PreTrainedModel, given: Mapping[str, Sequence[str]] | Non
                 if names or part != "other"
             },
             modules={part: _shown(roots, part) for part in PARTS if part in roots.values()},
+            vocabulary=getattr(model.config.get_text_config(), "vocab_size", None) or 0,
         ),
     )
 

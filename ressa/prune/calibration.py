@@ -22,9 +22,9 @@ import logging
 import weakref
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -34,6 +34,7 @@ from PIL.Image import Image
 from torch import Tensor, nn
 
 from ressa.errors import CalibrationError
+from ressa.memory import free_cache, halved, is_out_of_memory
 from ressa.models.opened import is_expert, tokens_of
 from ressa.models.vlm import NO_LABEL, VLM, Batch
 from ressa.prune.passes import Pass, on_device, stopping_before
@@ -46,11 +47,13 @@ from ressa.prune.statistics import (
 )
 from ressa.records import Example
 from ressa.sparsity import LayerShape, Tower
-from ressa.workers import rank_and_world_size
+from ressa.workers import rank_and_world_size, total
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
-CHUNK = 16  # examples in a pass; the sums depend on it by rounding only
+CHUNK = 16  # examples in a pass, fewer where memory is short; sums depend on it by rounding only
 _CHECKED = 256  # rows of a Gram matrix that are looked at together
 
 _Sums: TypeAlias = tuple[Tensor, ...]
@@ -87,6 +90,9 @@ def walk(
     their sums added in the order of the chunks, so that all workers get the same numbers, which
     are also those of a single worker, bit for bit.
 
+    Where memory runs out on a worker, all begin anew with half the chunk: blocks that were yielded
+    before are gone through again, as they then are, and not yielded twice.
+
     Args:
         vlm: the model; what lies before the tower counts as it stands.
         examples: the calibration set, the same on every worker.
@@ -95,24 +101,63 @@ def walk(
         prunes: whether the caller changes a block's weights before asking for the next one's
             statistics, which are then those behind the changed block.
         gram: whether Gram matrices are taken: of wide layers they are far larger than all else.
-        chunk: how many examples the model sees at a time. It moves the sums by rounding only.
+        chunk: how many examples the model sees at a time, if they fit in memory. It moves the sums
+            by rounding only.
         device: where blocks compute; by default where the model is. A model that does not fit
             there stays on the CPU and sends one block after another.
 
     Raises:
         CalibrationError: a layer saw no token, or inputs that are not finite; or the model runs
-            its blocks in a way that cannot be followed.
+            its blocks in a way that cannot be followed; or one question alone does not fit in
+            memory (failure "oom").
     """
-    steps = _walk(vlm, examples, images, tower, prunes, gram, chunk, device or vlm.model.device)
-    # By hand: `torch.no_grad` around a generator holds what it yielded while the next is made.
-    with closing(steps):
-        while True:
-            with torch.no_grad():
-                statistics = next(steps, None)
-            if statistics is None:
-                return
-            yield statistics
-            del statistics
+    device, yielded = device or vlm.model.device, 0
+    while True:
+        steps = _walk(vlm, examples, images, tower, prunes, gram, chunk, device)
+        try:
+            for _ in range(yielded):
+                _next(steps)
+            while (statistics := _next(steps)) is not None:
+                yielded += 1
+                yield statistics
+                del statistics
+            return
+        except _FullError as error:
+            if chunk == 1:
+                raise CalibrationError(
+                    f"out of memory in calibration of the {tower} tower with one question at a "
+                    "time. A smaller model.image_size, fewer samples or a larger machine help.",
+                    "oom",
+                ) from error
+        finally:
+            steps.close()
+        free_cache()
+        smaller = halved(min(chunk, len(examples)))
+        log.warning("a chunk of %d does not fit in calibration; trying %d", chunk, smaller)
+        chunk = smaller
+
+
+@torch.no_grad()
+def _next(steps: Iterator[Statistics]) -> Statistics | None:
+    """Asks by hand: `no_grad` around a generator holds what it yielded while the next is made."""
+    return next(steps, None)
+
+
+class _FullError(Exception):
+    """Memory has run out on a worker, and every worker raises this at the same place."""
+
+
+def _agreed(work: Callable[[], T]) -> T:
+    """Does a worker's own work, and tells all whether memory ran out on any."""
+    found = None
+    try:
+        found = [work()]
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+    if total(found is None) or found is None:
+        raise _FullError
+    return found[0]
 
 
 def _walk(
@@ -131,7 +176,24 @@ def _walk(
     blocks = observer.blocks
 
     def begin(part: Sequence[Example]) -> _ChunkPass:
-        return _ChunkPass(vlm, vlm.encode(part, images, answers=True))
+        begun = _ChunkPass(vlm, vlm.encode(part, images, answers=True))
+        cleanup.callback(begun.end)
+        begun.go_on()
+        return begun
+
+    def begin_all() -> tuple[list[_ChunkPass], list[_ChunkPass]]:
+        # One question goes ahead and shows every worker which layers share an input.
+        return [begin(part[:1]) for part in chunks[:1]], [begin(p) for p in chunks[rank::workers]]
+
+    def observe(mine: _ChunkPass | None, *, is_last: bool) -> None:
+        observer.observe(mine, keep=not prunes)
+        if mine is not None and not prunes and not is_last:
+            mine.go_on()
+
+    def run_changed() -> None:
+        for each in (*scouts, *own):
+            each.run_block(keep=True)
+            each.go_on()
 
     with (
         _evaluating(vlm.model),
@@ -139,30 +201,20 @@ def _walk(
         observer.watching(),
         ExitStack() as cleanup,
     ):
-        own = [begin(part) for part in chunks[rank::workers]]
-        # One question goes ahead and shows every worker which layers share an input.
-        scouts = [begin(part[:1]) for part in chunks[:1]]
-        for each in (*scouts, *own):
-            cleanup.callback(each.end)
-            each.go_on()
+        scouts, own = _agreed(begin_all)
         for count in range(1, len(blocks) + 1):
+            is_last = count == len(blocks)  # what comes behind that block is not looked at
             block = _common_block(vlm, tower, (*scouts, *own))
             with on_device(blocks[block], device):
-                observer.scout(block, scouts[0], keep=not prunes)
+                _agreed(partial(observer.scout, block, scouts[0], keep=not prunes))
                 for first in range(0, len(chunks), workers):
                     mine = own[first // workers] if first + rank < len(chunks) else None
-                    observer.observe(mine, len(chunks) - first, keep=not prunes)
-                    if mine is not None and not prunes and count < len(blocks):
-                        mine.go_on()
+                    _agreed(partial(observe, mine, is_last=is_last))
+                    observer.add_up(len(chunks) - first)
                 yield observer.statistics(block, len(examples))
-                if count == len(blocks):  # what comes behind the last block is not looked at
+                if is_last:
                     break
-                if not prunes:
-                    scouts[0].go_on()
-                    continue
-                for each in (*scouts, *own):
-                    each.run_block(keep=True)
-                    each.go_on()
+                _agreed(run_changed if prunes else scouts[0].go_on)
 
 
 def _common_block(vlm: VLM, tower: Tower, passes: Sequence["_ChunkPass"]) -> int:
@@ -265,12 +317,11 @@ class _Observer:
                     sums.append(torch.zeros(size, size, dtype=torch.float32, device=device))
                 self._total[layer.name] = tuple(sums)
 
-    def observe(self, each: _ChunkPass | None, chunks: int, *, keep: bool) -> None:
-        """Runs a chunk on every worker through the block they stand before, and adds it all up.
+    def observe(self, each: _ChunkPass | None, *, keep: bool) -> None:
+        """Runs this worker's chunk, if one is left for it, through the block it stands before.
 
         Args:
-            each: this worker's chunk, if there is one left for it.
-            chunks: how many chunks are left for the workers.
+            each: the chunk.
             keep: as for `Pass.run_block`.
         """
         self._parts = {name: [] for name in self._total}
@@ -278,8 +329,11 @@ class _Observer:
             self._pass = each
             each.run_block(keep=keep)
             self._pass = None
+
+    def add_up(self, chunks: int) -> None:
+        """Adds up what the workers have just observed; `chunks` are left, theirs among them."""
         if self._workers == 1:
-            return  # added up while the chunk ran
+            return  # done while the chunk ran
         for name, sums in self._total.items():
             own = self._parts.pop(name) or [_zeros(sums)] * self._calls[name]
             if len(own) != self._calls[name]:
@@ -288,11 +342,11 @@ class _Observer:
                     f"{self._calls[name]} times for one question. Statistics of this architecture "
                     "are not supported."
                 )
-            for kind, total in enumerate(sums):
+            for kind, whole in enumerate(sums):
                 calls = [_gather(part[kind], self._workers) for part in own]
                 for worker in range(min(self._workers, chunks)):
                     for parts in calls:
-                        total += parts[worker]
+                        whole += parts[worker]
 
     def statistics(self, block: int, samples: int) -> Statistics:
         """Makes a block's statistics of the sums of all chunks, and checks them."""

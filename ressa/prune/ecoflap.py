@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ressa.errors import CalibrationError
+from ressa.memory import in_batches
 from ressa.models.vlm import NO_LABEL, VLM, Batch
 from ressa.prune.layers import layer_generator
 from ressa.records import Example
@@ -48,7 +49,8 @@ def importances(
         layers: those to measure, of one tower or both.
         epsilon: ε, the size of the noise.
         seed: of the noise.
-        chunk: how many questions the model sees at a time. It moves the sums by rounding only.
+        chunk: how many questions the model sees at a time, fewer where memory is short. It moves
+            the sums by rounding only.
 
     Returns:
         The importance of each layer by its name, ≥ 0; the noise reaches more of a larger layer.
@@ -57,15 +59,20 @@ def importances(
         CalibrationError: a loss is not finite.
     """
     rank, workers = rank_and_world_size()
-    found = {layer.name: 0.0 for layer in layers}
-    was_training = vlm.model.training
-    vlm.model.eval()
-    try:
+
+    def measured(chunk: int) -> dict[str, float]:
+        found = {layer.name: 0.0 for layer in layers}
         for first in range(0, len(examples), chunk):
             batch = vlm.encode(examples[first : first + chunk], images, answers=True)
             for layer in layers[rank::workers]:
                 above, below = _losses_around(vlm, batch, layer, epsilon, seed)
                 found[layer.name] += float((above - below).abs().sum()) / (2 * epsilon)
+        return found
+
+    was_training = vlm.model.training
+    vlm.model.eval()
+    try:
+        found = in_batches(measured, chunk)
     finally:
         vlm.model.train(was_training)
     found = {name: total(value) for name, value in found.items()}  # all but one add nothing

@@ -13,7 +13,7 @@ from ressa.repair.distillation import (
     teacher_parts,
 )
 from ressa.repair.loop import train
-from ressa.repair.methods import REPAIR_METHODS, attach, merge
+from ressa.repair.methods import REPAIR_METHODS, attach, merge, trained_layers
 
 __all__ = [
     "REPAIR_METHODS",
@@ -32,4 +32,5 @@ __all__ = [
     "teacher_logits",
     "teacher_parts",
     "train",
+    "trained_layers",
 ]

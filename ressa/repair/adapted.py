@@ -96,6 +96,11 @@ class AdaptedLinear(nn.Linear):
         return sum(parameter.numel() for parameter in self.trained.values())
 
     @property
+    def reads(self) -> torch.dtype:
+        """The type of its inputs in the model."""
+        return self.weight.dtype
+
+    @property
     def wide_dtype(self) -> torch.dtype:
         """The type to merge in: fp32, or the weight's own if that is wider."""
         return torch.promote_types(self.weight.dtype, torch.float32)

@@ -21,10 +21,13 @@ tokens.
 
 import copy
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from tempfile import TemporaryFile, gettempdir
 from typing import Protocol, TypeAlias, runtime_checkable
+from weakref import finalize
 
 import safetensors.torch
 import torch
@@ -33,7 +36,7 @@ from PIL.Image import Image
 from torch import Tensor
 from torch.nn import functional
 
-from ressa.errors import as_stored
+from ressa.errors import RepairError, as_stored
 from ressa.memory import in_batches
 from ressa.models.vlm import NO_LABEL, VLM, Batch
 from ressa.records import Example
@@ -182,23 +185,67 @@ class Teacher:
 
 
 class StoredTeacher:
-    """A teacher that lies in the store in parts; with a large vocabulary it is larger than memory.
-
-    25,000 captions of 11 tokens and a vocabulary of 32,000 make 35 GB.
-    """
+    """A teacher that lies in the store in parts."""
 
     def __init__(self, parts: Iterable[bytes]) -> None:
         """Takes parts as `to_bytes` wrote them; they are read when they are asked about."""
         self._parts = parts
 
-    def about(self, examples: Sequence[Example]) -> Teacher:
+    def about(self, examples: Sequence[Example]) -> "TeacherOnDisk":
         """Reads what it says of these examples, a part at a time, on every worker together."""
-        asked = {example.id for example in examples}
-        found: dict[str, Tensor] = {}
-        for part in map(Teacher.from_bytes, self._parts):
-            # Copied, so that no part is held for the sake of a few of its rows.
-            found |= {id: rows.clone() for id, rows in part.rows.items() if id in asked}
-        return Teacher(found)
+        return TeacherOnDisk(map(Teacher.from_bytes, self._parts), {e.id for e in examples})
+
+
+class TeacherOnDisk:
+    """A teacher's rows in an unnamed file of this machine, of which each step reads its own.
+
+    With a large vocabulary they are larger than memory: 25,000 captions of 9 tokens and a
+    vocabulary of 152,064 make 68 GB in half precision. While there is memory to spare, the system
+    keeps what it has read or written there.
+    """
+
+    def __init__(self, parts: Iterable[Teacher], asked: Container[str]) -> None:
+        """Writes down the rows of the examples that are asked about, by their ids.
+
+        Raises:
+            RepairError: TMPDIR has no room for them; failure "node".
+        """
+        self._file = TemporaryFile(prefix="ressa-teacher-")  # noqa: SIM115  # as long as this
+        finalize(self, self._file.close)
+        self._places: dict[str, tuple[int, Tensor]] = {}  # where they begin, and none of their kind
+        try:
+            for part in parts:
+                for id, rows in part.rows.items():
+                    if id in asked:
+                        self._places[id] = self._file.tell(), torch.empty_like(rows, device="meta")
+                        self._file.write(_bytes(rows))
+            self._file.flush()
+        except OSError as error:
+            size = self._file.tell() / 2**30
+            with suppress(OSError):  # closing tries to write once more
+                self._file.close()
+            raise RepairError(
+                f"the teacher's logits do not fit in {gettempdir()}: {error} after {size:.1f} GiB. "
+                "Set TMPDIR to a larger disk, or repair.data.samples lower",
+                "node",
+            ) from error
+
+    def of(
+        self, examples: Sequence[Example], batch: Batch | None = None
+    ) -> Float[Tensor, "token vocab"]:
+        """The rows of these examples, in their order; the batch that they make is not needed."""
+        return torch.cat([self._read(*self._places[example.id]) for example in examples])
+
+    def _read(self, start: int, kind: Tensor) -> Float[Tensor, "token vocab"]:
+        rows = torch.empty_like(kind, device="cpu")
+        self._file.seek(start)
+        self._file.readinto(_bytes(rows))
+        return rows
+
+
+def _bytes(rows: Tensor) -> memoryview:
+    """The memory of a tensor that lies in one piece."""
+    return rows.view(torch.uint8).numpy().data
 
 
 class LiveTeacher:
@@ -219,7 +266,7 @@ class LiveTeacher:
     @torch.no_grad()
     def of(self, examples: Sequence[Example], batch: Batch) -> Float[Tensor, "example time vocab"]:
         """The logits of this batch at all positions; its examples are in the batch already."""
-        return self._vlm.all_logits(batch).float()
+        return self._vlm.all_logits(batch)
 
 
 class FeatureTeacher:
@@ -239,7 +286,7 @@ class FeatureTeacher:
         return self._vlm.vision_features(batch, self._tower)
 
 
-AnyTeacher: TypeAlias = Teacher | StoredTeacher | LiveTeacher | FeatureTeacher
+AnyTeacher: TypeAlias = Teacher | StoredTeacher | TeacherOnDisk | LiveTeacher | FeatureTeacher
 
 
 @torch.no_grad()
@@ -286,7 +333,7 @@ def _asked(
         batch = vlm.encode(some, task.image, answers=True, blank=picture)
         assert batch.labels is not None
         lengths = (batch.labels != NO_LABEL).sum(dim=1).tolist()
-        logits = vlm.answer_logits(batch)[0].float().cpu()
+        logits = vlm.answer_logits(batch)[0].cpu()  # in its own type: half the bytes of fp32
         ids = [example.id for example in some]
         rows |= zip(ids, torch.split(logits, lengths), strict=True)
     return Teacher(rows), size

@@ -69,6 +69,10 @@ class MaskedLinear(AdaptedLinear):
         return {"weight": self.weight.detach()}
 
     @property
+    def reads(self) -> torch.dtype:
+        return self._own_dtype
+
+    @property
     def trainable_weights(self) -> int:
         return (
             self.out_features * self.in_features

@@ -14,6 +14,7 @@
 from collections.abc import Mapping
 from types import MappingProxyType
 
+import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
@@ -59,8 +60,8 @@ def attach(
         seed: a layer's initial values follow from this and its name, whatever the layers' order.
 
     Raises:
-        RepairError: a layer is not a plain `nn.Linear`, or has no mask though others have; the
-            method has no place for dropout; a trained tower has no layer of the targets.
+        RepairError: a layer has no mask though others have; the method has no place for dropout;
+            or as of `trained_layers`.
     """
     method = REPAIR_METHODS[repair.method]
     if repair.dropout and not method.drops_out:
@@ -68,15 +69,16 @@ def attach(
             f"repair.method {repair.method} has no place for dropout, got {repair.dropout}. "
             "Set repair.dropout to 0; lora alone has an input of its own to thin."
         )
+    chosen = trained_layers(model, towers, repair)
     model.requires_grad_(False)
     layers: dict[str, AdaptedLinear] = {}
     parts: dict[str, str] = {}
-    for part in repair.train:
+    for part, linears in chosen.items():
         rank = getattr(repair.rank, part)
-        for name in _trained_layers(model, towers, repair, part):
+        for name, linear in linears.items():
             parts[name] = part
             layers[name] = method.adopt(
-                _plain_linear(model, name),
+                linear,
                 None if masks is None or part not in TOWERS else _pruning_mask(masks, name),
                 rank=rank,
                 scale=repair.alpha / rank,
@@ -93,7 +95,43 @@ def merge(adapters: Adapters) -> None:
     adapters.layers.clear()
 
 
-def _trained_layers(model: nn.Module, towers: Towers, repair: Repair, part: str) -> list[str]:
+def trained_layers(
+    model: nn.Module, towers: Towers, repair: Repair
+) -> dict[str, dict[str, nn.Linear]]:
+    """Returns the layers that `attach` would put something on, by part and name.
+
+    Raises:
+        RepairError: a layer is not a plain `nn.Linear`; a trained tower has no layer of the
+            targets; or a layer is of a type that ZeRO 3 cannot share out with the others.
+    """
+    found: dict[str, dict[str, nn.Linear]] = {}
+    for part in repair.train:
+        names = _names(model, towers, repair, part)
+        found[part] = {name: _plain_linear(model, name) for name in names}
+    if repair.zero_stage == 3:
+        _refuse_other_types(found, repair)
+    return found
+
+
+def _refuse_other_types(found: Mapping[str, Mapping[str, nn.Linear]], repair: Repair) -> None:
+    wanted = getattr(torch, repair.dtype)
+    others = [
+        (name, layer.weight.dtype)
+        for own in found.values()
+        for name, layer in own.items()
+        if layer.weight.dtype != wanted
+    ]
+    if others:
+        name, dtype = others[0]
+        raise RepairError(
+            f"repair.zero_stage 3 shares out weights of one type, {repair.dtype}, and {name} is "
+            f"{str(dtype).removeprefix('torch.')} (of {len(others)} such layers that repair would "
+            "train): transformers keeps some so. Set zero_stage to 2, or model.dtype and "
+            "repair.dtype to float32."
+        )
+
+
+def _names(model: nn.Module, towers: Towers, repair: Repair, part: str) -> list[str]:
     if part not in TOWERS:
         return [
             name

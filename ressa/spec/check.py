@@ -564,8 +564,9 @@ def unmapped(spec: SweepSpec) -> str | None:
         return "decides lines of equal size, and there is no budget. Give one, or several."
     if len(spec.objectives) > 1:
         return "a line's best is of one objective, there are several. One of the two."
-    if spec.objectives[0].metric not in _SHARES:
-        return f"the map is of scores in [0, 1]: {', '.join(_SHARES)}; got {objective}."
+    if not _is_share(spec):
+        shares = f"{', '.join(_SHARES)}, or macro over such"
+        return f"the map is of scores in [0, 1]: {shares}; got {objective}."
     if others:
         return f"one map is of one recipe, and the space has {others[0]} too. Leave it out."
     if pattern is not None:
@@ -575,6 +576,15 @@ def unmapped(spec: SweepSpec) -> str | None:
     if spec.early_stopping is not None:
         return "the map needs whole trials, and early_stopping ends some early. One of the two."
     return None
+
+
+def _is_share(spec: SweepSpec) -> bool:
+    """Whether the objective lies in [0, 1], also if it is the mean over tasks that do."""
+    objective = spec.objectives[0]
+    if objective.maximize != "macro":
+        return objective.metric in _SHARES
+    kinds = {_kind(spec, ref.task) for ref in spec.evaluate}
+    return all({*task_facts(kind).main} <= {*_SHARES} for kind in kinds)
 
 
 def _texts(spec: SweepSpec, name: str) -> Iterator[str]:

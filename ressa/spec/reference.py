@@ -36,7 +36,6 @@ _SHORT_FORMS: Mapping[Any, JsonSchemaValue] = {
     models._as_model: _TEXT,
     models._as_budget: _SHARE,
     models._as_texts: _TEXT,
-    models._as_names: _TEXT,
     models._as_parts: _TEXT,
     space.as_space: _SCALAR,
 }

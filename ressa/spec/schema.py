@@ -134,10 +134,6 @@ Layers = Annotated[str | dict[str, Decimal], PlainValidator(_as_layers)]
 LayersOrNone = Annotated[str | dict[str, Decimal] | None, PlainValidator(_as_layers_or_none)]
 
 
-def _as_names(value: Any) -> Any:
-    return (value,) if isinstance(value, str) else as_tuple(value)
-
-
 def _as_points(value: Any) -> Any:
     if not isinstance(value, list | tuple) or not all(isinstance(one, dict) for one in value):
         raise ValueError(f"a list of mappings from field to value, got {shorten(value)}.")
@@ -148,7 +144,7 @@ def _as_points(value: Any) -> Any:
 
 Points = Annotated[tuple[dict[str, str], ...], BeforeValidator(_as_points)]
 """Points of a space: the text of each field's value."""
-Names = Annotated[tuple[str, ...], BeforeValidator(_as_names)]
+Names = Annotated[tuple[str, ...], BeforeValidator(_as_texts)]
 
 
 class TowerNames(SpecModel):

@@ -266,24 +266,28 @@ def _machine() -> str:
     return " ".join(parts)
 
 
+def _fields_of(pid: int) -> list[str] | None:
+    """Reads what Linux says of a process from its state on; None if it is gone, or not on Linux."""
+    try:
+        # The name in parentheses may hold spaces; state is the first field after it.
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    except (OSError, IndexError):
+        return None
+
+
 def _is_stopped(pid: int) -> bool:
     """Whether a process of this machine stands still, by SIGSTOP or under a debugger."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    except (OSError, IndexError):
-        return False
-    return fields[0] in "Tt"
+    fields = _fields_of(pid)
+    return fields is not None and fields[0] in "Tt"
 
 
 def _process_started(pid: int) -> str | None:
     """Returns when a process of this machine began, which tells it from a later one of its id."""
-    try:
-        # The name in parentheses may hold spaces; state is the first field after it.
-        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    fields = _fields_of(pid)
+    if fields is not None:
         return None if fields[0] in "ZX" else fields[19]
-    except (OSError, IndexError):
-        if Path("/proc/self/stat").exists():
-            return None
+    if Path("/proc/self/stat").exists():
+        return None
     listed = subprocess.run(
         ["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, check=False
     )

@@ -39,28 +39,17 @@ class StageStore:
 
         A file that is gone or shorter than it was is noticed here.
         """
-        manifest = self._manifest(stage, key)
-        if manifest is None:
+        files = self._manifest(stage, key)
+        if files is None:
             return None
-        for name, entry in manifest["files"].items():
+        for name, entry in files.items():
             if self._objects.size(_path(stage, key, entry["object"])) != entry["size"]:
                 log.warning("stage %s %s: %s is damaged; doing it again", stage, key, name)
                 self._objects.delete(_path(stage, key, "manifest.json"))
                 return None
-        return StageFiles(self._objects, stage, key, manifest["files"])
+        return StageFiles(self._objects, stage, key, files)
 
-    def meta(self, stage: str, key: str) -> dict[str, Any] | None:
-        """Returns what was noted when the stage was made, or None if it does not exist."""
-        manifest = self._manifest(stage, key)
-        return None if manifest is None else dict(manifest["meta"])
-
-    def put(
-        self,
-        stage: str,
-        key: str,
-        files: Mapping[str, bytes],
-        meta: Mapping[str, Any] | None = None,
-    ) -> bool:
+    def put(self, stage: str, key: str, files: Mapping[str, bytes]) -> bool:
         """Stores a stage.
 
         Returns:
@@ -69,7 +58,7 @@ class StageStore:
         writer = self.writer(stage, key)
         for name, content in files.items():
             writer.add(name, content)
-        return writer.finish(meta)
+        return writer.finish()
 
     def writer(self, stage: str, key: str) -> "StageWriter":
         """Begins a stage whose files come one after another."""
@@ -119,17 +108,17 @@ class StageStore:
         self._objects.delete(_path(stage, key, "manifest.json"))
         self._objects.delete_folder(f"stages/{stage}/{key}")
 
-    def _manifest(self, stage: str, key: str) -> dict[str, Any] | None:
+    def _manifest(self, stage: str, key: str) -> dict[str, dict[str, Any]] | None:
+        """Returns what a stage's manifest says of each file, or None if it does not exist."""
         path = _path(stage, key, "manifest.json")
         content = self._objects.get(path)
         if content is None:
             return None
         try:
-            manifest = json.loads(content)
-            files, meta = dict(manifest["files"]), dict(manifest["meta"])
+            files: dict[str, dict[str, Any]] = dict(json.loads(content)["files"])
             for entry in files.values():
                 entry["object"], entry["sha256"], entry["size"]
-            return {"files": files, "meta": meta}
+            return files
         except (ValueError, KeyError, TypeError, RecursionError):
             pass
         log.warning("stage %s %s: its manifest is damaged; doing it again", stage, key)
@@ -198,14 +187,9 @@ class StageWriter:
         self._objects.put(_path(self._stage, self._key, stored), content)
         self._entries[name] = {"object": stored, "size": len(content), "sha256": digest}
 
-    def finish(self, meta: Mapping[str, Any] | None = None) -> bool:
+    def finish(self) -> bool:
         """Writes the manifest; False if another writer's stage was there first, and stays."""
-        manifest = {
-            "stage": self._stage,
-            "key": self._key,
-            "files": self._entries,
-            "meta": dict(meta or {}),
-        }
+        manifest = {"stage": self._stage, "key": self._key, "files": self._entries}
         text = json.dumps(manifest, indent=1, sort_keys=True)
         path = _path(self._stage, self._key, "manifest.json")
         return self._objects.put_new(path, text.encode())

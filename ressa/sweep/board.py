@@ -76,10 +76,11 @@ class Board:
         already = f", {len(ran)} finished before" if ran else ""
         noun = "trial" if trials == 1 else "trials"
         self._say(f"[bold]{self._spec.name}[/bold]  {trials} {noun}{already}")
-        for again in first[:_LISTED]:
-            self._say(f"{again.trial:14}  {escape(again.reason or 'proposed, not started yet')}")
-        if len(first) > _LISTED:
-            self._say(f"… and {len(first) - _LISTED} more to run before anything new")
+        again = [one for one in first if one.reason]  # baselines that never ran are no news
+        for one in again[:_LISTED]:
+            self._say(f"{one.trial:14}  {escape(str(one.reason))}")
+        if len(again) > _LISTED:
+            self._say(f"… and {len(again) - _LISTED} more to run before anything new")
 
     def started(self) -> None:
         """Is told that something is left to do, and that the driver goes about it."""

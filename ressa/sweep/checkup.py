@@ -201,7 +201,8 @@ def examine_store(place: str) -> Finding:
         objects.put(token, b"ressa doctor was here")
         objects.delete(token)
     except NotFoundError:
-        above = next(one for one in Path(place).expanduser().absolute().parents if one.is_dir())
+        absent = Path(os.path.expanduser(place)).absolute()
+        above = next(one for one in absent.parents if one.is_dir())
         if os.access(above, os.W_OK):
             said = f"{place} does not exist yet: a run makes it; {_room(above)}"
             return Finding(what="store", ok=True, found=said, advice="")

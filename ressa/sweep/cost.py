@@ -8,8 +8,9 @@ weeks, and each number that it rests on is printed with it.
 
 In the store lie, of each calibration, 16 bytes an input feature, and where Gram matrices are taken
 (`keys.statistics_of`) 4 bytes a pair of features, counted once for layers that read one input; of
-each mask that trials share a bit a weight, and of SparseGPT the weights that stay. The teacher is
-not counted.
+each mask that trials share a bit a weight, and of SparseGPT the weights that stay. Of the teacher
+lie there its logits at each token of each answer; every trial's workers lay down on their disks
+what they read of them (`TeacherOnDisk`).
 """
 
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from ressa.catalog import Need
-from ressa.keys import NO_VERSIONS, calibration_key, mask_keys, statistics_of
+from ressa.keys import NO_VERSIONS, calibration_key, mask_keys, statistics_of, teacher_key
 from ressa.records import TrialSpec
 from ressa.sparsity import TOWERS, LayerShape
 from ressa.spec import DataRef
@@ -60,7 +61,9 @@ class Cost:
     hours: dict[str, float]
     """GPU-hours of all trials together, by stage."""
     store_bytes: float
-    """Of masks, statistics and answers in the store."""
+    """Of masks, statistics, teachers and answers in the store."""
+    teacher_bytes: float
+    """Of one teacher's logits: in the store, and on the disks of each trial's workers together."""
     worker_bytes: float
     """Of weights that each worker holds on its GPU; activations come on top."""
 
@@ -95,8 +98,10 @@ def estimate(plan: SweepPlan, trials: int, known: Sequence[TrialSpec]) -> Cost:
     }
     seconds = {name: flops / (TERAFLOPS * 1e12 * USE) for name, flops in hours.items()}
     seconds["evaluation"] += states * sum(written)
+    teachers = _teachers(plan, known)
     store = (
         statistics
+        + sum(teachers)
         + _mask_bytes(plan, trials, known)
         + 100.0 * states * sum(_size(plan, ref)[0] for ref in spec.evaluate)
     )
@@ -104,6 +109,7 @@ def estimate(plan: SweepPlan, trials: int, known: Sequence[TrialSpec]) -> Cost:
     return Cost(
         hours={name: value / 3600 for name, value in seconds.items()},
         store_bytes=store,
+        teacher_bytes=max(teachers, default=0.0),
         worker_bytes=float(copies * plan.inventory.whole * weight),
     )
 
@@ -116,12 +122,18 @@ def cost_words(plan: SweepPlan, trials: int, known: Sequence[TrialSpec]) -> list
     parts = ", ".join(f"{name} {value:.1f}" for name, value in cost.hours.items())
     sizes = [(ref.task, _size(plan, ref)) for ref in plan.spec.evaluate]
     data = ", ".join(f"{task} {items:,} on {images:,} pictures" for task, (items, images) in sizes)
+    teacher = (
+        f", {_gib(cost.teacher_bytes)} of it the teacher's logits, which each trial's workers lay "
+        "down in TMPDIR too"
+        if cost.teacher_bytes
+        else ""
+    )
     return [
         (
             "estimate",
             f"not measured: {sum(cost.hours.values()):.1f} GPU-hours ({parts}); "
-            f"{_gib(cost.store_bytes)} in the store; {_gib(cost.worker_bytes)} of weights on each "
-            "worker's GPU",
+            f"{_gib(cost.store_bytes)} in the store{teacher}; "
+            f"{_gib(cost.worker_bytes)} of weights on each worker's GPU",
         ),
         (
             "assumes",
@@ -173,6 +185,17 @@ def _mask_bytes(plan: SweepPlan, trials: int, known: Sequence[TrialSpec]) -> flo
             stays = 1 - float(wanted.target.sparsity) if wanted.method == "sparsegpt" else 0
             found[key] = plan.inventory.prunable(tower) * (1 / 8 + weight * stays)
     return sum(found.values()) * trials / len(known)
+
+
+def _teachers(plan: SweepPlan, known: Sequence[TrialSpec]) -> list[float]:
+    """Estimates what each teacher's logits take."""
+    token = plan.inventory.vocabulary * BYTES[plan.spec.model.dtype]
+    found = {
+        key: _size(plan, trial.repair.data)[0] * ANSWER_TOKENS * token
+        for trial in known
+        if trial.repair is not None and (key := teacher_key(trial)) is not None
+    }
+    return [float(size) for size in found.values()]
 
 
 def _size(plan: SweepPlan, ref: DataRef) -> tuple[int, int]:

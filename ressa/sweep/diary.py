@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from ressa.errors import StoreError
-from ressa.store import LogName, open_store, put_log
+from ressa.store import LogName, SweepStore, open_store, put_log
 
 _EVERY_SECONDS = 3.0
 _LONGEST = 4 << 20
@@ -39,6 +39,7 @@ class Diary:
     def __init__(self, rank: int) -> None:
         self._rank = rank
         self._subject: Subject | None = None
+        self._sweep: SweepStore | None = None  # opened once an attempt
         self._file, path = tempfile.mkstemp(prefix="ressa-diary-")
         os.unlink(path)  # gone with this process
         self._lock = threading.Lock()
@@ -50,7 +51,7 @@ class Diary:
         self.store()
         with self._lock:
             first = self._subject is None
-            self._subject = subject
+            self._subject, self._sweep = subject, None
             self._stored = 0
             sys.stdout.flush()
             sys.stderr.flush()
@@ -81,8 +82,9 @@ class Diary:
                 return
             content = os.pread(self._file, _LONGEST, 0)
             subject, name = self._subject, LogName(self._subject.attempt, self._rank)
-            sweep = open_store(subject.store).sweep(subject.sweep)
-            put_log(sweep, subject.trial, name, content + _CUT * (size > _LONGEST))
+            if self._sweep is None:
+                self._sweep = open_store(subject.store).sweep(subject.sweep)
+            put_log(self._sweep, subject.trial, name, content + _CUT * (size > _LONGEST))
             self._stored = min(size, _LONGEST)
 
     def _keep(self) -> None:

@@ -132,9 +132,12 @@ class Ledger:
                 self.results.pop(trial, None)
 
     def _read_proposals(self) -> None:
+        # An attempt that has a row counts though its proposal may be damaged.
+        self._attempts.update(self._row_attempts)
+        self._tries.update(dict.fromkeys(self._row_attempts, 1))
         for row in self._sweep.proposals().to_dict("records"):
             trial, attempt = row["trial"], int(row["attempt"])
-            if attempt > self._attempts.get(trial, -1):
+            if attempt >= self._attempts.get(trial, -1):
                 self._attempts[trial] = attempt
                 self._tries[trial] = _whole(row["tries"]) or 1
                 self._note_micro_batch(trial, _whole(row["micro_batch"]))

@@ -11,7 +11,7 @@ from ressa.store import open_store
 
 def placed(store: str) -> str:
     """Returns where a file's `store` lies: RESSA_STORE stands for one that a folder is added to."""
-    is_absolute = "://" in store or Path(store).is_absolute()
+    is_absolute = "://" in store or Path(os.path.expanduser(store)).is_absolute()
     return store if is_absolute else os.environ.get("RESSA_STORE", store)
 
 

@@ -14,7 +14,13 @@ import pandas
 
 from ressa.catalog import MODELS, TASKS
 from ressa.data import open_data
-from ressa.errors import InfeasibleAllocation, MissingExtraError, NotFoundError, SpecError
+from ressa.errors import (
+    InfeasibleAllocation,
+    MissingExtraError,
+    NotFoundError,
+    SpecError,
+    StoreError,
+)
 from ressa.records import TrialSpec
 from ressa.search.fixed import chance
 from ressa.sparsity import TOWERS, Inventory
@@ -180,7 +186,11 @@ def _shared(plan: SweepPlan, count: int, trials: Mapping[str, TrialSpec]) -> lis
         shared = [names[kind] for kind in asked if not kind.endswith(("-mask", "threshold"))]
         shared.append("equal masks of a tower")
     facts = [("shared work", one) for one in shared]
-    made = _made(plan, known)
+    try:
+        made = _made(plan, known)
+    except StoreError as error:  # trials need it, and a plan does not
+        made = {}
+        facts.append(("shared work", f"what the store holds of it is not known: {error}"))
     if made:
         found = ", ".join(f"{number} {kind}" for kind, number in made.items())
         facts.append(("shared work", f"of it the store {spec.store} holds: {found}"))

@@ -17,6 +17,7 @@ import ressa
 from ressa.records import Failure, Outcome, Progress
 from ressa.sparsity import TOWERS
 from ressa.spec import Objective
+from ressa.store import TABLES
 from ressa.sweep.plan import SweepPlan
 
 if TYPE_CHECKING:
@@ -188,15 +189,14 @@ def reused(
 ) -> dict[str, Any]:
     """Makes the row of a trial that came to the same as another one: its result, at no cost."""
     now = datetime.now(UTC)
+    known = {column.name for column in TABLES["trials"].own_columns}  # not what a later ressa has
     result = {
         name: value
         for name, value in original.items()
-        if not name.endswith("_seconds") and not is_null(value)
+        if name in known and not name.endswith("_seconds") and not is_null(value)
     }
     row = result | _requested(attempt, plan) | {"started": now, "finished": now}
     row |= {"state": "reused", "reused_trial": trial, "total_seconds": 0.0}
-    for identity in ("sweep", "trial", "attempt", "epoch", "committed"):
-        row.pop(identity, None)
     if original["state"] not in SUCCESSFUL:
         row["state"] = original["state"]
         row["error"] = f"the same trial as {trial}: {row.get('error', row['state'])}"

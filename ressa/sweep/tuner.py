@@ -188,6 +188,7 @@ class StoreSearcher(Searcher):
         """The same, by node, when the last of its deaths was looked into."""
         self._without_store: Counter[str] = Counter()
         """How many of a trial's attempts in a row could not use the store where they were."""
+        self._notes = 0  # of trials that wait or were placed
         self._unplaced: dict[str, float] = {}
         """When a trial without a process will have waited for long."""
         self._waiting: set[str] = set()
@@ -226,15 +227,22 @@ class StoreSearcher(Searcher):
             self._unplaced.pop(name, None)
             if name in self._waiting:
                 self._waiting.remove(name)
-                self._ledger.note(self._running[name], "trial_placed", {})
+                self._ledger.note(self._running[name], "trial_placed", self._next_note())
         if not self._waiting.issuperset(without):
             # The others have their place, and their processes are slow to start.
             count = unplaced_groups()
             for name in set(without[-count:] if count else ()) - self._waiting:
                 self._waiting.add(name)
-                self._ledger.note(self._running[name], "trial_waits", self._why())
+                self._ledger.note(
+                    self._running[name], "trial_waits", self._why() | self._next_note()
+                )
             for name in without:
                 self._unplaced[name] = now + _LONG_SECONDS
+
+    def _next_note(self) -> dict[str, int]:
+        """Tells a note from an earlier one in the same words, which would be the same event."""
+        self._notes += 1
+        return {"note": self._notes}
 
     def _why(self) -> dict[str, Any]:
         asks = bundle(self._plan.spec.resources)

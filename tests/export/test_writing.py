@@ -128,6 +128,17 @@ def test_methods_that_train_the_weights_have_no_adapters_to_write(tmp_path: Path
     assert export(tmp_path / "model", pruned(BLIP2, repair=masked))
 
 
+def test_weights_trained_in_single_precision_are_exported_in_half(tmp_path: Path) -> None:
+    model = BLIP2.model_copy(update={"dtype": "bfloat16"})
+    masked = REPAIR.model_copy(update={"method": "masked_finetune"})
+    said = export(tmp_path / "model", pruned(model, repair=masked))
+    assert any("bias" in name for name in weights(tmp_path / "model"))
+    # An adapter computes with its weights rounded, as the merge rounds them.
+    assert said["connector"]
+    assert all(one["gap"] == 0 for one in said["connector"].values())
+    assert verify(tmp_path / "model") == said
+
+
 def test_pictures_of_another_size_are_looked_at_after_export_too(tmp_path: Path) -> None:
     model = BLIP2.model_copy(update={"image_size": 96})
     unmerged = pruned(model)

@@ -12,6 +12,7 @@ from ressa.landscape.compare import asked, matched
 from ressa.landscape.items import Items, read_items
 from ressa.landscape.significance import allocations, holm, mcnemar, same_checkpoints
 from ressa.landscape.verdicts import EQUAL_QUESTION, LANGUAGE_QUESTION, ask
+from ressa.spec import load_spec
 from ressa.store import SweepStore, open_store
 
 A, B = ("s", "a"), ("s", "b")
@@ -382,6 +383,85 @@ def test_what_cannot_be_compared_is_said(
 ) -> None:
     with pytest.raises(error, match=message):
         compare(answered.store, one, other, confidence=0.95)
+
+
+TASKS = """
+ressa: 1
+model: pocket-blip2
+data:
+  mine: {task: vqa, format: vqav2, path: /nowhere}
+  captions: {task: perplexity, format: karpathy, path: /nowhere}
+space: {vision_sparsity: 0.5, language_sparsity: 0.5}
+evaluate: [{task: easy-vqa}, {task: mine}]
+objective: {maximize: macro}
+"""
+
+
+def several(folder: Path, metric: str, text: str = TASKS) -> SweepStore:
+    """Two trials of a sweep over two tasks, whose pictures have the same names."""
+    (folder / "tasks.yaml").write_text(text)
+    resolved = load_spec(folder / "tasks.yaml").spec.to_yaml()
+    sweep = open_store(folder / "store", create=True).create_sweep("several", resolved)
+    draw = np.random.default_rng(0)
+    for number in range(2):
+        rows = [
+            {
+                **{"task": task, "split": "validation", "state": "pruned", "image": "real"},
+                **{"example_id": f"q{at}", "image_id": f"p{at // 2}"},
+                **{"value": float(draw.random() < chance), "true_answer": f"a{at % answers}"},
+            }
+            for task, chance, answers, count in (("easy-vqa", 0.8, 3, 300), ("mine", 0.4, 5, 80))
+            for at in range(count)
+        ]
+        dense = [
+            {
+                **{"task": task, "split": "validation", "state": "dense", "image": "real"},
+                **{"metric": name, "value": value, "items": 1},
+            }
+            for task, name, value in (
+                ("easy-vqa", "balanced_accuracy", 0.9),
+                ("mine", "accuracy", 0.5),
+            )
+        ]
+        sweep.commit("answers", rows, trial=f"t00{number}", epoch=1)
+        sweep.commit("scores", dense, trial=f"t00{number}", epoch=1)
+        _finish(sweep, f"t00{number}", state="succeeded", metric=metric)
+    return sweep
+
+
+@pytest.mark.parametrize(
+    ("metric", "shares"),
+    [("all.macro", (0.5, 0.5)), ("all.mean_relative", (0.5 / 0.9, 0.5 / 0.5))],
+)
+def test_a_mean_over_tasks_is_paired_by_the_items_of_all_of_them(
+    tmp_path: Path, metric: str, shares: tuple[float, float]
+) -> None:
+    sweep = several(tmp_path, metric)
+    items = read_items({sweep: sweep.trials()})
+    assert items.pictures == 150 + 40
+    answers = sweep.answers()
+    for number, trial in enumerate(("t000", "t001")):
+        own = answers[answers["trial"] == trial]
+        easy = own[own["task"] == "easy-vqa"].groupby("true_answer")["value"].mean().mean()
+        mine = own[own["task"] == "mine"]["value"].mean()
+        score = shares[0] * easy + shares[1] * mine
+        assert items.scores[number] == pytest.approx(score)
+        assert items.said[number].mean() == pytest.approx(score)
+    spread = items.resampled(4000, seed=0).std(axis=0)
+    expected = items.said.std(axis=1, ddof=1) / items.pictures**0.5
+    assert spread == pytest.approx(expected, rel=0.1)
+    (row,) = compare(sweep.store, "several/t000", "several/t001", confidence=0.9)
+    assert row["difference_points"] == pytest.approx(100 * (items.scores[0] - items.scores[1]))
+
+
+def test_a_mean_over_a_task_that_is_no_mean_over_items_is_refused_by_its_name(
+    tmp_path: Path,
+) -> None:
+    sweep = several(tmp_path, "all.macro", TASKS.replace("task: mine}]", "task: captions}]"))
+    with pytest.raises(
+        SpecError, match=r"all\.macro takes in captions\.likelihood, which is no mean"
+    ):
+        read_items({sweep: sweep.trials()})
 
 
 def test_an_objective_that_is_no_mean_over_items_cannot_be_paired(answered: SweepStore) -> None:

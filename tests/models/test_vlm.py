@@ -205,6 +205,7 @@ def test_the_shipped_inventory_is_that_of_the_model(vlm: VLM) -> None:
     assert MODELS[vlm.name].inventory() == vlm.towers.inventory
     assert load_inventory(str(MODELS[vlm.name].folder)) == vlm.towers.inventory
     text = vlm.towers.inventory.to_json()
+    assert text == (MODELS[vlm.name].folder / "inventory.json").read_text(encoding="utf-8")
     assert Inventory.from_json(text) == vlm.towers.inventory
 
 

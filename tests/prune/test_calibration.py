@@ -147,11 +147,53 @@ def test_two_workers_get_the_same_bytes_as_one(tmp_path):
         alone = tiny.calibrate_all(build(), chunk=4).to_bytes()
         assert (tmp_path / f"{name}-0").read_bytes() == alone
         assert (tmp_path / f"{name}-1").read_bytes() == alone
+        little = tiny.calibrate_all(build(), chunk=2).to_bytes()
         moments = tiny.calibrate_all(build(), chunk=4, gram=False).to_bytes()
         masks = tiny.mask_hashes(tiny.prune_both_towers(build(), Wanda(), chunk=4))
         for rank in (0, 1):
             assert (tmp_path / f"{name}-{rank}-moments").read_bytes() == moments
+            assert (tmp_path / f"{name}-{rank}-little").read_bytes() == little  # of one of them
             assert json.loads((tmp_path / f"{name}-{rank}-masks").read_text()) == masks
+
+
+def test_a_chunk_that_does_not_fit_is_halved(vlm, caplog):
+    with tiny.in_little_memory(vlm):
+        found = tiny.calibrate_all(vlm, chunk=8)
+    assert "a chunk of 8 does not fit in calibration; trying 4" in caplog.text
+    assert found.to_bytes() == tiny.calibrate_all(vlm, chunk=2).to_bytes()
+
+
+@pytest.mark.parametrize("prunes", [False, True])
+def test_a_chunk_that_does_not_fit_behind_a_block_yields_no_block_twice(vlm, prunes):
+    """What was pruned stays so, and blocks behind it read what it now puts out."""
+    first = next(x.name for x in vlm.towers.inventory.layers)
+
+    def blocks(**options):
+        for tower in TOWERS:
+            for known in walk(vlm, tiny.questions(), tiny.picture, tower, **options):
+                yield known
+                if prunes:
+                    tiny.prune_one_block(vlm, Wanda(), known)
+
+    before = vlm.model.get_submodule(first).weight.clone()
+    with tiny.in_little_memory(vlm, block=1):
+        found = list(blocks(chunk=8, prunes=prunes))
+    assert before.equal(vlm.model.get_submodule(first).weight) != prunes
+    vlm = tiny.MODELS[vlm.name.removeprefix("tiny-")]()
+    for one, other in zip(found, blocks(chunk=2, prunes=prunes), strict=True):
+        assert_close(one, other)
+
+
+def test_one_question_that_does_not_fit_is_named(vlm, monkeypatch):
+    monkeypatch.setattr(vlm.processor, "image_processor", _no_memory)
+    with pytest.raises(CalibrationError, match="vision tower with one question") as error:
+        tiny.calibrate_all(vlm)
+    assert error.value.failure == "oom"
+    assert not any("forward" in vars(module) for module in vlm.model.modules())
+
+
+def _no_memory(*args, **options):
+    raise torch.OutOfMemoryError
 
 
 @pytest.mark.parametrize("method", [Wanda, SparseGPT])

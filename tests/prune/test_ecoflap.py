@@ -12,7 +12,7 @@ from ressa.errors import CalibrationError
 from ressa.models.vlm import VLM
 from ressa.prune.ecoflap import importances
 from ressa.prune.layers import layer_generator
-from tests.prune.tiny import MODELS, picture, questions
+from tests.prune.tiny import MODELS, in_little_memory, picture, questions
 
 
 @pytest.fixture(params=MODELS)
@@ -61,6 +61,13 @@ def test_it_depends_on_seed_and_name_but_hardly_on_how_questions_are_cut(vlm):
     assert measured(vlm, layers=layers[::-1]) == found
     assert measured(vlm, layers=layers, seed=1) != found
     assert measured(vlm, layers=layers, chunk=3) == pytest.approx(found, rel=1e-6)
+
+
+def test_a_chunk_that_does_not_fit_is_halved(vlm):
+    layers = vlm.towers.inventory.layers[:1]
+    with in_little_memory(vlm):
+        found = measured(vlm, layers=layers, chunk=8)
+    assert found == measured(vlm, layers=layers, chunk=2)
 
 
 def test_half_precision_is_put_back_bit_for_bit(vlm):

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -149,7 +151,26 @@ def calibrate_as_worker(rank: int, workers: int, folder: str) -> None:
         Path(folder, f"{name}-{rank}-moments").write_bytes(moments.to_bytes())
         masks = mask_hashes(prune_both_towers(build(), Wanda(), chunk=4))
         Path(folder, f"{name}-{rank}-masks").write_text(json.dumps(masks))
+        with in_little_memory(build()) if rank else nullcontext(build()) as vlm:
+            Path(folder, f"{name}-{rank}-little").write_bytes(
+                calibrate_all(vlm, chunk=4).to_bytes()
+            )
     dist.destroy_process_group()
+
+
+@contextmanager
+def in_little_memory(vlm: VLM, block: int = 0) -> Iterator[VLM]:
+    """Lets a block of each tower have no room for more than two pictures, or questions."""
+
+    def refuse(module: torch.nn.Module, args: tuple[Tensor, ...]) -> None:
+        if len(args[0]) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    with ExitStack() as hooks:
+        for tower in TOWERS:
+            name = next(x.name for x in vlm.towers.inventory.tower(tower) if x.block == block)
+            hooks.callback(vlm.model.get_submodule(name).register_forward_pre_hook(refuse).remove)
+        yield vlm
 
 
 def prune_one_block(vlm: VLM, method: PruneMethod, known: Statistics) -> PrunedLayers:

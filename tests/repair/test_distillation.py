@@ -10,6 +10,7 @@ from pruned import dense_vlm, prune, questions, repair_plan, task
 from torch import Tensor
 from torch.nn import functional
 
+from ressa.errors import RepairError
 from ressa.models.vlm import VLM
 from ressa.records import Example
 from ressa.repair import (
@@ -123,19 +124,30 @@ def test_a_teacher_survives_being_stored() -> None:
     assert torch.equal(restored.of(questions(7)), teacher.of(questions(7)))
 
 
-def test_a_teacher_is_made_in_parts_and_holds_what_it_is_asked_about(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_teacher_is_made_in_parts_and_reads_what_it_is_asked_about(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
 ) -> None:
     monkeypatch.setattr(distillation, "CHUNK", 5)
-    vlm, examples = dense_vlm(), questions(12)
+    vlm, examples = dense_vlm(dtype=dtype), questions(12)
     parts = list(teacher_parts(vlm, examples, task()))
     assert [len(part.rows) for part in parts] == [5, 5, 2]
     few = (examples[11], examples[0], examples[6])
     teacher = StoredTeacher([part.to_bytes() for part in parts]).about(few)
-    assert teacher.rows.keys() == {example.id for example in few}
-    held = {rows.untyped_storage().nbytes() for rows in teacher.rows.values()}
-    assert held <= {rows.nbytes for rows in teacher.rows.values()}
-    assert torch.equal(teacher.of(few), teacher_logits(vlm, examples, task()).of(few))
+    wanted = teacher_logits(vlm, examples, task())
+    assert torch.equal(teacher.of(few), wanted.of(few))
+    assert torch.equal(teacher.of(few[:1]), wanted.of(few[:1]))
+    with pytest.raises(KeyError):  # no row of another example takes room
+        teacher.of(examples[1:2])
+
+
+def test_a_disk_without_room_for_the_teacher_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    full = open("/dev/full", "r+b")  # noqa: SIM115
+    monkeypatch.setattr(distillation, "TemporaryFile", lambda **_: full)
+    stored = StoredTeacher([teacher_logits(dense_vlm(), questions(2), task()).to_bytes()])
+    with pytest.raises(RepairError, match=r"do not fit in .*No space left .*TMPDIR") as error:
+        stored.about(questions(2))
+    assert error.value.failure == "node"
 
 
 def test_repair_leaves_the_teacher_bit_identical() -> None:
@@ -288,7 +300,6 @@ def test_teacher_logits_are_stored_as_they_were_computed(dtype: torch.dtype) -> 
     vlm.model.to(dtype)
     batch = vlm.encode(questions(7), task().image, answers=True)
     with torch.no_grad():
-        assert torch.equal(
-            teacher_logits(vlm, questions(7), task()).of(questions(7)),
-            vlm.answer_logits(batch)[0].float(),
-        )
+        found = teacher_logits(vlm, questions(7), task()).of(questions(7))
+        assert found.dtype == dtype  # fp32 would take twice the bytes
+        assert torch.equal(found, vlm.answer_logits(batch)[0])

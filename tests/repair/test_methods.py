@@ -7,7 +7,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ressa.errors import RepairError
-from ressa.repair import REPAIR_METHODS, AdaptedLinear, attach, bits, merge, teacher_logits, train
+from ressa.repair import (
+    REPAIR_METHODS,
+    AdaptedLinear,
+    attach,
+    bits,
+    merge,
+    teacher_logits,
+    train,
+    trained_layers,
+)
 from ressa.repair.lora import LoRALinear
 from ressa.repair.sparselora import StraightThroughLinear
 from ressa.repair.spp import row_vectors
@@ -292,6 +301,21 @@ def test_a_trained_tower_without_a_target_is_refused() -> None:
     plan = repair_plan(targets=("wo",))
     with pytest.raises(RepairError, match=r"is a layer of vision\. Its layers end in .*fc1"):
         attach(vlm.model, prune(vlm), vlm.towers, plan, seed=0)
+
+
+def test_zero_3_refuses_layers_that_stay_in_single_precision_before_any_work() -> None:
+    """As transformers loads T5 in float16: its wo stays in float32."""
+    vlm = dense_vlm(dtype=torch.bfloat16)
+    plan = repair_plan(zero_stage=3, dtype="bfloat16")
+    assert trained_layers(vlm.model, vlm.towers, plan)
+    wo = [name for name, _ in vlm.model.named_modules() if name.endswith(".wo")]
+    for name in wo:
+        vlm.model.get_submodule(name).float()
+    with pytest.raises(RepairError, match=rf"{wo[0]} is float32 \(of {len(wo)} .*zero_stage to 2"):
+        attach(vlm.model, None, vlm.towers, plan, seed=0)
+    assert type(vlm.model.get_submodule(wo[0])) is torch.nn.Linear
+    two = plan.model_copy(update={"zero_stage": 2})
+    assert attach(vlm.model, None, vlm.towers, two, seed=0).layers.keys() >= {*wo}
 
 
 def test_packed_masks_unpack_to_what_they_were(half: Tensor) -> None:

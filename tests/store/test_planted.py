@@ -136,11 +136,10 @@ def test_planted_adapters_and_checkpoints_are_refused_and_never_unpickled(
         b"\x80\x04.",
         b"[" * 200_000,
         b"[]",
-        b'{"files": [], "meta": []}',
-        b'{"files": {"content": 7}, "meta": {}}',
-        b'{"files": {"content": {"object": "x"}}, "meta": {}}',
-        b'{"files": {"content": {"object": "../../../../private", "size": 7, "sha256": ""}},'
-        b' "meta": {}}',
+        b'{"files": []}',
+        b'{"files": {"content": 7}}',
+        b'{"files": {"content": {"object": "x"}}}',
+        b'{"files": {"content": {"object": "../../../../private", "size": 7, "sha256": ""}}}',
     ],
 )
 def test_a_planted_manifest_opens_nothing(store: Store, tmp_path: Path, manifest: bytes) -> None:

@@ -10,9 +10,8 @@ from ressa.store import Store
 
 def test_a_stage_is_read_as_it_was_written(store: Store) -> None:
     assert store.stages.get("calibration", "k") is None
-    assert store.stages.put("calibration", "k", {"norms.safetensors": b"\0" * 9}, {"seconds": 2})
+    assert store.stages.put("calibration", "k", {"norms.safetensors": b"\0" * 9})
     assert store.stages.get("calibration", "k") == {"norms.safetensors": b"\0" * 9}
-    assert store.stages.meta("calibration", "k") == {"seconds": 2}
 
 
 def test_the_first_commit_of_a_stage_wins(store: Store) -> None:
@@ -52,11 +51,10 @@ def test_files_are_written_and_read_one_by_one(store: Store) -> None:
     writer.add("a", b"first")
     assert store.stages.open("mask", "k") is None
     writer.add("b", b"second")
-    assert writer.finish({"blocks": 2})
+    assert writer.finish()
     files = store.stages.open("mask", "k")
     assert files is not None
     assert dict(files) == {"a": b"first", "b": b"second"}
-    assert store.stages.meta("mask", "k") == {"blocks": 2}
 
 
 def test_a_file_changed_after_the_stage_was_opened_is_noticed_when_read(store: Store) -> None:

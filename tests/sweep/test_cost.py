@@ -97,7 +97,23 @@ def test_methods_of_a_sweep_that_read_other_statistics_are_calibrated_each():
     alone = [cost_of(model=LARGE, prune={"method": method}) for method in METHODS]
     both = cost_of(4, model=LARGE, space=space)
     assert both.hours["calibration"] == sum(one.hours["calibration"] for one in alone)
-    assert both.store_bytes == pytest.approx(sum(one.store_bytes for one in alone), rel=0.01)
+    own = sum(one.store_bytes - one.teacher_bytes for one in alone)
+    assert both.store_bytes - both.teacher_bytes == pytest.approx(own, rel=0.01)
+
+
+def test_a_teacher_is_counted_once_and_by_its_vocabulary():
+    data = {"split": "train", "samples": 1000}
+    one, many = (cost_of(n, model=LARGE, repair={"data": data}) for n in (1, 5))
+    assert one.teacher_bytes == many.teacher_bytes == 1000 * 8 * 32_001 * 4
+    half = cost_of(model={"id": LARGE, "dtype": "bfloat16"}, repair={"data": data})
+    assert half.teacher_bytes == one.teacher_bytes / 2
+    live = {"data": data, "distillation": {"reduction": "reference"}}
+    without = cost_of(model=LARGE, repair=live)
+    assert without.teacher_bytes == 0
+    same = cost_of(model=LARGE, repair={"data": data})
+    assert same.store_bytes - without.store_bytes == one.teacher_bytes
+    said = dict(cost_words(plan_of(model=LARGE, repair={"data": data}), 2, []))
+    assert "1.0 GiB of it the teacher's logits" in said["estimate"]
 
 
 def test_a_live_teacher_doubles_what_a_worker_holds():

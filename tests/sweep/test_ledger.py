@@ -19,6 +19,7 @@ from ressa.store import SweepStore, open_store
 from ressa.sweep.driver import _check_contents, current_spec, resume
 from ressa.sweep.ledger import Attempt, Ledger, Redo
 from ressa.sweep.plan import SweepPlan, make_plan
+from ressa.sweep.rows import reused
 
 CONTENT = {
     "ressa": 1,
@@ -337,3 +338,27 @@ def test_a_score_that_is_no_number_ends_nothing_at_a_rung(tmp_path: Path) -> Non
     assert not ledger.reach(begin(ledger), nan)
     assert not ledger.reach(begin(ledger), replace(nan, rung={}))
     assert not ledger._rungs
+
+
+def test_an_attempt_whose_proposal_is_damaged_counts_by_its_row(tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path, baselines=["dense"])
+    ledger = sweep.driver()
+    attempt = begin(ledger)
+    end(ledger, attempt, "code", role="baseline")
+    for file in tmp_path.glob("sweeps/small/proposals/dense-*"):
+        file.write_bytes(b"")  # as a power cut may leave it
+    assert begin(sweep.driver()).trial == "t000"
+    again = begin(sweep.driver(Redo(all=True)))
+    assert (again.trial, again.attempt) == ("dense", attempt.attempt + 1)
+
+
+def test_what_a_later_ressa_wrote_of_a_trial_does_not_hinder_its_repeat(tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path)
+    ledger = sweep.driver()
+    first = begin(ledger)
+    end(ledger, first)
+    row = ledger.results[first.trial] | {"joules": 3.0}
+    made = reused(first, row, sweep.plan, trial=first.trial)
+    assert (made["state"], made["score"]) == ("reused", 0.5)
+    assert "joules" not in made
+    assert sweep.rows.commit("trials", [made], epoch=1, trial="t001")

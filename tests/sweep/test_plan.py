@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ressa.errors import ConflictError, SpecError
+from ressa.errors import ConflictError, SpecError, StoreError
 from ressa.records import Failure, use_of
 from ressa.spec import grid_points, spec_from_mapping
 from ressa.store import open_store
@@ -151,6 +151,17 @@ def test_a_preview_says_when_a_sweep_ends_sooner() -> None:
     assert any(
         "95% sure to lie less than 2 points below the line's best" in one for _, one in facts
     )
+
+
+def test_a_preview_needs_no_store_that_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(place: str) -> None:
+        raise StoreError("the bucket does not answer.")
+
+    monkeypatch.setattr("ressa.sweep.preview.open_store", unreachable)
+    found = preview(plan_of().spec)
+    assert len(found.points) == 1
+    said = "what the store holds of it is not known: the bucket does not answer."
+    assert ("shared work", said) in found.facts
 
 
 def test_a_preview_says_what_is_skipped_once_for_each_reason() -> None:

@@ -139,3 +139,21 @@ def test_a_trial_whose_objective_is_no_number_failed(driver: Driver) -> None:
     assert (row["state"], row["failure_class"]) == ("failed", "numeric")
     assert "easy-vqa.balanced_accuracy is no number (it is nan)" in row["error"]
     assert driver.ledger.failed == ["t000"]
+
+
+def test_a_trial_that_waits_again_for_the_same_is_said_to_wait(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tuner, "_LONG_SECONDS", -1.0)
+    monkeypatch.setattr(tuner, "unplaced_groups", lambda: 1)
+    monkeypatch.setattr(tuner, "free_places", list)
+    state = SimpleNamespace(ray_actor=None)
+    trial: Any = SimpleNamespace(trial_id=driver.begins(), temporary_state=state)
+    driver.searcher._trials = [trial]
+    for _ in range(2):
+        state.ray_actor = None
+        driver.searcher._note_what_waits()
+        assert list(driver.rows.status().waiting) == ["t000"]
+        state.ray_actor = object()
+        driver.searcher._note_what_waits()
+        assert not driver.rows.status().waiting
