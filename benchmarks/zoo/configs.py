@@ -92,6 +92,9 @@ _GEMMA4_VISION |= {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_va
 _GEMMA4_VISION |= {"head_dim": 16, "patch_size": 8, "pooling_kernel_size": 2}
 _MROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}
 _QFORMER = {"image_token_index": 4, "image_token_id": ..., "qformer_config.encoder_hidden_size": 32}
+# One layer of either kind; without attention transformers' cache has no length.
+_HYBRID = {"text_config.layer_types": ["linear_attention", "full_attention"]}
+_INDEXED = {"text_config.layer_types": ["linear_attention", "indexed_attention"]}
 
 _LISTS: dict[str, list[Any]] = {
     "mrope_section": [4, 2, 2],
@@ -176,7 +179,7 @@ CORRECTIONS: dict[str, dict[str, Any]] = {
         for kind in ("glm46v", "glm4v", "glm_ocr", "glmga")
     },
     "glm4v_moe": {"text_config.rope_parameters": {**_MROPE, "mrope_section": [1, 1, 2]}},
-    "glm5_next": {"text_config.qk_rope_head_dim": 0},
+    "glm5_next": {**_INDEXED, "text_config.qk_rope_head_dim": 0},
     "hunyuan_vl": {
         "text_config.head_dim": 16,
         "text_config.rope_parameters": {**_MROPE, "mrope_section": [2, 2, 2, 2]},
@@ -198,9 +201,19 @@ CORRECTIONS: dict[str, dict[str, Any]] = {
     },
     "nemotron_h_omni": {"image_token_id": 4},
     **{
-        kind: {"insert_layer_id": 0, "image_token_id": 4}
+        kind: {**_HYBRID, "insert_layer_id": 0, "image_token_id": 4}
         for kind in ("minicpm_ocr", "minicpmv4_6", "minicpmv4_7")
     },
+    **dict.fromkeys(("qwen3_5", "qwen3_5_moe"), _HYBRID),
+    "qwen4_exp": {
+        **_INDEXED,
+        "text_config.indexer_n_heads": 2,
+        "text_config.indexer_kv_heads": 1,
+        "text_config.indexer_head_dim": 16,
+        "text_config.indexer_budget": 64,
+        "text_config.indexer_compress_ratio": 4,
+    },
+    "lfm3_vl": {"text_config.layer_types": ["conv", "full_attention"]},
     "mistral_large4": {"text_config.kv_source_layers": [0, 1]},
     "llama4": {
         "vision_config.intermediate_size": 128,

@@ -2,7 +2,8 @@
 
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,11 @@ from ressa.prune.wanda import Wanda
 from ressa.records import Example
 from ressa.repair import attach, merge, train
 from ressa.sparsity import TOWERS, Target
-from ressa.spec import Distillation, Rank, Repair
+from ressa.spec import Decoding, Distillation, Rank, Repair
 from ressa.workers import device
 
 STAGES = ("towers", "calibrated", "pruned", "repaired", "merged", "saved", "loaded")
+STAGES += ("causal", "answered")
 
 _QUESTIONS = (("what is this", "red"), ("is this blue", "yes"), ("what colour", "red blue"))
 EXAMPLES = tuple(
@@ -67,6 +69,8 @@ def run(kind: str, folder: Path) -> Iterator[tuple[str, str]]:
         "merged": lambda: _merge(state),
         "saved": lambda: state["vlm"].save(folder),
         "loaded": lambda: _load(folder, state),
+        "causal": lambda: check_causal(state["vlm"]),
+        "answered": lambda: _answer(state["vlm"]),
     }
     for stage in STAGES:
         try:
@@ -143,6 +147,39 @@ def _load(folder: Path, state: dict[str, Any]) -> None:
     assert gap < 1e-5, f"a logit of the loaded model is off by {gap}"
 
 
+def check_causal(vlm: VLM) -> None:
+    """Checks that no place where an answer's token is predicted sees it, or what follows it."""
+    one, other = (
+        _logits(vlm, [replace(EXAMPLES[0], answer=answer)]) for answer in ("red blue", "red yes")
+    )
+    gap = (one[:2] - other[:2]).abs().max().item()
+    assert gap < 1e-4, f"the last token of an answer moves a logit that comes before by {gap}"
+
+
+def _answer(vlm: VLM) -> None:
+    """Checks that questions are answered in a batch as each alone, and by beams at all."""
+    alone = torch.cat([_generated(vlm, [example]) for example in EXAMPLES])
+    gap = (_generated(vlm, EXAMPLES) - alone).abs().max().item()
+    assert gap < 1e-3, f"other questions of a batch move a logit of an answer by {gap}"
+    batch = vlm.encode(EXAMPLES, Pictures().image, answers=False)
+    vlm.generate(batch, 3, Decoding(beams=2))
+
+
+def _generated(vlm: VLM, examples: Sequence[Example]) -> torch.Tensor:
+    """The logits of the first two tokens of each answer, [example token vocabulary]."""
+    batch = vlm.encode(examples, Pictures().image, answers=False)
+    model: Any = vlm.model
+    found = model.generate(
+        **batch.with_pictures(batch.image_index),
+        max_new_tokens=2,
+        min_new_tokens=2,
+        do_sample=False,
+        output_logits=True,
+        return_dict_in_generate=True,
+    )
+    return torch.stack(found.logits, dim=1)
+
+
 def _check_zeros(state: dict[str, Any]) -> None:
     layers, masks = state["vlm"].towers.inventory.layers, state["masks"]
     counts = count_zeros(state["vlm"].model, layers, masks)
@@ -154,8 +191,8 @@ def _check_zeros(state: dict[str, Any]) -> None:
 
 
 @torch.no_grad()
-def _logits(vlm: VLM) -> torch.Tensor:
-    batch = vlm.encode(EXAMPLES, Pictures().image, answers=True)
+def _logits(vlm: VLM, examples: Sequence[Example] = EXAMPLES) -> torch.Tensor:
+    batch = vlm.encode(examples, Pictures().image, answers=True)
     return vlm.answer_logits(batch)[0]
 
 

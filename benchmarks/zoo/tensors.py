@@ -46,6 +46,10 @@ class Tensors:
         """Returns the question as it is."""
         return str(messages[0]["content"][1]["text"])
 
+    def batch_decode(self, tokens: Tensor, **_: Any) -> list[str]:
+        """Returns the numbers."""
+        return [" ".join(map(str, row)) for row in tokens.tolist()]
+
     def save_pretrained(self, folder: Any) -> None:
         """There is nothing to save."""
 
