@@ -279,9 +279,14 @@ def _nearest(near: Float[Tensor, "one other"], count: int) -> Tensor:
 
 
 def _places(scores: Float[Tensor, "one other"], right: Tensor) -> Tensor:
-    """Returns how many others score higher than each row's right one."""
+    """Returns how many others score higher than each row's right one; all, if it was no candidate.
+
+    Others that were none score the same, and would leave it a place right behind the candidates:
+    found among the first ten, if those are fewer.
+    """
     own = scores.gather(1, right[:, None])
-    return (scores > own).sum(dim=1)
+    places = (scores > own).sum(dim=1)
+    return places.where(own[:, 0] > _BEHIND, scores.shape[1])
 
 
 def _chunks(items: Sequence[Any], size: int) -> Iterator[Any]:

@@ -80,6 +80,18 @@ def captions_of(task, pictures: int) -> list:
     return [example for texts in list(found.values())[:pictures] for example in texts]
 
 
+def test_what_was_no_candidate_is_not_found_however_few_candidates_there_are(folder, task):
+    task.source.rerank = 1
+    vlm, examples = load_vlm("pocket-blip2"), captions_of(task, 12)
+    answers = measure_of(task).answer(vlm, task, examples, blank=False)
+    of_image, of_caption = zip(*(answer.values for answer in answers), strict=True)
+    assert {*of_image} == {0, 12}  # first of twelve pictures, or not found
+    assert {*of_caption} == {0, 24}
+    scores, _ = measure_of(task).score(task, examples, answers)
+    assert scores["ir10"] == scores["ir1"]
+    assert scores["tr10"] == scores["tr1"]
+
+
 @torch.no_grad()
 def test_the_parts_are_transformers_own_forward_pass(folder, task):
     """With the VLM's tower in the matching model, its positions interpolated by hand."""

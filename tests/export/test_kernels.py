@@ -4,6 +4,8 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText
 
+from benchmarks.zoo.configs import small_config
+from benchmarks.zoo.stages import build
 from ressa.errors import SpecError, VerificationError
 from ressa.export import certificate, load, to_semi_structured
 from tests.export.shop import logits
@@ -29,6 +31,21 @@ def test_an_export_without_such_matrices_is_refused(folder: Path) -> None:
     certificate.write(folder, said)
     with pytest.raises(SpecError, match="no matrix is 2:4"):
         to_semi_structured(load(folder).model, folder)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_matrices_that_transformers_fuses_are_refused_in_its_form_of_the_model(
+    tmp_path: Path,
+) -> None:
+    vlm = build("qwen3_vl_moe")
+    names = [layer.name for layer in vlm.towers.inventory.layers]
+    matrices = [{"name": name, "pattern": "2:4"} for name in names]
+    certificate.write(tmp_path, {"certificate": 1, "matrices": matrices})
+    plain = AutoModelForImageTextToText.from_config(small_config("qwen3_vl_moe"))
+    with pytest.raises(SpecError, match=r"experts.* is no linear layer of this .*export\.load"):
+        to_semi_structured(plain, tmp_path)
+    with pytest.raises(SpecError, match=r"weights are torch\.float32"):
+        to_semi_structured(vlm.model, tmp_path)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
