@@ -21,8 +21,8 @@ from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImagePr
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 from transformers.models.smolvlm.processing_smolvlm import DEFAULT_CHAT_TEMPLATE as SMOLVLM
 
-from benchmarks.zoo.configs import IMAGE, PATCH
 from benchmarks.zoo import stages
+from benchmarks.zoo.configs import IMAGE, PATCH
 from ressa.errors import SpecError
 from ressa.models import NO_LABEL, VLM
 from ressa.models import vlm as module
