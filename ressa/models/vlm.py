@@ -8,7 +8,6 @@ question's text; token = answer tokens of all questions, end to end.
 """
 
 import inspect
-import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from contextvars import ContextVar
@@ -20,7 +19,6 @@ from typing import Any, Literal, TypeAlias, cast
 
 import torch
 from jaxtyping import Float, Int
-from jinja2 import TemplateError
 from PIL.Image import Image
 from torch import Tensor, nn
 from torch.nn.functional import pad
@@ -31,14 +29,13 @@ from transformers.processing_utils import ProcessorMixin
 from transformers.utils.generic import ModelOutput
 
 from ressa.errors import SpecError
+from ressa.models.asking import Asking
 from ressa.models.opened import closed
 from ressa.models.prompts import Recent, Room, Texts, room_in
 from ressa.models.seen import asked_once
 from ressa.models.towers import Towers, has_encoder
 from ressa.records import Example
 from ressa.spec import Decoding
-
-log = logging.getLogger(__name__)
 
 NO_LABEL = -100
 """Marks a place where no answer token stands; transformers' losses skip it too."""
@@ -56,33 +53,14 @@ _SEEN_WEIGHTS = 2**26  # bytes; to tell more of them apart takes as long as to l
 _shown: ContextVar["Batch | None"] = ContextVar("shown", default=None)
 """The batch that runs through the model; passes that run side by side each have their own."""
 
-# For checkpoints that come without a chat template: how their authors asked questions.
-_PROMPTS = {
-    "blip-2": "Question: {question} Answer:",
-    "llava": "USER: <image>\n{question} ASSISTANT:",
-    "instructblip": "{question}",
-    "paligemma": "<image>{question}",
-    "florence2": "{question}",
-    "kosmos-2": "<grounding> Question: {question} Answer:",
-}
-# Of these types, those that read nothing but the question once that is a whole prompt.
-_BARE = ("blip-2",)
-# What a blank follows where an answer comes next; in half a caption none does.
-_MARKS = (":", ".", "?", "!")
-# Types whose prompts end in a line break all the same, which their processors add.
-_ENDED = ("paligemma",)
 # Those that read a prompt in both directions, where token_type_ids is 0, and answers in one.
 _PREFIX = ("paligemma",)
-
-_QUESTION, _ANSWER = "(question)", "(answer)"  # shown to chat templates to see what is around them
 
 # Their connectors read pictures alone and put out [image token hidden], so that these too are
 # spared for a second question about a picture. In others the vision tower is.
 _SHARED_BEHIND_CONNECTOR = ("blip-2", "llava")
 
 
-_Content: TypeAlias = str | list[dict[str, str]]
-"""What is said in a turn, as a whole or in parts."""
 _Pictures: TypeAlias = tuple[dict[str, Tensor], dict[str, tuple[int, ...]] | None]
 """What pictures become, and how many rows of it are whose, as a batch has them."""
 
@@ -186,12 +164,15 @@ class VLM:
         default_factory=Recent, repr=False
     )
     """What prompts become with a picture of a size: small data sets ask few questions."""
-    _answers: Recent[tuple[str, bool, str], Tensor] = field(default_factory=Recent, repr=False)
-    """What answers to questions become."""
     _rooms: Recent[tuple[bool, tuple[int, int]], Room | Literal[False]] = field(
         default_factory=Recent, repr=False
     )
     """What is put into prompts, verbatim or not, for a picture of a size; False if that varies."""
+
+    @cached_property
+    def asking(self) -> Asking:
+        """How it is asked in text, and what it should answer."""
+        return Asking(name=self.name, model=self.model, processor=self.processor)
 
     @property
     def has_encoder(self) -> bool:
@@ -243,7 +224,7 @@ class VLM:
         pixels, rows = _end_to_end(parts)
         texts = [prompts[index] for index in range(len(examples))]
         inputs, labels = self._texts(
-            texts, [self._answer(e) for e in examples] if answers else None
+            texts, [self.asking.answer(e) for e in examples] if answers else None
         )
         row = {index: number for number, name in enumerate(shown) for index in about[name]}
         batch = Batch(
@@ -391,100 +372,6 @@ class VLM:
         texts = self.processor.batch_decode(tokens[:, prompt:], skip_special_tokens=True)
         return [text.strip() for text in texts]
 
-    def prompt(self, question: str, *, verbatim: bool = False) -> str:
-        """Wraps a question the way the model expects it: its chat template, else its authors' form.
-
-        Args:
-            question: what is asked.
-            verbatim: True if it is a whole prompt by itself, so that no words are put around it
-                other than those that mark a user's turn.
-
-        Raises:
-            SpecError: if the model comes without a template and is of no type known here.
-        """
-        if self._template is None:
-            kind = self.model.config.model_type
-            if kind not in _PROMPTS:
-                raise SpecError(
-                    f"model {self.name}: it comes without a chat template for questions about "
-                    f"pictures, and how to ask a {kind!r} model is not known here (known: "
-                    f"{', '.join(sorted(_PROMPTS))}). Save it with a processor that has a "
-                    "chat_template."
-                )
-            bare = verbatim and kind in _BARE
-            return question if bare else _PROMPTS[kind].format(question=question)
-        return self._rendered(self._template, question)
-
-    @cached_property
-    def _template(self) -> str | None:
-        """The chat template; the tokenizer's, if the processor has none and it is for pictures."""
-        template: str | None = getattr(self.processor, "chat_template", None)
-        if template is None:
-            template = self._tokenizer.chat_template
-            # Some know text alone.
-            if template is None or self._if_possible(template) is None:
-                return None
-        if self._rendered(template, _QUESTION).rstrip().endswith("<think>"):
-            log.warning(
-                "model %s: its chat template has it think before it answers, which it cannot end "
-                "in the few tokens of an answer: scores will be near 0. Save its processor with a "
-                "chat_template that does not open <think>.",
-                self.name,
-            )
-        return template
-
-    def _if_possible(self, template: str, reply: _Content | None = None) -> str | None:
-        """What a template makes of messages of several parts; None if it fails or prints them."""
-        try:
-            written = self._rendered(template, _QUESTION, reply)
-        except (TemplateError, TypeError):
-            return None
-        return None if "'type'" in written else written
-
-    def _rendered(self, template: str, question: str, reply: _Content | None = None) -> str:
-        """Writes a user's turn and opens the model's, or writes that as well."""
-        content = [{"type": "image"}, {"type": "text", "text": question}]
-        messages: list[Any] = [{"role": "user", "content": content}]
-        if reply is not None:
-            messages.append({"role": "assistant", "content": reply})
-        options: dict[str, Any] = {}
-        if "enable_thinking" in template:  # of a name that a template does not read, it is warned
-            options["enable_thinking"] = False
-        return self.processor.apply_chat_template(
-            messages,
-            chat_template=template,
-            add_generation_prompt=reply is None,
-            tokenize=False,
-            **options,
-        )
-
-    @cached_property
-    def _turn(self) -> tuple[str, str]:
-        """What a chat template puts between its prompt and an answer, and at the answer's end."""
-        if self._template is None:
-            return "", ""
-        turn = self._if_possible(self._template, [{"type": "text", "text": _ANSWER}])
-        turn = turn or self._if_possible(self._template, _ANSWER) or ""
-        before, found, behind = turn.rpartition(_ANSWER)
-        if not found:  # it writes no turn of the model's
-            return "", ""
-        prompt = self._rendered(self._template, _QUESTION)
-        lead = before.removeprefix(prompt) if before.startswith(prompt) else ""
-        # Up to the first token that is no text: what follows is said by nobody.
-        added = self._tokenizer.added_tokens_decoder.values()
-        tokens = [str(token) for token in added if token.special and str(token) in behind]
-        ends = [behind.index(token) + len(token) for token in tokens]
-        return lead, behind[: min(ends)] if ends else behind.rstrip()
-
-    @property
-    def _tokenizer(self) -> Any:
-        return self.processor.tokenizer
-
-    def _special(self, prompt: str) -> dict[str, bool]:
-        """Options of tokenizers, for a prompt with the token that begins a text: no second one."""
-        first = getattr(self._tokenizer, "bos_token", None)
-        return {"add_special_tokens": False} if first and prompt.startswith(first) else {}
-
     def _prompt(self, example: Example, picture: Image) -> Texts:
         """What a question becomes, [time …] each; how many image tokens follows from the size."""
         key = (example.question, example.verbatim, picture.size)
@@ -497,8 +384,8 @@ class VLM:
     def _with_room(self, example: Example, picture: Image) -> Texts:
         """Does so without processing the picture, once it is known what that puts in."""
         key = (example.verbatim, picture.size)
-        text = self.prompt(example.question, verbatim=example.verbatim)
-        ids = self._tokenizer(text, **self._special(text))["input_ids"]
+        text = self.asking.prompt(example.question, verbatim=example.verbatim)
+        ids = self.asking.tokenizer(text, **self.asking.special(text))["input_ids"]
         room = self._rooms.get(key)
         if room and room.is_sure:
             made = room.made(ids)
@@ -546,9 +433,9 @@ class VLM:
         }
 
     def _processed(self, example: Example, picture: Image) -> dict[str, Tensor]:
-        text = self.prompt(example.question, verbatim=example.verbatim)
+        text = self.asking.prompt(example.question, verbatim=example.verbatim)
         encoded = self.processor(
-            images=[picture], text=[text], return_tensors="pt", **self._special(text)
+            images=[picture], text=[text], return_tensors="pt", **self.asking.special(text)
         )
         if "input_ids" not in encoded:
             raise SpecError(
@@ -557,39 +444,6 @@ class VLM:
             )
         # PaliGemma's makes labels, of the prompt alone.
         return {n: t for n, t in encoded.items() if isinstance(t, Tensor) and n != "labels"}
-
-    def _answer(self, example: Example) -> Int[Tensor, " time"]:
-        """The tokens that the model should say, the one that ends its answer among them."""
-        key = (example.question, example.verbatim, example.answer)
-        found = self._answers.get(key)
-        if found is None:
-            ids = self._decoded(example.answer) if self.has_encoder else self._said(example)
-            found = torch.tensor(ids)
-            self._answers.put(key, found)
-        return found
-
-    def _decoded(self, answer: str) -> list[int]:
-        """What a decoder behind an encoder says: BART's begins with <s>, T5's with the answer."""
-        ids, end = self._tokenizer(answer)["input_ids"], self._tokenizer.eos_token_id
-        settings: Any = self.model.generation_config
-        start = settings.decoder_start_token_id
-        if ids[:1] == [settings.bos_token_id if start is None else start]:
-            ids = ids[1:]
-        return ids if ids[-1:] == [end] else [*ids, end]
-
-    def _said(self, example: Example) -> list[int]:
-        """What follows a prompt: there an answer may be other tokens than by itself."""
-        prompt = self.prompt(example.question, verbatim=example.verbatim)
-        lead, end = self._turn
-        if self._template is None and prompt.endswith(_MARKS) and not example.answer[:1].isspace():
-            lead = "" if self.model.config.model_type in _ENDED else " "
-        answer = lead + example.answer + end
-        before, both, alone = (
-            self._tokenizer(text, add_special_tokens=False)["input_ids"]
-            for text in (prompt, prompt + answer, answer)
-        )
-        ids = both[len(before) :] if both[: len(before)] == before else alone
-        return ids if end else [*ids, self._tokenizer.eos_token_id]
 
     def _texts(
         self, prompts: list[dict[str, Tensor]], targets: list[Tensor] | None
@@ -613,8 +467,7 @@ class VLM:
         return self._padded(texts, "right"), pad_sequence(rows, True, NO_LABEL)
 
     def _padded(self, texts: list[dict[str, Tensor]], side: str) -> dict[str, Tensor]:
-        pad = self._tokenizer.pad_token_id
-        pad = self._tokenizer.eos_token_id if pad is None else pad  # masked, whatever it is
+        pad = self.asking.padding
         return {
             name: pad_sequence(
                 [text[name] for text in texts],

@@ -247,7 +247,7 @@ def test_a_blank_comes_before_an_answer_but_not_in_half_a_word_or_behind_a_line_
     ):
         vlm = build(kind)
         vlm.processor.tokenizer, vlm.processor.chat_template = of_bytes(), None
-        ids = vlm._answer(example(answer, question))
+        ids = vlm.asking.answer(example(answer, question))
         tokens = vlm.processor.tokenizer.convert_ids_to_tokens(ids)
         letters = [letter for letter in answer if letter != " "]
         assert tokens[0] == first
@@ -268,7 +268,7 @@ def test_a_decoder_is_taught_what_follows_the_token_that_it_starts_from(
     vlm = build(kind)
     vlm.processor.tokenizer = of_words(post=post)
     vlm.model.generation_config.decoder_start_token_id = start
-    ids = vlm._answer(example("yes"))
+    ids = vlm.asking.answer(example("yes"))
     assert vlm.processor.tokenizer.convert_ids_to_tokens(ids) == wanted
 
 
@@ -303,10 +303,10 @@ def test_a_tokenizers_template_that_knows_text_alone_is_not_used(template: str) 
     tokenizer = of_words("<image>")
     tokenizer.chat_template = template
     vlm = llava(tokenizer)
-    assert vlm.prompt("why?") == "USER: <image>\nwhy? ASSISTANT:"
+    assert vlm.asking.prompt("why?") == "USER: <image>\nwhy? ASSISTANT:"
     vlm.model.config.model_type = "another"
     with pytest.raises(SpecError, match="without a chat template for questions about pictures"):
-        vlm.prompt("why?")
+        vlm.asking.prompt("why?")
 
 
 THINKING = (
@@ -318,11 +318,17 @@ SWITCH = "{% if enable_thinking is defined and not enable_thinking %}\n</think>\
 
 def test_a_model_that_can_answer_without_thinking_does() -> None:
     vlm = llava(of_words("<image>"), THINKING + SWITCH + "{% endif %}")
-    assert vlm.prompt("why?") == "why?<think>\n</think>\n\n"
+    assert vlm.asking.prompt("why?") == "why?<think>\n</think>\n\n"
+
+
+def test_of_several_templates_the_one_for_everything_is_used() -> None:
+    vlm = llava(of_words("<image>"))
+    vlm.processor.chat_template = {"tool_use": "{{ 1 / 0 }}", "default": THINKING + "{% endif %}"}
+    assert vlm.asking.prompt("why?") == "why?<think>\n"
 
 
 def test_a_model_that_thinks_first_is_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
     vlm = llava(of_words("<image>"), THINKING + "{% endif %}")
     with caplog.at_level(logging.WARNING, "ressa"):
-        assert vlm.prompt("why?") == vlm.prompt("why?") == "why?<think>\n"
+        assert vlm.asking.prompt("why?") == vlm.asking.prompt("why?") == "why?<think>\n"
     assert [("think before it answers" in text) for text in caplog.messages] == [True]

@@ -67,7 +67,7 @@ def test_prompts_are_what_the_processor_makes_of_them_with_few_pictures_processe
     monkeypatch.undo()
     assert calls < 10 < len(examples)
     for row, example in enumerate(examples):
-        text, picture = vlm.prompt(example.question), task.image("train/10")
+        text, picture = vlm.asking.prompt(example.question), task.image("train/10")
         wanted = vlm.processor(images=[picture], text=[text], return_tensors="pt")
         is_text = batch.inputs["attention_mask"][row].bool()
         for given in ("input_ids", "attention_mask"):
@@ -230,7 +230,7 @@ def test_without_a_template_the_authors_prompt_is_used(tmp_path: Path) -> None:
     for file in MODELS["pocket-llava"].folder.iterdir():
         if file.name != "chat_template.jinja":
             (tmp_path / file.name).write_bytes(file.read_bytes())
-    assert load_vlm(str(tmp_path)).prompt("why?") == "USER: <image>\nwhy? ASSISTANT:"
+    assert load_vlm(str(tmp_path)).asking.prompt("why?") == "USER: <image>\nwhy? ASSISTANT:"
 
 
 @pytest.mark.parametrize(
