@@ -5,12 +5,17 @@ class TestMine(PruneMethodContract):
 """
 
 from collections.abc import Mapping
-from typing import ClassVar
+from itertools import groupby
+from typing import Any, ClassVar
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
+from ressa.catalog import CatalogModel
+from ressa.errors import SpecError
+from ressa.models import NO_LABEL, VLM, load_inventory, load_vlm
 from ressa.prune import (
     LayerStatistics,
     PrunedLayers,
@@ -19,7 +24,9 @@ from ressa.prune import (
     count_zeros,
     prune_tower,
 )
+from ressa.records import Example
 from ressa.sparsity import (
+    TOWERS,
     Group,
     LayerShape,
     Target,
@@ -27,6 +34,9 @@ from ressa.sparsity import (
     zeros_per_matrix,
     zeros_per_row,
 )
+from ressa.spec import Repair
+
+_FEW = 20  # examples whose pictures are opened
 
 _SHAPES = {"first": (12, 16), "second": (7, 24), "third": (16, 8)}  # all can be cut 2:4 and 4:8
 _LAYERS = tuple(
@@ -148,6 +158,110 @@ class PruneMethodContract:
 
     def _masks(self, target: Target, group: Group = "row") -> Mapping[str, Tensor]:
         return self._prune(target, group).masks
+
+
+class TaskContract:
+    """What holds for every task that brings its own examples."""
+
+    task: ClassVar[type[Any]]
+    """Made without arguments."""
+
+    @pytest.fixture
+    def splits(self) -> dict[str, tuple[Example, ...]]:
+        task = self.task()
+        return {split: task.examples(split) for split in task.splits}
+
+    def test_it_has_examples_to_calibrate_on_to_learn_from_and_to_score(
+        self, splits: dict[str, tuple[Example, ...]]
+    ) -> None:
+        assert {"train", "calibration", "validation"} <= splits.keys()
+        assert all(splits.values())
+
+    def test_no_picture_is_in_two_splits(self, splits: dict[str, tuple[Example, ...]]) -> None:
+        pictures = [{example.image_id for example in part} for part in splits.values()]
+        assert len(set().union(*pictures)) == sum(map(len, pictures))
+
+    def test_ids_are_unique_and_questions_about_a_picture_together(
+        self, splits: dict[str, tuple[Example, ...]]
+    ) -> None:
+        for part in splits.values():
+            assert len({example.id for example in part}) == len(part)
+            runs = [picture for picture, _ in groupby(part, key=lambda e: e.image_id)]
+            assert len(set(runs)) == len(runs)
+
+    def test_a_draw_is_of_that_many_and_follows_from_its_seed(
+        self, splits: dict[str, tuple[Example, ...]]
+    ) -> None:
+        task, again = self.task(), self.task()
+        for split, part in splits.items():
+            some = min(_FEW, len(part))
+            drawn = task.examples(split, some, seed=3)
+            assert len(drawn) == some
+            assert drawn == again.examples(split, some, seed=3)
+            assert set(drawn) <= set(part)
+            assert part == again.examples(split)
+
+    def test_more_examples_than_there_are_and_another_split_are_faults_of_the_file(
+        self, splits: dict[str, tuple[Example, ...]]
+    ) -> None:
+        task = self.task()
+        for split, part in splits.items():
+            with pytest.raises(SpecError):
+                task.examples(split, len(part) + 1)
+        with pytest.raises(SpecError):
+            task.examples("no such split")
+
+    def test_every_answer_is_one_of_those_there_are(
+        self, splits: dict[str, tuple[Example, ...]]
+    ) -> None:
+        known = set(self.task().answers)
+        assert {example.answer for part in splits.values() for example in part} <= known
+
+    def test_pictures_open_and_a_blank_one_is_there(
+        self, splits: dict[str, tuple[Example, ...]]
+    ) -> None:
+        task = self.task()
+        opened = [task.image(e.image_id) for part in splits.values() for e in part[:_FEW]]
+        assert {picture.mode for picture in (*opened, task.blank_image())} == {"RGB"}
+
+
+class ModelContract:
+    """What holds for every model of the catalog that has its weights in its folder."""
+
+    model: ClassVar[CatalogModel]
+
+    @pytest.fixture
+    def vlm(self) -> VLM:
+        return load_vlm(str(self.model.folder))
+
+    def test_its_list_of_layers_is_that_of_its_files(self) -> None:
+        assert self.model.inventory() == load_inventory(str(self.model.folder))
+
+    def test_every_layer_is_a_matrix_of_the_model_and_counts_once(self, vlm: VLM) -> None:
+        layers = self.model.inventory().layers
+        assert {layer.tower for layer in layers} == set(TOWERS)
+        assert len({layer.name for layer in layers}) == len(layers)
+        for layer in layers:
+            shape = vlm.model.get_parameter(f"{layer.name}.weight").shape
+            assert shape == (layer.rows, layer.columns), layer.name
+
+    def test_what_it_suggests_for_repair_is_valid(self) -> None:
+        Repair.model_validate(dict(self.model.repair_defaults))
+
+    def test_answers_are_taught_and_given(self, vlm: VLM) -> None:
+        picture = Image.new("RGB", (64, 64), "red")
+        asked = [
+            Example(id=answer, image_id="", question="what is this?", answer=answer, kind="")
+            for answer in ("red", "blue")
+        ]
+        taught = vlm.encode(asked, lambda _: picture, answers=True)
+        with torch.no_grad():
+            logits, tokens = vlm.answer_logits(taught)
+        assert taught.labels is not None
+        assert tokens.equal(taught.labels[taught.labels != NO_LABEL])
+        assert logits.isfinite().all()
+        assert len(logits) == len(tokens)
+        assert len(vlm.generate(vlm.encode(asked, lambda _: picture, answers=False), 3)) == 2
 
 
 def _tower(dtype: torch.dtype = torch.float32) -> nn.ModuleDict:

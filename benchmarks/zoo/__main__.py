@@ -35,7 +35,8 @@ answered by two beams, and in a batch as each question alone, logits equal to 1e
 The inputs are tensors made from the configuration (`benchmarks/zoo/tensors.py`), not by each type's
 processor: most processors need torchvision, or a vocabulary and template that come with a
 checkpoint. So this page speaks for model classes. The pocket models, a BLIP-2 and a LLaVA, run with
-their processors in every test of trials.
+their processors in every test of trials; those of PaliGemma, Gemma 3 and LLaVA ask small models in
+`tests/models/test_asked.py`.
 
 Of the {known} types that transformers has, {types} were tried: **{passed} pass every stage, and of
 {found} the towers are found.** `ONLY="llava git" make models` tries some. A variant (another

@@ -5,6 +5,8 @@ import pytest
 
 from ressa.data.easy_vqa import DataError, EasyVQA
 from ressa.evaluate import score
+from ressa.records import Example
+from ressa.testing import TaskContract
 
 SIZES = {
     "train": (3400, 32759),
@@ -17,6 +19,26 @@ SIZES = {
 @pytest.fixture(scope="module")
 def task() -> EasyVQA:
     return EasyVQA()
+
+
+class TestEasyVQAKeepsTheContract(TaskContract):
+    task = EasyVQA
+
+
+class Leaking(EasyVQA):
+    """Scores on pictures that it learns from."""
+
+    def examples(
+        self, split: str, samples: int | None = None, seed: int = 0
+    ) -> tuple[Example, ...]:
+        return super().examples("train" if split == "validation" else split, samples, seed)
+
+
+def test_the_contract_catches_a_task_whose_splits_share_pictures() -> None:
+    splits = {split: Leaking().examples(split) for split in Leaking.splits}
+    contract = type("Contract", (TaskContract,), {"task": Leaking})()
+    with pytest.raises(AssertionError):
+        contract.test_no_picture_is_in_two_splits(splits)
 
 
 def test_splits_have_the_documented_sizes(task: EasyVQA) -> None:

@@ -21,8 +21,8 @@ from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImagePr
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 from transformers.models.smolvlm.processing_smolvlm import DEFAULT_CHAT_TEMPLATE as SMOLVLM
 
+from benchmarks.zoo import stages
 from benchmarks.zoo.configs import IMAGE, PATCH
-from benchmarks.zoo.stages import build, quiet
 from ressa.errors import SpecError
 from ressa.models import NO_LABEL, VLM
 from ressa.models import vlm as module
@@ -98,9 +98,16 @@ def fast(tokenizer: Tokenizer, **options: Any) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **{**names, **options})
 
 
+def build(kind: str) -> VLM:
+    """A small random model of a type."""
+    stages.quiet()
+    vlm = stages.build(kind)
+    vlm.model.to("cpu")
+    return vlm
+
+
 def with_processor(kind: str, processor: Any, image_token: int) -> VLM:
     """A small random model of a type, asked by a processor."""
-    quiet()
     vlm = replace(build(kind), processor=processor)
     vlm.model.config.image_token_id = image_token
     return vlm
@@ -119,7 +126,6 @@ def paligemma() -> VLM:
     pixels = SiglipImageProcessorPil(size=SIZE)
     pixels.image_seq_length = (IMAGE // PATCH) ** 2
     processor = PaliGemmaProcessor(pixels, of_words("<image>"))
-    quiet()
     # Its processor adds a thousand tokens for places and segments.
     vlm = with_processor("paligemma", processor, processor.image_token_id)
     vlm.model.resize_token_embeddings(len(processor.tokenizer))

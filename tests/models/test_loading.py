@@ -3,6 +3,7 @@ import logging
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,24 @@ from ressa.evaluate import predictions
 from ressa.models import load_inventory, load_vlm
 from ressa.models.identity import fingerprint, is_on_hub, pinned
 from ressa.spec import ModelRef
+from ressa.testing import ModelContract
+
+
+class TestPocketBlip2KeepsTheContract(ModelContract):
+    model = MODELS["pocket-blip2"]
+
+
+class TestPocketLlavaKeepsTheContract(ModelContract):
+    model = MODELS["pocket-llava"]
+
+
+def test_the_contract_catches_a_model_with_layers_of_another(tmp_path: Path) -> None:
+    folder = shutil.copytree(MODELS["pocket-blip2"].folder, tmp_path / "mixed")
+    shutil.copy(MODELS["pocket-llava"].folder / "inventory.json", folder)
+    mixed = replace(MODELS["pocket-blip2"], folder=folder)
+    contract = type("Contract", (ModelContract,), {"model": mixed})()
+    with pytest.raises(AssertionError):
+        contract.test_its_list_of_layers_is_that_of_its_files()
 
 
 @pytest.mark.parametrize("shard", ["1GB", "500KB"])
