@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ressa.evaluate.predictions import Pictures, batches
+from ressa.evaluate.predictions import Pictures, batches, encoded
 from ressa.memory import in_batches
 from ressa.models.vlm import NO_LABEL, VLM
 from ressa.records import Example
@@ -47,14 +47,14 @@ def likelihoods(
             rounding.
         blank: True shows the task's blank picture instead of each.
     """
-    picture = task.blank_image() if blank else None
     # Numbered, so that what comes back sorted by length finds its place again.
     numbered = [replace(example, id=str(number)) for number, example in enumerate(examples)]
 
     def likelihood_of(size: int) -> dict[int, Likelihood]:
         found: dict[int, Likelihood] = {}
-        for chunk in batches(numbered, size):
-            batch = vlm.encode(chunk, task.image, answers=True, blank=picture)
+        chunks = list(batches(numbered, size))
+        asked = encoded(vlm, task, chunks, answers=True, blank=blank)
+        for chunk, batch in zip(chunks, asked, strict=True):
             logits, targets = vlm.answer_logits(batch)
             losses = functional.cross_entropy(logits.float(), targets, reduction="none")
             assert isinstance(batch.labels, Tensor)

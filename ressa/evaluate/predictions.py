@@ -1,9 +1,11 @@
 """Answers of a model to a task's questions."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
-from typing import Protocol, TypeAlias, runtime_checkable
+from typing import Protocol, TypeAlias, TypeVar, runtime_checkable
 
+import torch
 from PIL.Image import Image
 
 from ressa.memory import in_batches
@@ -11,6 +13,9 @@ from ressa.models.vlm import GREEDY, VLM, Batch
 from ressa.records import Example
 from ressa.spec import Decoding
 
+T = TypeVar("T")
+
+_CPU = torch.device("cpu")
 _SPARE_TOKENS = 1  # beyond the longest answer and its end: room to be wrong at length
 
 Keep: TypeAlias = Callable[[Callable[[], Iterable[Batch]]], Iterable[Batch]]
@@ -72,19 +77,17 @@ def generated(
 ) -> list[str]:
     """Answers as `predictions` does, but as `decoding` says and to the length it says."""
     distinct = {_key(example, blank): example for example in examples}
-    picture = task.blank_image() if blank else None
 
     def answers_to(size: int) -> dict[tuple[str, str], str]:
         chunks = list(batches(list(distinct.values()), size))
 
         def encode() -> Iterator[Batch]:
-            for chunk in chunks:
-                yield vlm.encode(chunk, task.image, answers=False, blank=picture)
+            return encoded(vlm, task, chunks, answers=False, blank=blank)
 
         is_kept = size == batch_size  # smaller ones are other batches
-        encoded = keep(encode) if keep and is_kept else encode()
+        asked = keep(encode) if keep and is_kept else encode()
         found: dict[tuple[str, str], str] = {}
-        for chunk, batch in zip(chunks, encoded, strict=True):
+        for chunk, batch in zip(chunks, asked, strict=True):
             answers = vlm.generate(batch, decoding.max_new_tokens, decoding)
             found.update(zip((_key(example, blank) for example in chunk), answers, strict=True))
         return found
@@ -96,6 +99,34 @@ def generated(
     finally:
         vlm.model.train(training)
     return [answer_of[_key(example, blank)] for example in examples]
+
+
+def encoded(
+    vlm: VLM, task: Pictures, chunks: Iterable[Sequence[Example]], *, answers: bool, blank: bool
+) -> Iterator[Batch]:
+    """Encodes chunk after chunk; arguments as of `VLM.encode`.
+
+    With the model on a GPU the next chunk's pictures are read and resized while it works on one.
+    On a CPU that would take from the model what it gives to the pictures.
+    """
+    picture = task.blank_image() if blank else None
+    device = vlm.model.device
+    made = (
+        vlm.encode(chunk, task.image, answers=answers, blank=picture, device=_CPU)
+        for chunk in chunks
+    )
+    for batch in made if device == _CPU else ahead(made):
+        yield batch.to(device)
+
+
+def ahead(items: Iterable[T]) -> Iterator[T]:
+    """Makes the next item in a thread while the caller works on one; no more are made ahead."""
+    rest = iter(items)
+    with ThreadPoolExecutor(1, thread_name_prefix="ressa-ahead") as thread:
+        following = thread.submit(next, rest, None)
+        while (item := following.result()) is not None:
+            following = thread.submit(next, rest, None)
+            yield item
 
 
 def batches(examples: Sequence[Example], size: int) -> Iterator[list[Example]]:

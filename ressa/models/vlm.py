@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
+from threading import Lock
 from typing import Any, Literal, TypeAlias, cast
 
 import torch
@@ -169,6 +170,9 @@ class VLM:
     )
     """What is put into prompts, verbatim or not, for a picture of a size; False if that varies."""
 
+    _reading: AbstractContextManager[Any] = field(default_factory=Lock, repr=False, compare=False)
+    """Held by who uses the tokenizer: one thread encodes while another decodes answers."""
+
     @cached_property
     def asking(self) -> Asking:
         """How it is asked in text, and what it should answer."""
@@ -220,12 +224,13 @@ class VLM:
             return self._pictures(opened, [examples[about[name][-1]] for name in names])
 
         shown = list(about)
-        parts = [processed(shown[first : first + _OPEN]) for first in range(0, len(shown), _OPEN)]
+        starts = range(0, len(shown), _OPEN)
+        with self._reading:
+            parts = [processed(shown[start : start + _OPEN]) for start in starts]
+            texts = [prompts[index] for index in range(len(examples))]
+            said = [self.asking.answer(e) for e in examples] if answers else None
+            inputs, labels = self._texts(texts, said)
         pixels, rows = _end_to_end(parts)
-        texts = [prompts[index] for index in range(len(examples))]
-        inputs, labels = self._texts(
-            texts, [self.asking.answer(e) for e in examples] if answers else None
-        )
         row = {index: number for number, name in enumerate(shown) for index in about[name]}
         batch = Batch(
             inputs=inputs | pixels,
@@ -369,7 +374,8 @@ class VLM:
                 num_beams=decoding.beams,
                 **options,
             )
-        texts = self.processor.batch_decode(tokens[:, prompt:], skip_special_tokens=True)
+        with self._reading:
+            texts = self.processor.batch_decode(tokens[:, prompt:], skip_special_tokens=True)
         return [text.strip() for text in texts]
 
     def _prompt(self, example: Example, picture: Image) -> Texts:

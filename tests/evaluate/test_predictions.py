@@ -1,10 +1,18 @@
+import itertools
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
 import pytest
 import torch
 
 from ressa.data.easy_vqa import EasyVQA
 from ressa.evaluate import predictions, score
+from ressa.evaluate.predictions import ahead
 from ressa.memory import in_batches
-from ressa.models import VLM, load_vlm
+from ressa.models import VLM, Batch, load_vlm
 
 torch.set_num_threads(1)
 
@@ -65,6 +73,57 @@ def test_work_is_done_in_smaller_batches_until_one_alone_does_not_fit(room: int)
         with pytest.raises(RuntimeError, match="memory"):
             in_batches(work, 3)
         assert tried == [3, 2, 1]
+
+
+def test_what_is_made_ahead_comes_in_order_one_by_one() -> None:
+    made: list[int] = []
+
+    def numbers() -> Iterator[int]:
+        for number in range(5):
+            made.append(number)
+            yield number
+
+    for number in ahead(numbers()):
+        time.sleep(0.01)
+        assert len(made) <= number + 2
+    assert made == [*range(5)]
+
+
+def test_an_error_in_what_is_made_ahead_is_the_callers_in_its_turn() -> None:
+    def one() -> Iterator[int]:
+        yield 1
+        raise OSError("a damaged picture")
+
+    asked = ahead(one())
+    assert next(asked) == 1
+    with pytest.raises(OSError, match="a damaged picture"):
+        next(asked)
+
+
+def test_no_thread_is_left_where_answers_break_off() -> None:
+    asked = ahead(itertools.count())
+    next(asked)
+    asked.close()  # type: ignore[attr-defined]
+    assert not any("ressa-ahead" in thread.name for thread in threading.enumerate())
+
+
+def test_pictures_read_while_a_model_answers_change_no_answer(
+    vlm: VLM, task: EasyVQA, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU."""
+    examples = task.examples("validation", 60)
+    wanted = predictions(vlm, task, examples, batch_size=7)
+    encode, threads = VLM.encode, set()
+
+    def listened(*args: Any, **options: Any) -> Batch:
+        threads.add(threading.current_thread().name.rstrip("_0"))
+        return encode(*args, **options)
+
+    monkeypatch.setattr(VLM, "encode", listened)
+    # By name: the package has a function of the module's name.
+    monkeypatch.setattr(sys.modules["ressa.evaluate.predictions"], "_CPU", None)
+    assert predictions(vlm, task, examples, batch_size=7) == wanted
+    assert threads == {"ressa-ahead"}
 
 
 def test_equal_questions_about_one_picture_are_asked_once(vlm: VLM, task: EasyVQA) -> None:
