@@ -366,7 +366,8 @@ def _check_does_all(job: Any, sweep: str, wanted: Mapping[str, str]) -> None:
         log.warning(
             "job %s goes on with what is stored of %s; what the file asks for beyond that does not "
             "count before it has ended.",
-            *(job.submission_id, sweep),
+            job.submission_id,
+            sweep,
         )
         return
     differing = [
