@@ -53,7 +53,7 @@ def verify(
     return certificate.read(folder)
 
 
-def load(folder: Path, *, base: str | None = None, trust_remote_code: bool = False) -> VLM:
+def load(folder: Path | str, *, base: str | None = None, trust_remote_code: bool = False) -> VLM:
     """Loads an export of either format as a plain, merged model.
 
     Args:
@@ -65,6 +65,7 @@ def load(folder: Path, *, base: str | None = None, trust_remote_code: bool = Fal
         VerificationError: it has no certificate, or is of other layers than it says.
         SpecError: the model cannot be loaded.
     """
+    folder = Path(folder)
     said = certificate.read(folder)
     if said["format"] == "merged":
         size = said["model"]["image_size"]

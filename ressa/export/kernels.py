@@ -12,7 +12,7 @@ from ressa.export import certificate
 PATTERN = "2:4"
 
 
-def to_semi_structured(model: nn.Module, folder: Path) -> list[str]:
+def to_semi_structured(model: nn.Module, folder: Path | str) -> list[str]:
     """Hands an export's 2:4 matrices to torch's semi-structured kernels, in place.
 
     Each takes 9/16 of its bytes from then on, and is multiplied without its zeros. Whether that is
@@ -32,7 +32,9 @@ def to_semi_structured(model: nn.Module, folder: Path) -> list[str]:
         VerificationError: the folder is no export of ressa.
     """
     names = [
-        one["name"] for one in certificate.read(folder)["matrices"] if one["pattern"] == PATTERN
+        one["name"]
+        for one in certificate.read(Path(folder))["matrices"]
+        if one["pattern"] == PATTERN
     ]
     if not names:
         raise SpecError(

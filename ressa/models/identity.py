@@ -1,6 +1,7 @@
 """Which weights a model's name stands for, told without torch."""
 
 import hashlib
+import json
 import logging
 import os
 from pathlib import Path
@@ -15,6 +16,7 @@ _HUB_TIMEOUT = 10  # seconds
 _READ_WHOLE = 1 << 30  # bytes; larger files are told apart by size and time, not read through
 _SAMPLES, _SAMPLE = 256, 1 << 16  # places of those at which copies are compared; bytes of each
 _PARTS = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
+_PROCESSORS = ("processor_config.json", "preprocessor_config.json")
 _OURS = ("inventory.json", "training.json")  # say something about the model, but are not read by it
 
 
@@ -157,14 +159,38 @@ def pinned(ref: ModelRef, *, weights: bool = False) -> tuple[ModelRef, bool]:
     return ref, False
 
 
-def refuse_pickled(name: str, folder: Path) -> None:
-    """Refuses a folder whose weights are not safetensors.
+def refuse_incomplete(name: str, folder: Path) -> None:
+    """Refuses a folder that holds no whole safetensors, or no processor; weights are not read.
 
     Raises:
-        SpecError: there are none; what there is instead is named.
+        SpecError: what is missing or damaged is named.
     """
-    if not any(folder.glob("*.safetensors")):
+    from safetensors import SafetensorError, safe_open
+
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
         raise SpecError(_pickled(name, [path.name for path in folder.iterdir()]))
+    index = folder / "model.safetensors.index.json"
+    if index.is_file() and not (folder / "model.safetensors").is_file():
+        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        if missing := sorted(shards.difference(path.name for path in weights)):
+            raise SpecError(
+                f"model {name}: {len(missing)} of its {len(shards)} files of weights are not in "
+                f"{folder}, such as {missing[0]}. Copy it again."
+            )
+    for path in weights:
+        try:
+            with safe_open(path, "numpy"):  # whether the file is as long as its header says
+                pass
+        except (OSError, SafetensorError) as error:
+            raise SpecError(
+                f"model {name}: {path} is damaged, or was not copied whole: {error}."
+            ) from error
+    if not any((folder / file).is_file() for file in _PROCESSORS):
+        raise SpecError(
+            f"model {name}: {folder} holds no processor ({' or '.join(_PROCESSORS)}). Write it "
+            "there too: AutoProcessor.from_pretrained(…).save_pretrained(FOLDER)."
+        )
 
 
 def _pickled(name: str, files: list[str]) -> str:

@@ -11,7 +11,8 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import logging as transformers_logging
 
 from ressa.errors import SpecError
-from ressa.models.identity import checked_folder, pinned, refuse_pickled
+from ressa.models.asking import Asking
+from ressa.models.identity import checked_folder, pinned, refuse_incomplete
 from ressa.models.sizes import resize
 from ressa.models.towers import Towers, find_towers
 from ressa.models.vlm import VLM
@@ -46,6 +47,20 @@ def load_vlm(ref: ModelRef | str) -> VLM:
     return vlm
 
 
+def refuse_unloadable(ref: ModelRef) -> None:
+    """Refuses a model that no trial could load; its weights are not read.
+
+    Raises:
+        SpecError: its weights are pickled, missing or damaged, its processor cannot be made, or
+            how it is asked is not known.
+    """
+    with reading(ref, weights=True) as (source, options):
+        processor = AutoProcessor.from_pretrained(source, **options)
+        if hasattr(processor, "tokenizer"):
+            model = _without_weights(ref, source, options)
+            Asking(name=ref.id, model=model, processor=processor).prompt("what is it?")
+
+
 def load_inventory(ref: ModelRef | str) -> Inventory:
     """Lists a model's layers from its configuration alone; arguments as of `plan_towers`."""
     return plan_towers(ref).inventory
@@ -59,11 +74,7 @@ def plan_towers(ref: ModelRef | str) -> Towers:
     """
     ref = ModelRef(id=ref) if isinstance(ref, str) else ref
     with reading(ref) as (source, options):
-        config = AutoConfig.from_pretrained(source, **options)
-        with torch.device("meta"):
-            model = AutoModelForImageTextToText.from_config(
-                config, trust_remote_code=ref.trust_remote_code
-            )
+        model = _without_weights(ref, source, options)
         towers = find_towers(model, ref.towers.model_dump())
         if ref.image_size is not None:  # a fault of the spec, before any weight is read
             processor = AutoProcessor.from_pretrained(source, **options)
@@ -71,6 +82,14 @@ def plan_towers(ref: ModelRef | str) -> Towers:
                 VLM(name=ref.id, model=model, processor=processor, towers=towers), ref.image_size
             )
     return towers
+
+
+def _without_weights(ref: ModelRef, source: str, options: dict[str, Any]) -> Any:
+    config = AutoConfig.from_pretrained(source, **options)
+    with torch.device("meta"):
+        return AutoModelForImageTextToText.from_config(
+            config, trust_remote_code=ref.trust_remote_code
+        )
 
 
 @contextmanager
@@ -89,7 +108,7 @@ def reading(ref: ModelRef, *, weights: bool = False) -> Iterator[tuple[str, dict
     if folder is not None:
         options["local_files_only"] = True  # a folder that lacks a file must not ask the hub
         if weights:
-            refuse_pickled(ref.id, folder)
+            refuse_incomplete(ref.id, folder)
     else:
         known, answers = pinned(ref, weights=weights)
         options["revision"] = known.revision

@@ -90,9 +90,8 @@ class Board:
         self._finished.pop(attempt.trial, None)  # of a trial that failed and is tried again
         self._running[attempt.trial] = (attempt, Progress(stage="start"), time.monotonic())
         if attempt.reason:
-            self._say(
-                f"{attempt.trial:14}  attempt {attempt.attempt + 1}: {escape(attempt.reason)}"
-            )
+            words = f"begins attempt {attempt.attempt + 1} ({escape(attempt.reason)})"
+            self._say(f"{attempt.trial:14}  {words}")
 
     def moved(self, attempt: Attempt, progress: Progress) -> None:
         """Is told where a trial is."""

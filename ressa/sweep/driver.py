@@ -111,6 +111,7 @@ def start(
         grown = growth(stored_spec(there), plan.spec) | _pin(known, plan)
         if _is_over(there, plan, watcher):
             return there
+    plan.check_model()
     data = plan.data  # reads the data sets: faults show before anything is written
     store = open_store(spec.store, create=True)
     # Where it lies is not part of it: a store may be moved.
@@ -153,6 +154,7 @@ def resume(
     plan = make_plan(spec)
     if _is_over(sweep, plan, watcher, redo):
         return sweep
+    plan.check_model()
     work = _Work(data=plan.data, grown=_pin(spec, plan), redo=redo, address=address)
     _drive(plan, store, sweep, watcher, work)
     return sweep

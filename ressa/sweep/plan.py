@@ -153,6 +153,17 @@ class SweepPlan:
             found[f"data.{name}"] = content_key(*hashes, self._matching_models.get(name))
         return found
 
+    def check_model(self) -> None:
+        """Looks whether trials can load the model, which layers alone do not say.
+
+        Raises:
+            SpecError: weights or processor are missing, damaged or of another kind.
+        """
+        if self.spec.model.catalog is None:
+            from ressa.models.loading import refuse_unloadable
+
+            refuse_unloadable(self.spec.model)
+
     @cached_property
     def data(self) -> list[dict[str, Any]]:
         """Rows of the `data` table: which examples each purpose uses, in any trial.

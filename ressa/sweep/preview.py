@@ -48,9 +48,10 @@ class Preview:
 def preview(spec: SweepSpec) -> Preview:
     """Works out what a sweep would run."""
     plan = make_plan(spec)
-    facts: list[Fact] = []
+    facts = _of_model(plan)
     if spec.data:
-        plan, facts = _with_data(plan)
+        plan, said_of_data = _with_data(plan)
+        facts += said_of_data
     rows: list[dict[str, Any]] = []
     distinct = 0
     trials: dict[str, TrialSpec] = {}
@@ -114,12 +115,21 @@ def _skipped(points: Iterable[tuple[dict[str, str], str]]) -> list[Fact]:
     ]
 
 
+def _of_model(plan: SweepPlan) -> list[Fact]:
+    """Why no trial could load the model, as far as can be told from here."""
+    try:
+        plan.check_model()
+    except SpecError as error:
+        return [("model", f"cannot be run here: {error}")]
+    return []
+
+
 def _with_data(plan: SweepPlan) -> tuple[SweepPlan, list[Fact]]:
-    """Returns a plan that needs no data if they cannot be read here, and says why not."""
+    """Returns a plan that needs no data if they cannot be used here, and says why not."""
     try:
         _ = plan.data
     except (SpecError, MissingExtraError) as error:
-        return replace(plan, reads_data=False), [("data", f"were not read: {error}")]
+        return replace(plan, reads_data=False), [("data", f"cannot be used here: {error}")]
     return plan, []
 
 

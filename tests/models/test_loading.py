@@ -3,6 +3,7 @@ import logging
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from ressa.errors import SpecError
 from ressa.evaluate import predictions
 from ressa.models import load_inventory, load_vlm
 from ressa.models.identity import fingerprint, is_on_hub, pinned
+from ressa.models.loading import refuse_unloadable
 from ressa.spec import ModelRef
 from ressa.testing import ModelContract
 
@@ -134,6 +136,47 @@ def test_pickled_weights_are_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match=r"no \*\.safetensors, only pytorch_model\.bin"):
         load_vlm(str(folder))
     assert load_inventory(str(folder)) == MODELS["pocket-blip2"].inventory()  # needs no weights
+
+
+def _without_processor(folder: Path) -> None:
+    (folder / "processor_config.json").unlink()
+
+
+def _without_template(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config["model_type"] = "vipllava"  # its authors' form is not known
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "chat_template.jinja").unlink()
+
+
+def _cut_short(folder: Path) -> None:
+    with (folder / "model.safetensors").open("r+b") as file:
+        file.truncate(100_000)
+
+
+def _without_a_shard(folder: Path) -> None:
+    load_vlm("pocket-llava").model.save_pretrained(folder, max_shard_size="300KB")
+    (folder / "model.safetensors").unlink(missing_ok=True)
+    (folder / "model-00002-of-00004.safetensors").unlink()
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (_without_template, "comes without a chat template"),
+        (_without_processor, "holds no processor"),
+        (_cut_short, r"model\.safetensors is damaged, or was not copied whole"),
+        (_without_a_shard, "1 of its 4 files of weights are not in .*model-00002-of-00004"),
+    ],
+)
+def test_a_folder_that_no_trial_could_load_is_refused_before_its_weights_are_read(
+    damage: Callable[[Path], None], said: str, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(MODELS["pocket-llava"].folder, tmp_path / "model")
+    refuse_unloadable(ModelRef(id=str(folder)))
+    damage(folder)
+    with pytest.raises(SpecError, match=said):
+        refuse_unloadable(ModelRef(id=str(folder)))
 
 
 def test_a_hub_that_does_not_answer_is_asked_once(

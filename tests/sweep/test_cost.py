@@ -20,7 +20,7 @@ def test_the_papers_sweeps_are_planned_here_without_weights_and_without_data(swe
     found = preview(load_spec(sweep).spec)
     said = dict(found.facts)
     assert len(found.points) >= 4
-    assert said["data"].startswith("were not read")
+    assert said["data"].startswith("cannot be used here")
     assert said["estimate"].startswith("not measured")
     assert "shared work" in said
 

@@ -1,16 +1,18 @@
 """What a sweep asks of each tower, before anything runs, and how it is written down."""
 
+import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
+from ressa.catalog import MODELS
 from ressa.errors import ConflictError, SpecError, StoreError
 from ressa.records import Failure, use_of
 from ressa.spec import grid_points, spec_from_mapping
 from ressa.store import open_store
 from ressa.store.schema import DATA
-from ressa.sweep.driver import continued, current_spec
+from ressa.sweep.driver import continued, current_spec, run
 from ressa.sweep.ledger import Attempt
 from ressa.sweep.plan import SweepPlan, make_plan
 from ressa.sweep.preview import preview
@@ -226,3 +228,17 @@ def test_a_space_too_large_to_list_is_drawn_from() -> None:
     said = [text for topic, text in found.facts if topic == "space"]
     assert said[0] == "19,683 points, too many to list: the sampler draws from it"
     assert said[1].startswith("of 500 points drawn from it ")
+
+
+def test_a_model_that_no_trial_could_load_is_named_by_plan_and_refused_before_a_sweep_is_stored(
+    tmp_path: Path,
+) -> None:
+    folder = shutil.copytree(MODELS["pocket-llava"].folder, tmp_path / "model")
+    (folder / "processor_config.json").unlink()
+    content = {"ressa": 1, "model": str(folder), "space": {"sparsity": {"choices": ["0.3"]}}}
+    spec = spec_from_mapping(content | {"name": "bare", "store": str(tmp_path / "store")}).spec
+    said = dict(preview(spec).facts)
+    assert said["model"].startswith("cannot be run here")
+    with pytest.raises(SpecError, match="holds no processor"):
+        run(spec)
+    assert not (tmp_path / "store").exists()
