@@ -15,10 +15,12 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 
 PYTHONS = ((3, 11), (3, 12))
 LIBRARIES = ("torch", "transformers", "deepspeed", "ray", "optuna", "pyarrow", "duckdb", "obstore")
+_IF_THERE = ("torchvision",)  # of most processors; transformers imports it late
 WORKERS = 2
 PATIENCE_SECONDS = 120.0
 _AT_ONCE = 4  # imports: more wait for the disk
@@ -47,6 +49,7 @@ def examine(
         libraries: those that are imported, a few at a time.
         told: hears what is being looked at that takes seconds.
     """
+    libraries += tuple(name for name in _IF_THERE if find_spec(name) is not None)
     yield _python(sys.version_info[:2])
     told(f"importing {', '.join(libraries)}")
     broken = False
@@ -89,6 +92,8 @@ def _library(name: str) -> Finding:
     if said is None:
         return Finding(what=name, ok=True, found=version, advice="")
     advice = f"Install it again: pip install --force-reinstall '{name}=={version}'"
+    if name in _IF_THERE:
+        advice = "Install the release that belongs to this torch, from where that came."
     return Finding(what=name, ok=False, found=f"{version} does not import: {said}", advice=advice)
 
 

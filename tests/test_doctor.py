@@ -1,5 +1,6 @@
 """`ressa doctor`: what it finds, with real processes, and that it says what to do."""
 
+import itertools
 import os
 from pathlib import Path
 
@@ -30,15 +31,29 @@ def test_processes_that_cannot_meet_are_told_of(monkeypatch: pytest.MonkeyPatch)
     assert "workers: 1 still run" in finding.advice
 
 
+def break_library(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / f"{name}.py").write_text("raise RuntimeError('its own library is missing')\n")
+    about = folder / f"{name}-1.5.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.5\n")
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.setenv("PYTHONPATH", str(folder) + os.pathsep + os.environ.get("PYTHONPATH", ""))
+
+
+def test_a_torchvision_of_another_torch_is_found_where_there_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    break_library("torchvision", tmp_path, monkeypatch)
+    python, found = itertools.islice(examine(()), 2)
+    assert python.ok
+    assert (found.what, found.ok) == ("torchvision", False)
+    assert "that belongs to this torch" in found.advice
+
+
 def test_a_library_that_is_missing_or_broken_is_named_with_what_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "brokenlib.py").write_text("raise RuntimeError('its own library is missing')\n")
-    about = tmp_path / "brokenlib-1.5.dist-info"
-    about.mkdir()
-    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: brokenlib\nVersion: 1.5\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path) + os.pathsep + os.environ.get("PYTHONPATH", ""))
+    break_library("brokenlib", tmp_path, monkeypatch)
     findings = {f.what: f for f in examine(("brokenlib", "no-such-lib", "torch"))}
     assert findings["no-such-lib"].found == "not installed"
     assert ".[run]" in findings["no-such-lib"].advice

@@ -358,13 +358,13 @@ def fraction(value: float | None, digits: int = 3) -> str:
 
 
 def target(text: Any, sparsity: float) -> str:
-    """Returns what a tower was asked for, short enough for a table: 98304/196608 is 0.500.
+    """Returns what a tower was asked for, short enough for a table: 13/18 is 0.722.
 
     Where nothing was asked of it alone (`group: all`), what it came to.
     """
     if not isinstance(text, str):
         return fraction(sparsity)
-    return text if len(text) <= 5 else fraction(sparsity)
+    return text if len(text) <= 5 and "/" not in text else fraction(sparsity)
 
 
 def _missing(value: Any) -> bool:

@@ -2,7 +2,6 @@
 model is in the catalog.
 """
 
-import json
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -237,22 +236,20 @@ def _live_teacher(plan: SweepPlan) -> list[Fact]:
 
 
 def _teacher_size(plan: SweepPlan) -> str:
-    """How much the cached logits take: answer tokens × vocabulary × 4 bytes, where it is known.
+    """How much the cached logits take: answer tokens × vocabulary × bytes, where it is known.
 
     The pocket models' vocabulary has a token for each word; an answer ends with one more.
     """
     model, data = plan.spec.model.catalog, plan.spec.repair.data
+    token = plan.inventory.vocabulary * BYTES[plan.spec.model.dtype]
     if model is None or model.is_on_hub or data.task in plan.spec.data:
-        return (
-            " (4 bytes a token of an answer and word of the vocabulary: 128 kB a token at 32,000)"
-        )
+        return f" ({token / 1000:.0f} kB a token of an answer)"
     try:
         examples = TASKS[data.task]().examples(data.split, data.samples, data.seed)
     except ModuleNotFoundError:  # said where the data are
         return ""
-    config = json.loads((model.folder / "config.json").read_text(encoding="utf-8"))
     tokens = sum(len(example.answer.split()) + 1 for example in examples)
-    return f" (about {_size(tokens * config['text_config']['vocab_size'] * 4 / 2**30)})"
+    return f" (about {_size(tokens * token / 2**30)})"
 
 
 def _size(gib: float) -> str:
