@@ -213,7 +213,10 @@ def _compared(best: Sequence[Candidate], plan: SweepPlan) -> tuple[list[Candidat
             left_out.append(f"on {line:g}: both towers have one sparsity, there is no split")
             continue
         size = _size(leader, plan)
+        equal = [one for one in best if one.line == line and _is_equal(one)]
         for why, vision in ((EQUAL, Target(size)), (LANGUAGE_ONLY, Target(Fraction(0)))):
+            if why == EQUAL and equal:
+                continue  # such as 2:4 in both towers
             try:
                 language = solve_language(plan.inventory, size, vision)
             except InfeasibleAllocation as error:
@@ -230,6 +233,10 @@ def _compared(best: Sequence[Candidate], plan: SweepPlan) -> tuple[list[Candidat
         point = {**leader.point, **nothing}
         found.append(Candidate(why=DENSE_REPAIRED, line=0.0, point=point, score=None))
     return found, left_out
+
+
+def _is_equal(one: Candidate) -> bool:
+    return one.point["vision_sparsity"] == one.point["language_sparsity"]
 
 
 def _size(one: Candidate, plan: SweepPlan) -> Fraction:

@@ -121,6 +121,18 @@ def test_the_best_of_each_line_run_again_beside_what_they_are_held_to(tmp_path: 
     assert found.seconds == pytest.approx(10 + 2 * (50 / 2000 - 1))
 
 
+def test_where_a_pattern_in_both_towers_is_best_it_is_the_equal_split(tmp_path: Path) -> None:
+    space = {
+        tower: {"choices": ["2:4", "0.4"]} for tower in ("vision_sparsity", "language_sparsity")
+    }
+    sweep = searched_sweep(tmp_path, space=space, budget=None)
+    best = confirmation(sweep, top=4, per_line=False, seeds=3)
+    shown = rows(best, make_plan(best.spec))
+    equal = [row for row in shown if "equal split" in row["why"]]
+    assert ("2:4", "2:4") in [(row["vision"], row["language"]) for row in equal]
+    assert ("0.5", "0.5") not in [(row["vision"], row["language"]) for row in equal]
+
+
 def test_seeds_and_pictures_are_such_as_no_search_saw(tmp_path: Path) -> None:
     sweep = searched_sweep(tmp_path)
     spec = confirmation(sweep, top=3, per_line=False, seeds=5).spec
