@@ -147,9 +147,9 @@ class SweepPlan:
         They are equal wherever copies of these lie, and whenever they were made.
         """
         found = {f"model {self.spec.model.id}": _fingerprint(self.spec.model, of_copies=True)}
+        uses = [use for _, use in draws(self.spec)]
         for name, source in self.spec.data.items():
-            uses = [use for _, use in draws(self.spec) if use.task == name]
-            hashes = [self._fingerprint_of(name, source, use) for use in uses]
+            hashes = [self._fingerprint_of(name, source, use) for use in uses if use.task == name]
             found[f"data.{name}"] = content_key(*hashes, self._matching_models.get(name))
         return found
 

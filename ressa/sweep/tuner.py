@@ -336,14 +336,13 @@ class StoreSearcher(Searcher):
             tables = rows.unsuccessful(attempt, failure, self._plan, started=started, state=state)
         else:
             outcome = self._outcome(attempt)
-            unscored = rows.unscored(outcome, self._plan)
-            tables = (
-                rows.succeeded(attempt, outcome, self._plan, started=started)
-                if unscored is None
-                else rows.unsuccessful(
-                    attempt, unscored, self._plan, started=started, state="failed"
+            why = rows.unscored(outcome, self._plan)
+            if why is None:
+                tables = rows.succeeded(attempt, outcome, self._plan, started=started)
+            else:
+                tables = rows.unsuccessful(
+                    attempt, why, self._plan, started=started, state="failed"
                 )
-            )
         del self._running[trial_id], self._begun[trial_id]
         self._unplaced.pop(trial_id, None)
         self._waiting.discard(trial_id)
