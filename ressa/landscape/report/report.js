@@ -292,7 +292,7 @@ function map() {
     pen.fillStyle = layer === "score" ? colour(row[field]) : ink;
     pen.fill();
     pen.lineWidth = chosen ? 3 : size > 3 ? 1 : 0.4;
-    pen.strokeStyle = chosen ? ink : paper;
+    pen.strokeStyle = chosen || size > 3 ? ink : paper; // a yellow point on a yellow shade
     pen.stroke();
   }
   for (const one of bests) {
