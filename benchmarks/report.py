@@ -71,7 +71,7 @@ def publish(groups: Mapping[str, Sequence[Row]]) -> None:
     before, _, rest = readme.read_text().partition(_MARKS[0])
     after = rest.partition(_MARKS[1])[2]
     readme.write_text(f"{before}{_MARKS[0]}\n\n{_markdown(runs, rows)}\n{_MARKS[1]}{after}")
-    _print(rows)
+    _print([row for row in rows if row["group"] in groups])
 
 
 def medians(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], float]:
