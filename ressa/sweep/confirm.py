@@ -18,7 +18,7 @@ from ressa.data import picture_of
 from ressa.errors import ConflictError, InfeasibleAllocation, NotFoundError, SpecError
 from ressa.landscape.tables import LINE_COLUMNS, asked_lines
 from ressa.sparsity import Target, solve_language
-from ressa.spec import SweepSpec, apply_point, spec_from_yaml
+from ressa.spec import SweepSpec, apply_point
 from ressa.spec.check import Problem, check_inventory, check_spec
 from ressa.spec.space import BUDGET, REPLICATE, SPARSITIES, SPARSITY
 from ressa.store import SweepStore
@@ -135,14 +135,14 @@ def confirmations(sweep: SweepStore) -> list[SweepStore]:
             if not sweep.store.has_sweep(name):
                 break
             one = sweep.store.sweep(name)
-            if spec_from_yaml(one.spec_text()).confirms == sweep.name:
+            if one.spec().confirms == sweep.name:
                 found.append(one)
     return found
 
 
 def searched(sweep: SweepStore) -> SweepStore:
     """Returns the sweep that one confirms; itself if it confirms none."""
-    origin = spec_from_yaml(sweep.spec_text()).confirms
+    origin = sweep.spec().confirms
     return sweep if origin is None else sweep.store.sweep(origin)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ressa.errors import ConflictError, NotFoundError, SpecError, TooManyFailures
-from ressa.spec import StopWhen, SweepSpec, load_spec, spec_from_yaml
+from ressa.spec import StopWhen, SweepSpec, load_spec
 from ressa.store import Ended, Lease, Store, SweepStore, acquire, holder, open_store
 from ressa.sweep import joined_ray, local_ray
 from ressa.sweep.location import at_its_place
@@ -108,7 +108,7 @@ def start(
             plan = SweepPlan(known, plan.inventory, plan.fingerprint)
         else:
             plan = make_plan(known)  # of the commits that it began with, not today's
-        grown = growth(stored_spec(there), plan.spec) | _pin(known, plan)
+        grown = growth(there.spec(), plan.spec) | _pin(known, plan)
         if _is_over(there, plan, watcher):
             return there
     plan.check_model()
@@ -310,11 +310,6 @@ def _too_many_failures(ledger: "Ledger", sweep: SweepStore, spec: SweepSpec) -> 
     )
 
 
-def stored_spec(sweep: SweepStore) -> SweepSpec:
-    """Returns the spec that a sweep began with."""
-    return spec_from_yaml(sweep.spec_text())
-
-
 def current_spec(sweep: SweepStore) -> SweepSpec:
     """Returns a sweep's spec with what it has grown by since."""
     return specs_of(sweep)[-1]
@@ -322,7 +317,7 @@ def current_spec(sweep: SweepStore) -> SweepSpec:
 
 def specs_of(sweep: SweepStore) -> list[SweepSpec]:
     """Returns the spec that a sweep began with, and what it had become each time that it grew."""
-    specs = [stored_spec(sweep)]
+    specs = [sweep.spec()]
     events = sweep.events()
     for detail in events.loc[events["kind"] == "grown", "detail"]:
         specs.append(_grow(specs[-1], json.loads(detail)))
@@ -337,7 +332,7 @@ def continued(sweep: SweepStore, asked: SweepSpec) -> SweepSpec:
         SpecError: it asks for more parallel trials than the stored window allows.
     """
     stored = current_spec(sweep)
-    if stored_spec(sweep).identity != asked.identity:
+    if sweep.spec().identity != asked.identity:
         raise ConflictError(
             f"sweep {sweep.name!r} in {sweep.store.location} was made from another spec; "
             f"{_differences(stored, asked)}. Give this one another name, such as --set "
@@ -435,14 +430,12 @@ def _check_here(spec: SweepSpec, address: str | None) -> None:
         check_fits(resources, [here])
 
 
-@contextlib.contextmanager
-def _ray(address: str | None, *, threads: int) -> Iterator[local_ray.Session]:
+def _ray(
+    address: str | None, *, threads: int
+) -> contextlib.AbstractContextManager[local_ray.Session]:
     if address is None:
-        with local_ray.local_ray(cpus=available_cpus(), threads=threads) as session:
-            yield session
-    else:
-        with joined_ray.joined_ray(address, threads=threads) as joined:
-            yield joined
+        return local_ray.local_ray(cpus=available_cpus(), threads=threads)
+    return joined_ray.joined_ray(address, threads=threads)
 
 
 @contextlib.contextmanager

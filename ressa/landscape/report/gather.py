@@ -15,7 +15,7 @@ from ressa.landscape.surface import Surface, hull_of
 from ressa.landscape.tables import COLUMNS, About, colour_range, results_table, sweep_row
 from ressa.landscape.together import owner, results_of
 from ressa.landscape.verdicts import allocation_rows, confirmed, judge
-from ressa.spec import SweepSpec, spec_from_yaml
+from ressa.spec import SweepSpec
 from ressa.store import SweepStore
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def gather(
         confidence: that all verdicts are right together.
     """
     frame = results_table(sweep)
-    spec = spec_from_yaml(sweep.spec_text())
+    spec = sweep.spec()
     detailed = [*frame.loc[frame["role"] == "baseline", "trial"], *ranked(frame)][:_DETAILED]
     failed, more = _failures(sweep)
     return {
@@ -98,7 +98,7 @@ def _map(
     best = ranked(frame)[:1]
     asked = sweeps[0] if not best else owner(sweeps, best[0])[0]
     surrogates = charts(sweeps, margin=margin)
-    questions = [_question(spec_from_yaml(sweep.spec_text()), about) for sweep in sweeps]
+    questions = [_question(sweep.spec(), about) for sweep in sweeps]
     return {
         "sweep": about.sweep,
         "question": " ".join(dict.fromkeys(questions)),
@@ -173,7 +173,7 @@ def _runs(count: int) -> str:
 
 def _tested(sweep: SweepStore) -> str:
     """On which examples a sweep was scored."""
-    splits = {one.split for one in spec_from_yaml(sweep.spec_text()).evaluate}
+    splits = {one.split for one in sweep.spec().evaluate}
     return f"the {' and '.join(sorted(splits))} split"
 
 
