@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ressa.errors import ClusterError, SpecError
+from ressa.errors import ClusterError, SpecError, first_line
 from ressa.sweep.local_ray import OF_DRIVERS, OF_TRIALS, Session
 from ressa.sweep.places import Place
 
@@ -107,7 +107,7 @@ def _explained(address: str) -> Iterator[None]:
     except Exception as error:
         if type(error).__name__ == "AuthenticationError" or "nauthenticated" in str(error):
             raise refused(address) from error
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        reason = first_line(error)
         raise ClusterError(
             f"cannot join the Ray at {address}: {reason} This machine must be one of its nodes."
         ) from error

@@ -12,13 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ressa.errors import ClusterError
-from ressa.sweep.reaper import clear, end_processes
+from ressa.errors import ClusterError, first_line
+from ressa.sweep.reaper import SESSION_VARIABLE, clear, end_processes
 
 _STARTS = 3  # on a machine that others keep busy
 _TOKEN = secrets.token_hex(32)  # one a process: Ray reads it once
-SESSION_VARIABLE = "RESSA_SESSION"
-"""Set for every process of one session, so that the reaper finds them all and no others."""
 
 OF_TRIALS = {
     "TOKENIZERS_PARALLELISM": "false",
@@ -204,7 +202,7 @@ def local_ray(*, cpus: int, threads: int = 1) -> Iterator[Session]:
         try:
             _start(session, folder, cpus)
         except Exception as error:
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            reason = first_line(error)
             raise ClusterError(
                 f"Ray could not start on this machine: {reason} It keeps its files in {folder} and "
                 "takes free ports on loopback. Check that the disk is not full and the path not "
