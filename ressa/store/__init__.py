@@ -8,12 +8,13 @@ pandas are imported when rows are first read or written.
 from ressa.store.lease import Holder, Lease, Wish, acquire, ask, holder
 from ressa.store.logs import LogName, get_log, logs_of, put_log
 from ressa.store.query import matching, parquet_bytes, query
-from ressa.store.schema import SCHEMA_VERSION, TABLES, Column, Table
+from ressa.store.schema import PACKAGES, SCHEMA_VERSION, TABLES, Column, Table
 from ressa.store.stages import StageFiles, StageStore, StoredStage
 from ressa.store.status import Ended, SweepStatus
 from ressa.store.store import Store, SweepStore, open_store
 
 __all__ = [
+    "PACKAGES",
     "SCHEMA_VERSION",
     "TABLES",
     "Column",

@@ -17,7 +17,7 @@ import ressa
 from ressa.records import Failure, Outcome, Progress
 from ressa.sparsity import TOWERS
 from ressa.spec import Objective
-from ressa.store import TABLES
+from ressa.store import PACKAGES, TABLES
 from ressa.sweep.plan import SweepPlan
 
 if TYPE_CHECKING:
@@ -27,8 +27,6 @@ SUCCESSFUL = frozenset({"succeeded", "reused"})
 """States of trials that came to a result."""
 
 Rows = dict[str, list[dict[str, Any]]]
-
-_PACKAGES = ("ressa", "torch", "ray", "deepspeed", "transformers", "optuna")
 
 
 def succeeded(attempt: "Attempt", outcome: Outcome, plan: SweepPlan, *, started: datetime) -> Rows:
@@ -225,7 +223,6 @@ def _circumstances(attempt: "Attempt", started: datetime) -> dict[str, Any]:
     return {
         "started": started,
         "finished": datetime.now(UTC),
-        "python_version": platform.python_version(),
         "ressa_commit": _commit(),
         **_versions(),
     }
@@ -233,7 +230,10 @@ def _circumstances(attempt: "Attempt", started: datetime) -> dict[str, Any]:
 
 @cache
 def _versions() -> dict[str, str]:
-    return {f"{package}_version": version(package) for package in _PACKAGES}
+    return {
+        f"{name}_version": platform.python_version() if name == "python" else version(name)
+        for name in PACKAGES
+    }
 
 
 @cache

@@ -17,8 +17,9 @@ from typing import Any
 
 from ressa.catalog import METHODS
 from ressa.errors import InfeasibleAllocation, RessaError
-from ressa.keys import NO_VERSIONS, Versions, stages_of
+from ressa.keys import FRESH_OUTCOME, NO_VERSIONS, Versions, stages_of
 from ressa.records import TrialSpec
+from ressa.search import Proposer
 from ressa.sparsity import TOWERS, Inventory
 from ressa.spec import grid_points
 from ressa.store import Store, StoredStage, SweepStore
@@ -26,7 +27,7 @@ from ressa.sweep.driver import current_spec
 from ressa.sweep.plan import SweepPlan, make_plan
 
 OF_ONE_TRIAL = frozenset(
-    {"adapters", "outcome", "outcome-fresh", "repair-checkpoint", "repair-deepspeed"}
+    {"adapters", "outcome", FRESH_OUTCOME, "repair-checkpoint", "repair-deepspeed"}
 )
 """Stages that no two trials share; their keys begin with the trial's."""
 
@@ -179,8 +180,6 @@ def known_trials(sweep: SweepStore, plan: SweepPlan) -> Iterable[TrialSpec]:
 
 def _in_turn(plan: SweepPlan) -> dict[str, TrialSpec]:
     """The trials of a sampler that looks at no result, as many as are asked for."""
-    from ressa.search import Proposer
-
     proposer, found = Proposer(plan.spec, plan.key_of), dict[str, TrialSpec]()
     baselines = {plan.baseline(name).key for name in plan.baselines}
     for number in itertools.count():

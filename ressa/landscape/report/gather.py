@@ -16,7 +16,7 @@ from ressa.landscape.tables import COLUMNS, About, colour_range, results_table, 
 from ressa.landscape.together import owner, results_of
 from ressa.landscape.verdicts import allocation_rows, confirmed, judge
 from ressa.spec import SweepSpec
-from ressa.store import SweepStore
+from ressa.store import PACKAGES, SweepStore
 
 if TYPE_CHECKING:
     import pandas
@@ -36,7 +36,6 @@ _DIGITS = 6
 _UNCONFIRMED = "Best of the search, not confirmed; biased upwards: "
 
 _ENDED_WELL = ("succeeded", "reused", "stopped")
-_PACKAGES = ("ressa", "python", "torch", "ray", "deepspeed", "transformers", "optuna")
 
 
 def gather(
@@ -344,13 +343,13 @@ def _failures(sweep: SweepStore) -> tuple[list[dict[str, Any]], int]:
 
 
 def _provenance(sweep: SweepStore, spec: SweepSpec) -> list[tuple[str, str]]:
-    versions = [f"{package}_version" for package in _PACKAGES]
+    versions = [f"{package}_version" for package in PACKAGES]
     about = ["cpu", "gpu", "host", "started", "finished", "workers", "total_seconds", "cpu_seconds"]
     trials = sweep.trials([*versions, *about, "ressa_commit"])
     rows = [("store", sweep.store.location), ("model", _model(spec))]
     known = [
         f"{package} {_all(trials[column])}"
-        for package, column in zip(_PACKAGES, versions, strict=True)
+        for package, column in zip(PACKAGES, versions, strict=True)
         if trials[column].notna().any()
     ]
     workers = f"workers a trial: {_all(trials['workers']) or '?'}"
