@@ -56,7 +56,7 @@ class Fixed:
         stream: Iterator[dict[str, str]],
         can_be: Callable[[Point], bool],
         *,
-        endless: bool = False,
+        endless: bool,
     ) -> None:
         self._stream, self._can_be, self._endless = stream, can_be, endless
         self._taken: set[tuple[str, ...]] = set()

@@ -74,17 +74,12 @@ class Proposer:
         """Points of a space that can be listed; 0 of one that cannot."""
         self._points = fixed.Fixed(self._stream(), self._can_be, endless=not self._size)
         self._learner: Learns | None = learner
-        if learner is None and not self.is_fixed:
+        if learner is None and not self._search.is_fixed:
             from ressa.search.learners import Learner  # with optuna, which a base install lacks
 
             self._learner = Learner(
                 self._search.sampler, self._dimensions, len(spec.objectives), self._search.seed
             )
-
-    @property
-    def is_fixed(self) -> bool:
-        """Whether proposals depend on their numbers alone."""
-        return self._search.is_fixed
 
     @cached_property
     def trials(self) -> frozenset[str] | None:

@@ -45,8 +45,6 @@ class LoadedSpec:
 
     spec: SweepSpec
     warnings: tuple[str, ...]
-    source: str
-    """The sweep file, as messages name it."""
     inventory: Inventory | None
     """The model's layers, if the catalog knows them."""
     tree: Node = field(repr=False)
@@ -79,13 +77,13 @@ def load_spec(path: str | FilePath, sets: Sequence[str] = ()) -> LoadedSpec:
         raise AssertionError("a file without a tree has a fault")
     for text in sets:
         faults += _set(tree, text)
-    return _resolve(tree, source, faults, stem=FilePath(path).stem, question=_question(content))
+    return _resolve(tree, faults, stem=FilePath(path).stem, question=_question(content))
 
 
 def spec_from_mapping(content: Mapping[str, Any], name: str = "sweep") -> LoadedSpec:
     """Completes and checks a sweep given as nested Python values, as `load_spec` does a file."""
     tree = _tree(dict(content), "spec")
-    return _resolve(tree, "spec", [], stem=name)
+    return _resolve(tree, [], stem=name)
 
 
 def spec_from_yaml(text: str) -> SweepSpec:
@@ -206,9 +204,7 @@ def _question(text: str) -> str:
     return " ".join(filter(None, lines))[:QUESTION_LENGTH]
 
 
-def _resolve(
-    tree: Node, source: str, faults: list[Fault], stem: str, question: str = ""
-) -> LoadedSpec:
+def _resolve(tree: Node, faults: list[Fault], stem: str, question: str = "") -> LoadedSpec:
     content = tree.plain()
     asked_trials = "trials" in _mapping(content.get("search"))
     complete(content, stem)
@@ -224,7 +220,7 @@ def _resolve(
         spec = _with_grid_trials(spec, inventory)
     spec = _anchored(spec)
     warnings = (*_warnings(spec), *(unreachable_budgets(spec, inventory) if inventory else ()))
-    return LoadedSpec(spec=spec, warnings=warnings, source=source, inventory=inventory, tree=tree)
+    return LoadedSpec(spec=spec, warnings=warnings, inventory=inventory, tree=tree)
 
 
 def _anchored(spec: SweepSpec) -> SweepSpec:

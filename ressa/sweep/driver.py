@@ -7,7 +7,6 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -112,13 +111,12 @@ def start(
         if _is_over(there, plan, watcher):
             return there
     plan.check_model()
-    data = plan.data  # reads the data sets: faults show before anything is written
+    _ = plan.data  # reads the data sets: faults show before anything is written
     store = open_store(spec.store, create=True)
     # Where it lies is not part of it: a store may be moved.
     text = spec.model_copy(update={"store": "."}).to_yaml()
     sweep = store.create_sweep(spec.name, text) if there is None else there
-    work = _Work(data=data, grown=grown, redo=None, fresh=fresh, address=address)
-    _drive(plan, store, sweep, watcher, work)
+    _drive(plan, sweep, watcher, grown=grown, address=address, fresh=fresh)
     return sweep
 
 
@@ -155,8 +153,7 @@ def resume(
     if _is_over(sweep, plan, watcher, redo):
         return sweep
     plan.check_model()
-    work = _Work(data=plan.data, grown=_pin(spec, plan), redo=redo, address=address)
-    _drive(plan, store, sweep, watcher, work)
+    _drive(plan, sweep, watcher, grown=_pin(spec, plan), address=address, redo=redo)
     return sweep
 
 
@@ -165,7 +162,7 @@ def _pin(spec: SweepSpec, plan: SweepPlan) -> dict[str, Any]:
     return dict(commits_of(plan.spec).items() - commits_of(spec).items())
 
 
-def foretell(store: Store, name: str, watcher: Any, *, redo: "Redo | None" = None) -> None:
+def foretell(store: Store, name: str, watcher: Any, *, redo: "Redo | None") -> None:
     """Tells the watcher what `resume` would do, and does nothing."""
     from ressa.sweep.ledger import Ledger
 
@@ -192,28 +189,27 @@ def _tell(ledger: "Ledger", watcher: Any) -> None:
     watcher.planned(ledger.planned, dict(ledger.results), tuple(ledger.left_over))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Work:
-    """What a driver is to do beside what the plan says, and where."""
-
-    data: list[dict[str, Any]]
-    grown: dict[str, Any]
-    redo: "Redo | None"
-    fresh: bool = False
-    address: str | None
-
-
 @local_ray.environment_kept()
-def _drive(plan: SweepPlan, store: Store, sweep: SweepStore, watcher: Any, work: _Work) -> None:
+def _drive(
+    plan: SweepPlan,
+    sweep: SweepStore,
+    watcher: Any,
+    *,
+    grown: dict[str, Any],
+    address: str | None,
+    redo: "Redo | None" = None,
+    fresh: bool = False,
+) -> None:
+    data = plan.data
     _check_contents(sweep, plan)
-    (local_ray if work.address is None else joined_ray).prepare()
+    (local_ray if address is None else joined_ray).prepare()
     from ressa.sweep.ledger import Ledger
     from ressa.sweep.tuner import Cancelled, run_trials
 
     lease = acquire(sweep)
     try:
-        _tidy(store, sweep)
-        ledger = Ledger(sweep, plan, epoch=lease.epoch, redo=work.redo)
+        _tidy(sweep)
+        ledger = Ledger(sweep, plan, epoch=lease.epoch, redo=redo)
         _tell(ledger, watcher)
         if ledger.is_complete:
             if sweep.status().state != "finished":  # a driver died before it could say so
@@ -224,20 +220,20 @@ def _drive(plan: SweepPlan, store: Store, sweep: SweepStore, watcher: Any, work:
         before = "resumed" if len(sweep.events()) else "started"
         told = {"planned": ledger.planned, "contents": plan.contents}
         sweep.event(before, told, epoch=lease.epoch)
-        if work.grown:
-            sweep.event("grown", work.grown, epoch=lease.epoch)
-        sweep.commit("data", work.data, epoch=lease.epoch)
+        if grown:
+            sweep.event("grown", grown, epoch=lease.epoch)
+        sweep.commit("data", data, epoch=lease.epoch)
         watcher.started()
         ended: Ended = "interrupted"
         with (
             _stopped_by_signals() as listen,
-            _ray(work.address, threads=plan.spec.resources.cpus_per_worker) as session,
+            _ray(address, threads=plan.spec.resources.cpus_per_worker) as session,
         ):
             try:
                 listen()
                 if not joined_ray.grows():
                     check_fits(plan.spec.resources, joined_ray.places())
-                run_trials(plan, store, ledger, lease, watcher, session, fresh=work.fresh)
+                run_trials(plan, sweep.store, ledger, lease, watcher, session, fresh=fresh)
                 ended = _ending(ledger, lease)
             except Cancelled:
                 ended = "cancelled"
@@ -279,8 +275,9 @@ def _end(ended: Ended, sweep: SweepStore, ledger: "Ledger", lease: Lease) -> Non
     sweep.event(ended, decision.to_row() if decision else None, epoch=lease.epoch)
 
 
-def _tidy(store: Store, sweep: SweepStore) -> None:
+def _tidy(sweep: SweepStore) -> None:
     """Removes what killed writers left of stages; newly written, if nobody else can be at it."""
+    store = sweep.store
     if store.folder is None:
         return  # a bucket has no such leftovers, and to look at every sweep there takes long
     others = (holder(store.sweep(name)) for name in store.sweeps() if name != sweep.name)
