@@ -45,6 +45,7 @@ from ressa.spec.points import (
     REPAIR_DATA,
     allocate,
     conflicts,
+    count_points,
     no_pattern_for_all,
     no_point,
     override,
@@ -535,9 +536,9 @@ def _check_search(spec: SweepSpec) -> Iterator[Problem]:
     sizes = [axis.size or 1 for axis in spec.dimensions]
     if spec.points is not None:
         sizes = [len(spec.points), spec.replicates]
-    if max(sizes) <= _MOST_VALUES < math.prod(sizes):
+    if max(sizes) <= _MOST_VALUES < count_points(spec):
         message = (
-            f"a grid of {math.prod(sizes)} points; at most {_MOST_VALUES}. Take larger steps, or "
+            f"a grid of {count_points(spec)} points; at most {_MOST_VALUES}. Take larger steps, or "
             "search.sampler: tpe."
         )
         yield Problem(("space",), message)
@@ -732,8 +733,7 @@ def _check_tables(spec: SweepSpec, inventory: Inventory) -> Iterator[Problem]:
 
 def _check_points(spec: SweepSpec, inventory: Inventory) -> Iterator[Problem]:
     """Looks for one point that can be, where the space can be listed."""
-    sizes = [axis.size for axis in spec.dimensions]
-    if None in sizes or math.prod(filter(None, sizes)) > _MOST_VALUES:
+    if count_points(spec) > _MOST_VALUES:
         return
     reason = no_point(spec, inventory)
     if reason is not None:

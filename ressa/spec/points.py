@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
@@ -39,7 +39,7 @@ from ressa.spec.schema import (
     Repair,
     SweepSpec,
 )
-from ressa.spec.space import BUDGET, REPLICATE, SPARSITIES, SPARSITY, parse_scalar
+from ressa.spec.space import BUDGET, REPLICATE, SPARSITIES, SPARSITY, grid, parse_scalar
 from ressa.spec.yaml import Path
 
 Point = Mapping[str, Any]
@@ -224,14 +224,7 @@ def baseline(spec: SweepSpec, name: str) -> Effective:
     effective = _effective(
         spec.prune, spec.repair, spec, Allocation(vision=nothing, language=nothing)
     )
-    if name == "dense_repaired":
-        return effective
-    return Effective(
-        vision=effective.vision,
-        language=effective.language,
-        calibration=effective.calibration,
-        repair=None,
-    )
+    return effective if name == "dense_repaired" else replace(effective, repair=None)
 
 
 def _effective(
@@ -443,14 +436,10 @@ def _grid(spec: SweepSpec) -> Iterator[dict[str, str]]:
             runs = {REPLICATE: str(run)} if spec.replicates > 1 else {}
             yield {**{name: point[name] for name in spec.space}, **runs}
         return
-    axes = []
     for dimension in spec.dimensions:
-        if dimension.values is None:
+        if dimension.size is None:
             raise SpecError(f"{dimension.name} is continuous: a grid needs a step or choices.")
-        axes.append(dimension.values)
-    names = [dimension.name for dimension in spec.dimensions]
-    for values in itertools.product(*axes):
-        yield dict(zip(names, values, strict=True))
+    yield from grid(spec.dimensions)
 
 
 def _reason(spec: SweepSpec, inventory: Inventory, point: Point) -> str | None:

@@ -1,6 +1,5 @@
 """From a sweep file to a resolved spec: read, `--set`, defaults, checks; every fault at once."""
 
-import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,7 +21,7 @@ from ressa.spec.check import (
     unreachable_budgets,
 )
 from ressa.spec.faults import explain, path_of, slugify
-from ressa.spec.points import grid_points
+from ressa.spec.points import count_points, grid_points
 from ressa.spec.schema import QUESTION_LENGTH, SweepSpec, is_integer
 from ressa.spec.space import SPARSITIES, SPARSITY, scalar_text
 from ressa.spec.yaml import MAX_BYTES, Fault, Node, Path, parse
@@ -250,10 +249,8 @@ def _absolute(place: _Place) -> _Place:
 def _with_grid_trials(spec: SweepSpec, inventory: Inventory | None) -> SweepSpec:
     if inventory is not None:
         trials = len(grid_points(spec, inventory)[0])
-    elif spec.points is not None:
-        trials = len(spec.points) * spec.replicates
     else:  # an upper bound; the layers of the model are not known yet
-        trials = math.prod(axis.size or 1 for axis in spec.dimensions)
+        trials = int(count_points(spec))
     return spec.model_copy(update={"search": spec.search.model_copy(update={"trials": trials})})
 
 
@@ -457,18 +454,17 @@ def _warnings(spec: SweepSpec) -> list[str]:
             f"{', '.join(shapes)}: {_SHAPES}, coloured shapes of 64 pixels, which a section takes "
             f"that names no task. For {spec.model.id} name your own: docs/tasks.md."
         )
-    sizes = [axis.size for axis in spec.dimensions]
-    points = math.prod(size or 0 for size in sizes)
+    points = count_points(spec)
     lines, sampler = len(spec.budget or ()), spec.search.sampler
     looks = sampler in ("tpe", "gp", "nsga2") and len(spec.objectives) == 1
-    if lines > 1 and looks and (None in sizes or spec.search.trials < points):
+    if lines > 1 and looks and spec.search.trials < points:
         by_line = "map looks for the best of each line; " if unmapped(spec) is None else ""
         found.append(
             f"search.sampler: {sampler} looks for the best score of all, which lies on the line of "
             f"the smallest budget, and leaves the other {lines - 1} few trials. {by_line}grid and "
             "qmc treat lines alike."
         )
-    if None not in sizes and spec.search.trials > points:
+    if spec.search.trials > points:
         found.append(
             f"search: {spec.search.trials} trials asked for, the space has {points} points; "
             "the sweep ends when each has run."

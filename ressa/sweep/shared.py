@@ -8,7 +8,6 @@ and of those that it may propose yet, as far as that can be told.
 import contextlib
 import itertools
 import json
-import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -21,7 +20,7 @@ from ressa.keys import FRESH_OUTCOME, NO_VERSIONS, Versions, stages_of
 from ressa.records import TrialSpec
 from ressa.search import Proposer
 from ressa.sparsity import TOWERS, Inventory
-from ressa.spec import grid_points
+from ressa.spec import count_points, grid_points
 from ressa.store import Store, StoredStage, SweepStore
 from ressa.sweep.driver import current_spec
 from ressa.sweep.plan import SweepPlan, make_plan
@@ -169,10 +168,9 @@ def known_trials(sweep: SweepStore, plan: SweepPlan) -> Iterable[TrialSpec]:
         with contextlib.suppress(InfeasibleAllocation):  # by other rules
             trial = plan.trial(json.loads(text))
             found[trial.key] = trial
-    sizes = [dimension.size for dimension in plan.spec.dimensions]
     if plan.spec.search.is_fixed:
         found |= _in_turn(plan)
-    elif None not in sizes and math.prod(filter(None, sizes)) <= _MOST_LISTED:
+    elif count_points(plan.spec) <= _MOST_LISTED:
         points = grid_points(plan.spec, plan.inventory)[0]
         found |= {trial.key: trial for trial in map(plan.trial, points)}
     return found.values()
