@@ -13,18 +13,13 @@ from pydantic_core import ErrorDetails
 from ressa.catalog import FORMATS, MODELS, task_facts
 from ressa.errors import SpecError, did_you_mean
 from ressa.sparsity import Inventory
-from ressa.spec.check import (
-    Problem,
-    check_inventory,
-    check_spec,
-    unmapped,
-    unreachable_budgets,
-)
+from ressa.spec.check import check_spec, unmapped
 from ressa.spec.faults import explain, path_of, slugify
+from ressa.spec.inventory import check_inventory, unreachable_budgets
 from ressa.spec.points import count_points, grid_points
 from ressa.spec.schema import QUESTION_LENGTH, SweepSpec, is_integer
 from ressa.spec.space import SPARSITIES, SPARSITY, scalar_text
-from ressa.spec.yaml import MAX_BYTES, Fault, Node, Path, parse
+from ressa.spec.yaml import MAX_BYTES, Fault, Node, Path, Problem, parse
 
 _Place = TypeVar("_Place", str, str | None)
 

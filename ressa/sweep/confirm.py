@@ -19,8 +19,10 @@ from ressa.errors import ConflictError, InfeasibleAllocation, NotFoundError, Spe
 from ressa.landscape.tables import LINE_COLUMNS, asked_lines
 from ressa.sparsity import Target, solve_language
 from ressa.spec import SweepSpec, apply_point
-from ressa.spec.check import Problem, check_inventory, check_spec
+from ressa.spec.check import check_spec
+from ressa.spec.inventory import check_inventory
 from ressa.spec.space import BUDGET, REPLICATE, SPARSITIES, SPARSITY
+from ressa.spec.yaml import Problem
 from ressa.store import SweepStore
 from ressa.sweep.driver import current_spec
 from ressa.sweep.plan import SweepPlan, make_plan
@@ -322,7 +324,7 @@ def _check(spec: SweepSpec, plan: SweepPlan) -> None:
     known = problems_of(plan.spec)
     problems = [problem for problem in problems_of(spec) if problem not in known]
     if problems:
-        lines = [f"{'.'.join(map(str, problem.path))}: {problem.message}" for problem in problems]
+        lines = list(map(str, problems))
         raise SpecError("\n".join(lines), lines)
 
 

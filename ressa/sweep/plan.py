@@ -225,7 +225,7 @@ def make_plan(spec: SweepSpec, *, reads_data: bool = True) -> SweepPlan:
         load_inventory(spec.model)  # whether it can look at such pictures the catalog does not say
     problems = list(check_inventory(spec, inventory))
     if problems:
-        lines = [f"{'.'.join(map(str, problem.path))}: {problem.message}" for problem in problems]
+        lines = list(map(str, problems))
         raise SpecError("\n".join(lines), lines)
     return SweepPlan(spec, inventory, fingerprint(spec.model), reads_data)
 
