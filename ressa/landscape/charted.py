@@ -6,7 +6,7 @@ from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
 
 from ressa.errors import NotFoundError, SpecError
-from ressa.landscape.lines import Chart, Kind, Slope, bests, chart, line_through, slopes
+from ressa.landscape.lines import Chart, Kind, Slope, best_rows, chart, line_through, slopes
 from ressa.landscape.maps import Fitted, fitted_to
 from ressa.landscape.observed import mapped_trials
 from ressa.landscape.surrogate import LEAST_CELLS
@@ -48,7 +48,7 @@ class Charted:
     @cached_property
     def bests(self) -> "pandas.DataFrame":
         """One row a line, with columns as `lines.LineBest`."""
-        return bests(self.fitted, margin=self.margin)
+        return best_rows(self.fitted, margin=self.margin)
 
     def language(self, kind: Kind, equal: float, vision: float) -> float:
         """Returns where a line through an equal split is at a vision sparsity."""
