@@ -47,11 +47,7 @@ class Bests:
 
 def bests(trials: "pandas.DataFrame") -> Bests:
     """Returns the best allocations among rows of the table `trials`, with columns `RACING`."""
-    frame = trials.assign(
-        vision=trials["vision_target"],
-        language=trials["language_target"],
-        options=options_of(trials["point"]),
-    )
+    frame = renamed(trials)
     best = frame[is_best(frame, frame["objectives"])]
     runs = [own for _, own in best.groupby(allocations(best), sort=False)]
     has_lines = bool(best["budget"].notna().any())
@@ -64,6 +60,16 @@ def bests(trials: "pandas.DataFrame") -> Bests:
         lines=len(runs) if has_lines and not several else None,
         front=len(runs) if several else None,
         only=only,
+    )
+
+
+def renamed(trials: "pandas.DataFrame") -> "pandas.DataFrame":
+    """Returns rows of the table `trials` with vision, language and options, as a `results_table`
+    has them."""
+    return trials.assign(
+        vision=trials["vision_target"],
+        language=trials["language_target"],
+        options=options_of(trials["point"]),
     )
 
 

@@ -51,7 +51,7 @@ def compare(store: Store, one: str, other: str, *, confidence: float) -> list[di
     if one == other:
         raise SpecError(f"{one} is compared with itself: name two sweeps, or two trials.")
     if trial is not None and other_trial is not None:
-        pairs: list[Any] = [([_run(sweep, trial)], [_run(other_sweep, other_trial)], {})]
+        pairs: list[Any] = [([(sweep.name, trial)], [(other_sweep.name, other_trial)], {})]
         chosen = {sweep: [trial]}
         chosen.setdefault(other_sweep, []).append(other_trial)
     else:
@@ -110,10 +110,6 @@ def _named(store: Store, text: str) -> tuple[SweepStore, str | None]:
     return store.sweep(name), trial if slash else None
 
 
-def _run(sweep: SweepStore, trial: str) -> tuple[str, str]:
-    return sweep.name, trial
-
-
 def _names(runs: "list[tuple[str, str]]") -> str:
     rest = f" and {len(runs) - 1} more" if len(runs) > 1 else ""
     return f"{runs[0][0]}/{runs[0][1]}{rest}"
@@ -145,8 +141,8 @@ def _pairs(one: SweepStore, other: SweepStore) -> list[Any]:
             about["options"] = options
             if shared is not None:
                 about["sparsity"] = shared
-            mine = [_run(one, runs[number]) for number in common]
-            pairs.append((mine, [_run(other, others[number]) for number in common], about))
+            mine = [(one.name, runs[number]) for number in common]
+            pairs.append((mine, [(other.name, others[number]) for number in common], about))
     if not pairs:
         raise NotFoundError(f"{one.name} and {other.name} have no allocation in common.")
     return pairs

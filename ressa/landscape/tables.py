@@ -152,10 +152,8 @@ def results_table(sweep: SweepStore) -> "pandas.DataFrame":
             ),
             "blank_pruned": trials["blank_pruned"],
             "blank_repaired": trials["blank_repaired"],
-            "recovery": _recovery(trials, about.dense, about.dense_standard_error),
-            "recovery_repaired": _recovery(
-                trials, about.dense_repaired, about.dense_standard_error
-            ),
+            "recovery": recovery(trials, about.dense, about.dense_standard_error),
+            "recovery_repaired": recovery(trials, about.dense_repaired, about.dense_standard_error),
             "state": trials["state"],
             "seconds": trials["total_seconds"],
             "role": trials["role"],
@@ -415,23 +413,16 @@ def colour_range(frame: "pandas.DataFrame") -> tuple[float, float]:
     return (low, high) if low < high else (high - 0.01, high)
 
 
-def recovery(repaired: float, pruned: float, dense: float, standard_error: float) -> float:
+def recovery(trials: "pandas.DataFrame", dense: float | None, dense_standard_error: float) -> Any:
     """Returns the share of what pruning lost that repair brought back: 1 is all of it.
 
+    NaN of baselines, of what lost less than two standard errors of the loss, and without repair.
+
     Args:
-        repaired: score after repair.
-        pruned: score after pruning.
+        trials: rows of the table `trials`.
         dense: score to recover to.
-        standard_error: of dense − pruned; a loss below two of it gives NaN, as does no repair.
+        dense_standard_error: of it.
     """
-    lost = dense - pruned
-    if not lost > 2 * standard_error:
-        return math.nan
-    return (repaired - pruned) / lost
-
-
-def _recovery(trials: "pandas.DataFrame", dense: float | None, dense_standard_error: float) -> Any:
-    """`recovery` of each trial of the search."""
     import numpy as np
 
     if dense is None:

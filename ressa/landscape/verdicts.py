@@ -18,7 +18,7 @@ import json
 import math
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from ressa.landscape.items import Floats, Run, read_items
@@ -110,10 +110,6 @@ class Verdict:
     def sentence(self) -> str:
         """The verdict in words."""
         return f"{self.question} on line {self.line:g}: {self.answer} ({self.why})"
-
-    def row(self) -> dict[str, Any]:
-        """Returns it as a row."""
-        return asdict(self)
 
 
 def confirmed(sweeps: Sequence[SweepStore]) -> tuple[Allocated, ...]:

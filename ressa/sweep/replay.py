@@ -24,7 +24,7 @@ from typing import Any
 import pandas
 
 from ressa.errors import NotFoundError, SpecError
-from ressa.landscape.allocations import RACING, allocations, options_of
+from ressa.landscape.allocations import RACING, allocations, renamed
 from ressa.search import Proposer, Seen
 from ressa.search.cube import distance
 from ressa.spec import Point, SweepSpec
@@ -145,7 +145,7 @@ def itself(plan: SweepPlan, trials: Sequence[Mapping[str, Any]]) -> list[Replaye
 def _recorded(plan: SweepPlan, trials: Sequence[Mapping[str, Any]]) -> dict[str, _Recorded]:
     """The trials of the search that came to a result, each key once."""
     found: dict[str, _Recorded] = {}
-    numbers = allocations(_named(trials))
+    numbers = allocations(renamed(pandas.DataFrame(trials, columns=RACING)))
     for row, allocation in zip(trials, numbers, strict=True):
         if row["role"] != "search" or row["state"] not in rows.SUCCESSFUL:
             continue
@@ -166,16 +166,6 @@ def _recorded(plan: SweepPlan, trials: Sequence[Mapping[str, Any]]) -> dict[str,
         )
         found.setdefault(plan.key_of(point), one)
     return found
-
-
-def _named(trials: Sequence[Mapping[str, Any]]) -> pandas.DataFrame:
-    """Rows of the table `trials` as `landscape.allocations` wants them."""
-    frame = pandas.DataFrame(trials, columns=RACING)
-    return frame.assign(
-        vision=frame["vision_target"],
-        language=frame["language_target"],
-        options=options_of(frame["point"]),
-    )
 
 
 def _with_sampler(spec: SweepSpec, sampler: str, seed: int | None) -> SweepSpec:

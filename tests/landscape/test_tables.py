@@ -103,16 +103,23 @@ def test_of_each_budget_one_trial_is_the_best_and_no_baseline_is(sweep: SweepSto
     assert best.to_dict() == searched.groupby("budget")["score"].max().to_dict()
 
 
+def lost(*scores: tuple[float, float], error: float) -> list[float]:
+    """Recovery to a dense score of 1, by scores before and after repair."""
+    pruned, repaired = zip(*scores, strict=True)
+    columns = {"role": "search", "score_pruned": pruned, "score_repaired": repaired}
+    trials = pd.DataFrame({**columns, "score_pruned_se": math.nan})
+    found: list[float] = recovery(trials, 1.0, error).tolist()
+    return found
+
+
 def test_recovery_is_the_share_of_the_loss_that_came_back() -> None:
-    assert recovery(0.9, 0.5, 1.0, 0.01) == pytest.approx(0.8)
-    assert recovery(1.0, 0.5, 1.0, 0.01) == 1
-    assert recovery(0.4, 0.5, 1.0, 0.01) == pytest.approx(-0.2)
+    found = lost((0.5, 0.9), (0.5, 1.0), (0.5, 0.4), error=0.01)
+    assert found == pytest.approx([0.8, 1, -0.2])
 
 
 def test_recovery_of_nothing_lost_is_undefined() -> None:
-    assert math.isnan(recovery(0.99, 0.985, 1.0, 0.01))  # a loss within two standard errors
-    assert math.isnan(recovery(1.0, 1.0, 1.0, 0.0))
-    assert math.isnan(recovery(math.nan, 0.5, 1.0, 0.01))
+    found = lost((0.985, 0.99), (0.5, math.nan), error=0.01)  # a loss within two standard errors
+    assert all(map(math.isnan, [*found, *lost((1.0, 1.0), error=0.0)]))
 
 
 def test_recovery_against_dense_repaired_is_smaller(sweep: SweepStore) -> None:
