@@ -11,13 +11,12 @@ from ressa.landscape.allocations import RUN
 from ressa.landscape.items import Items, read_items
 from ressa.landscape.significance import LEAST_SEEDS, allocations, holm, same_checkpoints
 from ressa.landscape.tables import results_table
-from ressa.store import Store, SweepStore
+from ressa.store import SUCCESSFUL, Store, SweepStore
 
 if TYPE_CHECKING:
     import pandas
 
 _READ = ["trial", "role", "state", "reused_trial", "metric", "score_repaired"]
-_RESULTS = ("succeeded", "reused")
 _NEAR = 0.0005
 """How far apart two sweeps may ask for one allocation, in each tower: what is 19661/49152 in one,
 to lie on its line, is 0.4 in the other."""
@@ -122,7 +121,7 @@ def _rows(sweep: SweepStore, names: set[str]) -> "pandas.DataFrame":
         hint = did_you_mean(name, known)
         raise NotFoundError(f"sweep {sweep.name!r} has no trial {name!r} that ended.{hint}")
     found = trials[trials["trial"].isin(names)]
-    for row in found[~found["state"].isin(_RESULTS)].to_dict("records"):
+    for row in found[~found["state"].isin(SUCCESSFUL)].to_dict("records"):
         raise NotFoundError(f"{sweep.name}/{row['trial']} came to no result: it is {row['state']}.")
     return found
 
@@ -187,7 +186,7 @@ def _shares(asked: _Asked) -> list[float]:
 def _allocations(sweep: SweepStore) -> Mapping[_Asked, dict[str, str]]:
     """Trials that came to a result, by allocation and number of the run."""
     frame = results_table(sweep)
-    frame = frame[(frame["role"] != "baseline") & frame["state"].isin(_RESULTS)]
+    frame = frame[(frame["role"] != "baseline") & frame["state"].isin(SUCCESSFUL)]
     found: dict[_Asked, dict[str, str]] = {}
     for row in frame.to_dict("records"):
         run = RUN.search(row["options"])

@@ -153,7 +153,7 @@ def layers_of(
 
 
 def curves_of(
-    sweeps: Sequence[SweepStore], frame: "pandas.DataFrame", trials: Sequence[str] = ()
+    sweeps: Sequence[SweepStore], frame: "pandas.DataFrame", trials: Sequence[str]
 ) -> "pandas.DataFrame":
     """Returns the loss over the steps of repair, by default of the dense model and the best five.
 
@@ -194,7 +194,7 @@ def split_of(row: Mapping[str, Any]) -> str:
 
 
 def draw_layers(
-    sweeps: Sequence[SweepStore], frame: "pandas.DataFrame", trials: Sequence[str] = ()
+    sweeps: Sequence[SweepStore], frame: "pandas.DataFrame", trials: Sequence[str]
 ) -> "Figure":
     """Draws what pruning does to each layer of a trial: its error, or else its sparsity."""
     from matplotlib.figure import Figure
@@ -223,7 +223,7 @@ def draw_layers(
 
 
 def draw_curves(
-    sweeps: Sequence[SweepStore], frame: "pandas.DataFrame", trials: Sequence[str] = ()
+    sweeps: Sequence[SweepStore], frame: "pandas.DataFrame", trials: Sequence[str]
 ) -> "Figure":
     """Draws the loss over the steps of repair, by default of the dense model and the best."""
     from matplotlib.figure import Figure

@@ -29,7 +29,7 @@ from ressa.landscape.items import Floats, Items, Places, Run, read_items
 from ressa.landscape.significance import LEAST_SEEDS, allocations, holm
 from ressa.landscape.tables import PATTERN, chosen_fields, parted, results_table, runs_and_rest
 from ressa.landscape.verdicts import Allocated, Verdict, ask, settled
-from ressa.store import SweepStore
+from ressa.store import SUCCESSFUL, SweepStore
 
 if TYPE_CHECKING:
     import pandas
@@ -254,7 +254,7 @@ def _common(one: Condition, other: Condition, keys: Sequence[Key]) -> list[str]:
 
 def _results(sweep: SweepStore) -> "pandas.DataFrame":
     frame = results_table(sweep)
-    is_result = (frame["role"] != "baseline") & frame["state"].isin(["succeeded", "reused"])
+    is_result = (frame["role"] != "baseline") & frame["state"].isin(SUCCESSFUL)
     if not is_result.any():
         raise NotFoundError(f"no trial of {sweep.name} came to a result.")
     return frame[is_result]

@@ -15,6 +15,7 @@ from rich.text import Text
 from ressa.landscape.allocations import without_run
 from ressa.landscape.fitting import GAP, Column, fitting, wrapped
 from ressa.landscape.tables import About
+from ressa.store import is_null
 
 if TYPE_CHECKING:
     import pandas
@@ -250,7 +251,7 @@ def _columns(frame: "pandas.DataFrame", *, headings: bool, times: str = _TIME) -
     for name, (_, values) in zip(frame.columns, frame.items(), strict=True):
         is_time = headings and pd.api.types.is_datetime64_any_dtype(values.dtype)
         cells = [
-            value.strftime(times) if is_time and not _missing(value) else _plain(value)
+            value.strftime(times) if is_time and not is_null(value) else _plain(value)
             for value in values
         ]
         is_number = pd.api.types.is_numeric_dtype(values.dtype) or (
@@ -330,7 +331,7 @@ def _jsonable(value: Any) -> Any:
         value = value.tolist()
     if isinstance(value, list | tuple):
         return [_jsonable(item) for item in value]
-    if _missing(value) or (isinstance(value, float) and math.isinf(value)):
+    if is_null(value) or (isinstance(value, float) and math.isinf(value)):
         return None
     if isinstance(value, str | int | float):
         return value
@@ -340,7 +341,7 @@ def _jsonable(value: Any) -> Any:
 
 
 def _plain(value: Any) -> str:
-    if _missing(value):
+    if is_null(value):
         return NOTHING
     if hasattr(value, "strftime"):
         return str(value.strftime("%Y-%m-%d %H:%M:%S %Z")).strip()
@@ -349,12 +350,12 @@ def _plain(value: Any) -> str:
 
 def percent(value: float | None) -> str:
     """Returns a fraction as percent with one decimal, without the sign: 0.9517 is 95.2."""
-    return NOTHING if value is None or _missing(value) else f"{100 * value:.1f}"
+    return NOTHING if value is None or is_null(value) else f"{100 * value:.1f}"
 
 
 def fraction(value: float | None, digits: int = 3) -> str:
     """Returns a fraction with a fixed number of decimals."""
-    return NOTHING if value is None or _missing(value) else f"{value:.{digits}f}"
+    return NOTHING if value is None or is_null(value) else f"{value:.{digits}f}"
 
 
 def target(text: Any, sparsity: float) -> str:
@@ -365,9 +366,3 @@ def target(text: Any, sparsity: float) -> str:
     if not isinstance(text, str):
         return fraction(sparsity)
     return text if len(text) <= 5 and "/" not in text else fraction(sparsity)
-
-
-def _missing(value: Any) -> bool:
-    import pandas as pd
-
-    return value is None or (pd.api.types.is_scalar(value) and bool(pd.isna(value)))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ressa.errors import SpecError, UnknownNameError
 from ressa.landscape.allocations import RACING, bests, has_several, is_best, options_of
-from ressa.store import SweepStore, matching
+from ressa.store import ENDED_WELL, SUCCESSFUL, SweepStore, is_null, matching
 
 if TYPE_CHECKING:
     import pandas
@@ -103,7 +103,6 @@ LINE_COLUMNS = (
 )
 """The columns of the table `trials` that `asked_lines` is made from."""
 
-_SUCCESSFUL = ("succeeded", "reused")
 _ROUNDED = 2  # weights by which what the two towers are to lose may miss what was meant of both
 _NAMED = 8  # running trials that a status names
 
@@ -301,7 +300,7 @@ def failures(sweep: SweepStore) -> "pandas.DataFrame":
     """
     columns = ["trial", "attempt", "state", "failure_stage", "failure_class", "error"]
     trials = sweep.trials(columns)
-    failed = trials[~trials["state"].isin((*_SUCCESSFUL, "stopped"))]
+    failed = trials[~trials["state"].isin(ENDED_WELL)]
     if len(failed):
         failed = failed[~failed["trial"].isin(sweep.status().running)]
     return failed[columns].reset_index(drop=True)
@@ -494,7 +493,7 @@ def _about(sweep: SweepStore, trials: "pandas.DataFrame") -> About:
         return None if value is None else int(value)
 
     def score_of(trial: str) -> "pandas.DataFrame":
-        return trials[(trials["trial"] == trial) & trials["state"].isin(_SUCCESSFUL)]
+        return trials[(trials["trial"] == trial) & trials["state"].isin(SUCCESSFUL)]
 
     dense = score_of("dense")
     if len(dense):
@@ -564,4 +563,4 @@ def _method_words(method: str, group: Any) -> str:
 
 
 def _number(value: Any) -> float | None:
-    return None if value is None or value != value else float(value)
+    return None if is_null(value) else float(value)

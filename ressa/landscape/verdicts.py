@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ressa.landscape.items import Floats, Run, read_items
 from ressa.landscape.significance import LEAST_SEEDS, Spread, allocations, holm
 from ressa.landscape.tables import LINE_COLUMNS, asked_lines
-from ressa.store import SweepStore
+from ressa.store import SUCCESSFUL, SweepStore
 
 if TYPE_CHECKING:
     import pandas
@@ -310,7 +310,7 @@ def allocation_rows(found: Sequence[Allocated], *, confidence: float) -> list[di
 def _confirming(sweep: SweepStore) -> "pandas.DataFrame":
     """The trials of a confirming sweep that came to a result, with line, run and other choices."""
     trials = sweep.trials(_READ)
-    is_result = (trials["role"] == "confirm") & trials["state"].isin(["succeeded", "reused"])
+    is_result = (trials["role"] == "confirm") & trials["state"].isin(SUCCESSFUL)
     trials = trials[is_result]
     points = [_parsed(text) for text in trials["point"]]
     return trials.assign(

@@ -125,17 +125,11 @@ def parquet_bytes(frame: "pandas.DataFrame") -> bytes:
         try:
             columns[str(name)] = pa.array(values, from_pandas=True)
         except pa.ArrowException:
-            texts = [None if _is_null(value) else str(value) for value in values]
+            texts = [None if row_files.is_null(value) else str(value) for value in values]
             columns[str(name)] = pa.array(texts, pa.string())
     sink = pa.BufferOutputStream()
     pq.write_table(pa.table(columns), sink, compression="zstd")
     return bytes(sink.getvalue().to_pybytes())
-
-
-def _is_null(value: object) -> bool:
-    import pandas as pd
-
-    return value is None or (pd.api.types.is_scalar(value) and bool(pd.isna(value)))
 
 
 def _ask(sql: str, scans: Sequence[tuple[str, Scan]]) -> "pyarrow.Table":

@@ -29,6 +29,7 @@ from ressa.search import Proposer, Seen
 from ressa.search.cube import distance
 from ressa.spec import Point, SweepSpec
 from ressa.spec.check import unmapped
+from ressa.store import SUCCESSFUL, is_null
 from ressa.sweep import rows
 from ressa.sweep.mapped import proposer as proposer_of
 from ressa.sweep.plan import SweepPlan
@@ -147,13 +148,13 @@ def _recorded(plan: SweepPlan, trials: Sequence[Mapping[str, Any]]) -> dict[str,
     found: dict[str, _Recorded] = {}
     numbers = allocations(renamed(pandas.DataFrame(trials, columns=RACING)))
     for row, allocation in zip(trials, numbers, strict=True):
-        if row["role"] != "search" or row["state"] not in rows.SUCCESSFUL:
+        if row["role"] != "search" or row["state"] not in SUCCESSFUL:
             continue
         values = rows.objectives(row, plan)
         if values is None:
             continue
         point = json.loads(row["point"])
-        hours = 0.0 if rows.is_null(row["total_seconds"]) else float(row["total_seconds"]) / 3600
+        hours = 0.0 if is_null(row["total_seconds"]) else float(row["total_seconds"]) / 3600
         budget = row.get("budget")
         one = _Recorded(
             row["trial"],
@@ -161,7 +162,7 @@ def _recorded(plan: SweepPlan, trials: Sequence[Mapping[str, Any]]) -> dict[str,
             float(row["score"]),
             hours,
             values,
-            None if budget is None or rows.is_null(budget) else float(budget),
+            None if budget is None or is_null(budget) else float(budget),
             allocation,
         )
         found.setdefault(plan.key_of(point), one)

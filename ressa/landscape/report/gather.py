@@ -16,7 +16,7 @@ from ressa.landscape.tables import COLUMNS, About, colour_range, results_table, 
 from ressa.landscape.together import owner, results_of
 from ressa.landscape.verdicts import allocation_rows, confirmed, judge
 from ressa.spec import SweepSpec, spec_from_yaml
-from ressa.store import SweepStore
+from ressa.store import ENDED_WELL, SweepStore, is_null
 
 if TYPE_CHECKING:
     import pandas
@@ -35,7 +35,6 @@ _FAILURES = 200
 _DIGITS = 6
 _UNCONFIRMED = "Best of the search, not confirmed; biased upwards: "
 
-_ENDED_WELL = ("succeeded", "reused", "stopped")
 _PACKAGES = ("ressa", "python", "torch", "ray", "deepspeed", "transformers", "optuna")
 
 
@@ -326,7 +325,7 @@ def _layers(sweep: SweepStore, trials: Sequence[str]) -> dict[str, list[dict[str
 def _failures(sweep: SweepStore) -> tuple[list[dict[str, Any]], int]:
     columns = ["trial", "state", "failure_stage", "failure_class", "error", "traceback"]
     trials = sweep.trials(columns)
-    failed = trials[~trials["state"].isin(_ENDED_WELL)]
+    failed = trials[~trials["state"].isin(ENDED_WELL)]
     rows = []
     for row in failed.head(_FAILURES).to_dict("records"):
         where = [row[name] for name in ("failure_stage", "failure_class") if _plain(row[name])]
@@ -427,9 +426,7 @@ def _values(column: "pandas.Series") -> list[Any]:
 
 
 def _plain(value: Any) -> Any:
-    import pandas as pd
-
-    if value is None or value is pd.NA or value != value:
+    if is_null(value):
         return None
     if isinstance(value, float):
         if not math.isfinite(value):
