@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -73,6 +74,30 @@ def renamed(trials: "pandas.DataFrame") -> "pandas.DataFrame":
     )
 
 
+def of_search(frame: "pandas.DataFrame", *, scored: str | None = None) -> "pandas.DataFrame":
+    """Returns the trials of a search, without baselines.
+
+    Args:
+        frame: a `results_table`, or rows of the table `trials`.
+        scored: a column with a score; only trials that have it.
+    """
+    searched = frame[frame["role"] != "baseline"]
+    return searched if scored is None else searched[searched[scored].notna()]
+
+
+def named_pattern(asked: Any) -> str | None:
+    """Returns what was asked of a tower if it is a pattern N:M; None of a sparsity, or nothing."""
+    return asked if isinstance(asked, str) and ":" in asked else None
+
+
+def is_pattern(
+    frame: "pandas.DataFrame", columns: Sequence[str] = ("vision", "language")
+) -> "pandas.Series[bool]":
+    """Says of each trial whether a pattern N:M was asked of a tower: in one of the columns."""
+    one, other = (frame[name].astype("str").str.contains(":", regex=False) for name in columns)
+    return one | other
+
+
 def is_best(
     frame: "pandas.DataFrame", objectives: "pandas.Series | None" = None
 ) -> "pandas.Series[bool]":
@@ -86,8 +111,8 @@ def is_best(
         frame: a `results_table`; its role, state, budget, vision, language, options and score.
         objectives: of each trial, its objectives by name, or the JSON of that; None: one.
     """
-    racing = frame[(frame["role"] != "baseline") & (frame["state"] == "succeeded")]
-    racing = racing[racing["score"].notna()]
+    racing = of_search(frame, scored="score")
+    racing = racing[racing["state"] == "succeeded"]
     allocation = allocations(racing)
     if objectives is not None and has_several(objectives):
         values = _values(objectives[racing.index]).groupby(allocation).mean()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from ressa.errors import NotFoundError, SpecError, did_you_mean
-from ressa.landscape.allocations import RUN
+from ressa.landscape.allocations import RUN, of_search
 from ressa.landscape.items import Items, read_items
 from ressa.landscape.significance import LEAST_SEEDS, allocations, holm, same_checkpoints
 from ressa.landscape.tables import results_table
@@ -185,10 +185,9 @@ def _shares(asked: _Asked) -> list[float]:
 
 def _allocations(sweep: SweepStore) -> Mapping[_Asked, dict[str, str]]:
     """Trials that came to a result, by allocation and number of the run."""
-    frame = results_table(sweep)
-    frame = frame[(frame["role"] != "baseline") & frame["state"].isin(SUCCESSFUL)]
+    searched = of_search(results_table(sweep))
     found: dict[_Asked, dict[str, str]] = {}
-    for row in frame.to_dict("records"):
+    for row in searched[searched["state"].isin(SUCCESSFUL)].to_dict("records"):
         run = RUN.search(row["options"])
         number = run[0].strip() if run else ""
         shared = None if isinstance(row["vision"], str) else row["budget"]  # by both towers

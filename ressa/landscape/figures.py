@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ressa.errors import NotFoundError, SpecError, did_you_mean
-from ressa.landscape.allocations import without_run
+from ressa.landscape.allocations import is_pattern, of_search, without_run
 from ressa.landscape.best import ranked
 from ressa.landscape.charted import KINDS, Charted
 from ressa.landscape.picture import (
@@ -77,8 +77,12 @@ def draw_lines(frame: "pandas.DataFrame", charts: Mapping[str, Charted]) -> "Fig
     panels[0].legend(fontsize=8)
     if chart is not None:
         kinds = [kind for kind in KINDS if (chart.bests["line"] == kind).any()]
-        free = frame[(frame["role"] != "baseline") & frame["score"].notna()]
-        places = free[["vision_sparsity", "language_sparsity"]].drop_duplicates().to_numpy(float).T
+        places = (
+            of_search(frame, scored="score")[["vision_sparsity", "language_sparsity"]]
+            .drop_duplicates()
+            .to_numpy(float)
+            .T
+        )
         maps = below[0].subplots(1, len(kinds), sharey=True, squeeze=False)[0]
         for axes, kind in zip(maps, kinds, strict=True):
             prepare(axes, "", span_of(frame, ROOM))
@@ -102,16 +106,15 @@ def lines_of(frame: "pandas.DataFrame") -> "Iterator[tuple[str, pandas.DataFrame
     """
     import pandas as pd
 
-    scored = frame[(frame["role"] != "baseline") & frame["score"].notna()]
+    scored = of_search(frame, scored="score")
     if scored.empty:
         return
     sums = (scored["vision_sparsity"] + scored["language_sparsity"]).round(3)
     has_budgets = bool(scored["budget"].notna().any())
-    pattern = (scored["vision"].astype(str) + scored["language"].astype(str)).str.contains(":")
     named = scored.assign(
         line=scored["budget"] if has_budgets else sums,
         rest=without_run(scored["options"]),
-        regime=pattern.map({True: "N:M", False: ""}),
+        regime=is_pattern(scored).map({True: "N:M", False: ""}),
         place=scored["vision_sparsity"].round(3),
     )
     found = []

@@ -12,6 +12,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.style import Style
 from rich.text import Text
 
+from ressa.landscape.allocations import named_pattern, of_search
 from ressa.landscape.best import best_trials, over_runs
 from ressa.landscape.render import percent, target
 from ressa.landscape.tables import About, colour_range
@@ -65,7 +66,7 @@ class Heatmap:
 
     def __init__(self, frame: "pandas.DataFrame", scale: tuple[float, float]) -> None:
         self.about: About = frame.attrs["about"]
-        searched = over_runs(frame[(frame["role"] != "baseline") & frame["score"].notna()])
+        searched = over_runs(of_search(frame, scored="score"))
         self._points: list[dict[str, Any]] = searched.to_dict("records")
         self._rows = _levels(self._points, "language")[::-1]
         self._margin = max((len(level.label) for level in self._rows), default=0)
@@ -126,8 +127,8 @@ class Heatmap:
         here = [
             point
             for point in self._points
-            if row.holds(point["language_sparsity"], _pattern(point["language"]))
-            and column.holds(point["vision_sparsity"], _pattern(point["vision"]))
+            if row.holds(point["language_sparsity"], named_pattern(point["language"]))
+            and column.holds(point["vision_sparsity"], named_pattern(point["vision"]))
             and not math.isnan(point[state])
         ]
         if not here:
@@ -184,10 +185,6 @@ def _describe(point: dict[str, Any], state: str | None = None) -> str:
     return f"{point['trial']}  vision {vision} language {language}  {score}"
 
 
-def _pattern(asked: Any) -> str | None:
-    return asked if isinstance(asked, str) and ":" in asked else None
-
-
 def _asked(point: dict[str, Any], tower: str) -> Any:
     """What was asked of a tower; where both were asked for one sparsity, what it came to."""
     return point[tower] if isinstance(point[tower], str) else point[f"{tower}_sparsity"]
@@ -206,8 +203,8 @@ def _levels(
         tower: whose axis.
         most: how many levels there is room for; None: any.
     """
-    patterns = {p[tower]: p[f"{tower}_sparsity"] for p in points if _pattern(p[tower])}
-    free = [point for point in points if not _pattern(point[tower])]
+    patterns = {p[tower]: p[f"{tower}_sparsity"] for p in points if named_pattern(p[tower])}
+    free = [point for point in points if not named_pattern(point[tower])]
     values = sorted({round(point[f"{tower}_sparsity"], 6) for point in free})
     levels = [_Level(sparsity, sparsity, str(name), name) for name, sparsity in patterns.items()]
     if len(values) <= _MOST_VALUES:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ressa.errors import NotFoundError, SpecError
+from ressa.landscape.allocations import is_pattern, of_search
 from ressa.landscape.items import Floats, read_items
 from ressa.landscape.surrogate import Observed
 from ressa.landscape.together import check_alike
@@ -103,8 +104,7 @@ def observed(trials: "Mapping[SweepStore, pandas.DataFrame]") -> Observed:
 
 
 def _scored(trials: "pandas.DataFrame") -> "pandas.DataFrame":
-    is_run = (trials["role"] != "baseline") & (trials["state"] == "succeeded")
-    counted = trials["vision_zeros"].notna() & trials["language_zeros"].notna()
-    patterns = trials["vision_target"].astype("str").str.contains(":", regex=False)
-    patterns |= trials["language_target"].astype("str").str.contains(":", regex=False)
-    return trials[is_run & counted & ~patterns]
+    runs = of_search(trials)
+    counted = runs["vision_zeros"].notna() & runs["language_zeros"].notna()
+    runs = runs[counted & (runs["state"] == "succeeded")]
+    return runs[~is_pattern(runs, ("vision_target", "language_target"))]

@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ressa.errors import NotFoundError, SpecError
+from ressa.landscape.allocations import named_pattern, of_search
 from ressa.landscape.items import Floats, Items, Places, Run, read_items
 from ressa.landscape.significance import LEAST_SEEDS, allocations, holm
 from ressa.landscape.tables import PATTERN, chosen_fields, parted, results_table, runs_and_rest
@@ -253,11 +254,11 @@ def _common(one: Condition, other: Condition, keys: Sequence[Key]) -> list[str]:
 
 
 def _results(sweep: SweepStore) -> "pandas.DataFrame":
-    frame = results_table(sweep)
-    is_result = (frame["role"] != "baseline") & frame["state"].isin(SUCCESSFUL)
-    if not is_result.any():
+    searched = of_search(results_table(sweep))
+    found = searched[searched["state"].isin(SUCCESSFUL)]
+    if found.empty:
         raise NotFoundError(f"no trial of {sweep.name} came to a result.")
-    return frame[is_result]
+    return found
 
 
 def _trials(sweep: SweepStore, frame: "pandas.DataFrame") -> "pandas.DataFrame":
@@ -286,9 +287,8 @@ def _runs(
 
 def _asked(row: dict[str, Any], tower: str, by: str | None) -> str:
     """A tower's pattern, or its sparsity; patterns too are sparsities where those are compared."""
-    asked = row[tower]
-    is_pattern = isinstance(asked, str) and ":" in asked and by != PATTERN
-    return str(asked) if is_pattern else f"{row[f'{tower}_sparsity']:.3f}"
+    pattern = None if by == PATTERN else named_pattern(row[tower])
+    return pattern or f"{row[f'{tower}_sparsity']:.3f}"
 
 
 def _short(asked: str) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ressa.landscape.allocations import is_pattern, of_search
 from ressa.landscape.best import best_trials, over_runs
 from ressa.landscape.charted import Charted
 from ressa.landscape.points import (
@@ -16,7 +17,6 @@ from ressa.landscape.points import (
     INK,
     draw_dense,
     draw_point,
-    is_pattern,
     visible,
     with_room,
 )
@@ -160,7 +160,7 @@ def _draw_panel(
     """Draws one map; returns whether there are enough points to shade what is between them."""
     prepare(axes, panel.title, span)
     state = panel.state
-    searched = panel.trials[(panel.trials["role"] != "baseline") & panel.trials[state].notna()]
+    searched = of_search(panel.trials, scored=state)
     if searched.empty:
         axes.text(0.5, 0.5, "no trial has succeeded yet", ha="center", color=_FAINT)
         return False
@@ -199,8 +199,7 @@ def prepare(axes: "Axes", title: str, span: tuple[float, float] = _LIMITS) -> No
 
 def span_of(trials: "pandas.DataFrame", room: float = 0.06) -> tuple[float, float]:
     """Returns the sparsities between which all trials of a search lie, with room around them."""
-    searched = trials[trials["role"] != "baseline"]
-    values = searched[["vision_sparsity", "language_sparsity"]].stack().astype(float)
+    values = of_search(trials)[["vision_sparsity", "language_sparsity"]].stack().astype(float)
     if values.empty:
         return _LIMITS
     return max(-room, values.min() - room), min(_LIMITS[1], values.max() + room)
@@ -218,7 +217,7 @@ def _draw_sureness(
 
     The second has the lines of equal weights, with the best of each and between where it lies.
     """
-    searched = panel.trials[panel.trials["role"] != "baseline"]
+    searched = of_search(panel.trials)
     free = searched[~is_pattern(searched) & searched[panel.state].notna()]
     places = free[["vision_sparsity", "language_sparsity"]].drop_duplicates().to_numpy(float)
     hull, chart, span = hull_of(places), charted.chart, span_of(searched, ROOM)
@@ -386,7 +385,7 @@ def title_of(frame: "pandas.DataFrame") -> str:
 def _footnote(
     about: About, drawn: "pandas.DataFrame", charted: Charted | None, *, is_shaded: bool
 ) -> list[str]:
-    searched = drawn[drawn["role"] != "baseline"]
+    searched = of_search(drawn)
     said = []
     if about.items and len(searched):
         error = searched["standard_error"].median()

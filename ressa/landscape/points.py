@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
+from ressa.landscape.allocations import named_pattern
 from ressa.landscape.render import percent
 
 if TYPE_CHECKING:
@@ -36,8 +37,8 @@ def visible(searched: "pandas.DataFrame") -> list[dict[str, Any]]:
     for point in kept:
         if _names_pattern(point) and any(math.dist(_place(point), p) < _ASIDE for p in taken):
             point["aside"] = (
-                -_ASIDE if ":" in str(point["vision"]) else 0.0,
-                -_ASIDE if ":" in str(point["language"]) else 0.0,
+                -_ASIDE if named_pattern(point["vision"]) else 0.0,
+                -_ASIDE if named_pattern(point["language"]) else 0.0,
             )
     return kept
 
@@ -47,14 +48,7 @@ def _place(point: dict[str, Any]) -> tuple[float, float]:
 
 
 def _names_pattern(point: dict[str, Any]) -> bool:
-    return ":" in str(point["vision"]) or ":" in str(point["language"])
-
-
-def is_pattern(frame: "pandas.DataFrame") -> "pandas.Series":
-    """Says of each trial whether a tower of it has a pattern N:M."""
-    return frame["vision"].str.contains(":", na=False) | frame["language"].str.contains(
-        ":", na=False
-    )
+    return bool(named_pattern(point["vision"]) or named_pattern(point["language"]))
 
 
 def with_room(points: Sequence[dict[str, Any]], unit: float) -> set[str]:

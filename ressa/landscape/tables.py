@@ -8,7 +8,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ressa.errors import SpecError, UnknownNameError
-from ressa.landscape.allocations import RACING, bests, has_several, is_best, options_of
+from ressa.landscape.allocations import (
+    RACING,
+    bests,
+    has_several,
+    is_best,
+    is_pattern,
+    of_search,
+    options_of,
+)
 from ressa.store import ENDED_WELL, SUCCESSFUL, SweepStore, is_null, matching
 
 if TYPE_CHECKING:
@@ -103,6 +111,11 @@ LINE_COLUMNS = (
 )
 """The columns of the table `trials` that `asked_lines` is made from."""
 
+STATES: dict[Literal["pruned", "repaired"], str] = {
+    "pruned": "before repair",
+    "repaired": "after repair",
+}
+"""Columns of a `results_table` in which a trial may have a score, in words."""
 _ROUNDED = 2  # weights by which what the two towers are to lose may miss what was meant of both
 _NAMED = 8  # running trials that a status names
 
@@ -245,10 +258,9 @@ def parted(frame: "pandas.DataFrame", by: str | None) -> "dict[str, pandas.DataF
     """
     if by is None:
         return {"": frame}
-    searched = frame[frame["role"] != "baseline"]
+    searched = of_search(frame)
     if by == PATTERN:
-        asked = searched["vision"].astype(str) + searched["language"].astype(str)
-        values = asked.str.contains(":").map({True: "N:M", False: "unstructured"})
+        values = is_pattern(searched).map({True: "N:M", False: "unstructured"})
     else:
         values = searched["options"].map(lambda text: _chosen_for(by, text))
     if values.isna().all():
@@ -273,7 +285,7 @@ def chosen_fields(frame: "pandas.DataFrame") -> list[str]:
 
 def mixed(frame: "pandas.DataFrame") -> str | None:
     """Says in what trials of a map differ beside sparsities and seeds; None if in nothing."""
-    searched = frame[frame["role"] != "baseline"]
+    searched = of_search(frame)
     found = {}
     for field in chosen_fields(searched):
         values = {_chosen_for(field, text) for text in searched["options"]} - {None}
@@ -453,7 +465,8 @@ def rank_correlation(frame: "pandas.DataFrame") -> tuple[float, int]:
     """
     import pandas as pd
 
-    searched = frame[(frame["role"] != "baseline") & (frame["state"] == "succeeded")]
+    searched = of_search(frame)
+    searched = searched[searched["state"] == "succeeded"]
     # A trial that was reused would count twice.
     pairs = searched[["pruned", "repaired"]].dropna().apply(pd.to_numeric)
     if len(pairs) < 3:
@@ -538,7 +551,7 @@ def _dense_from_scores(
 
 def _methods(trials: "pandas.DataFrame") -> str | None:
     """How the search pruned, in a few words: 'wanda per row', or 'wanda | magnitude …'."""
-    searched = trials[trials["role"] != "baseline"]
+    searched = of_search(trials)
     pairs = {
         tower: sorted(
             _method_words(method, group)

@@ -21,6 +21,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
+from ressa.landscape.allocations import named_pattern
 from ressa.landscape.items import Floats, Run, read_items
 from ressa.landscape.significance import LEAST_SEEDS, Spread, allocations, holm
 from ressa.landscape.tables import LINE_COLUMNS, asked_lines
@@ -334,9 +335,8 @@ def _name(row: Mapping[str, Any]) -> str:
         return "dense, repaired alike"
 
     def short(tower: str) -> str:
-        text = row[f"{tower}_target"]
-        is_pattern = isinstance(text, str) and ":" in text
-        return f"({text})" if is_pattern else f"{100 * _sparsity(row, tower):.0f}"
+        pattern = named_pattern(row[f"{tower}_target"])
+        return f"({pattern})" if pattern else f"{100 * _sparsity(row, tower):.0f}"
 
     return " ".join(filter(None, (f"{short('vision')}:{short('language')}", row["rest"])))
 

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from ressa.errors import SpecError
+from ressa.landscape.allocations import is_pattern, of_search
 from ressa.landscape.best import best_trials, over_runs, ranked
 from ressa.landscape.charted import KINDS, Charted, charts
 from ressa.landscape.figures import lines_of
@@ -179,9 +180,8 @@ def _tested(sweep: SweepStore) -> str:
 def _chart(frame: "pandas.DataFrame", state: str, found: Charted) -> dict[str, Any]:
     """A surrogate's grid and the best of its lines, as JSON has them."""
     chart = found.chart
-    free = frame[(frame["role"] != "baseline") & frame[state].notna()]
-    patterned = free["vision"].astype(str) + free["language"].astype(str)
-    free = free[~patterned.str.contains(":")]
+    free = of_search(frame, scored=state)
+    free = free[~is_pattern(free)]
     corners = hull_of(free[["vision_sparsity", "language_sparsity"]].to_numpy(float))
     widest = float(chart.deviation.max())
     if corners is not None:
@@ -266,7 +266,7 @@ def _mean_of(runs: int) -> str:
 
 def _stars(frame: "pandas.DataFrame") -> dict[str, list[str]]:
     """The trials to star on the map of each state."""
-    searched = over_runs(frame[(frame["role"] != "baseline") & frame["score"].notna()])
+    searched = over_runs(of_search(frame, scored="score"))
     several = frame.attrs["about"].several_objectives
     return {
         state: sorted(best_trials(searched, state, several_objectives=several))
