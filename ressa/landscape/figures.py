@@ -12,14 +12,13 @@ from ressa.landscape.best import ranked
 from ressa.landscape.charted import KINDS, Charted
 from ressa.landscape.picture import (
     ROOM,
-    TITLES,
     diamonds,
     draw_bests,
     prepare,
     span_of,
-    states_of,
     title_of,
 )
+from ressa.landscape.tables import STATES, states_of
 from ressa.landscape.together import owner
 from ressa.store import SweepStore
 
@@ -57,7 +56,7 @@ def draw_lines(frame: "pandas.DataFrame", charts: Mapping[str, Charted]) -> "Fig
     above, *below = figure.subfigures(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
     panels = above.subplots(1, len(states), sharex=True, squeeze=False)[0]
     for axes, state in zip(panels, states, strict=True):
-        axes.set_title(TITLES[state], loc="left")
+        axes.set_title(STATES[state], loc="left")
         axes.set(xlabel="vision sparsity", ylabel=f"{frame.attrs['about'].metric} (%)")
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
@@ -121,7 +120,7 @@ def lines_of(frame: "pandas.DataFrame") -> "Iterator[tuple[str, pandas.DataFrame
     for (line, regime, rest), rows in named.groupby(["line", "regime", "rest"]):
         places = rows.groupby("place")
         made = {"vision": places["vision_sparsity"].mean()}
-        for state in ("pruned", "repaired"):
+        for state in STATES:
             spread = places[state].std().fillna(places[f"{state}_standard_error"].mean())
             made |= {state: places[state].mean(), f"{state}_error": spread}
         if len(places) >= _LEAST:

@@ -15,7 +15,7 @@ from rich.text import Text
 from ressa.landscape.allocations import named_pattern, of_search
 from ressa.landscape.best import best_trials, over_runs
 from ressa.landscape.render import percent, target
-from ressa.landscape.tables import About, colour_range
+from ressa.landscape.tables import STATES, About, State, colour_range, states_of
 
 if TYPE_CHECKING:
     import pandas
@@ -72,7 +72,7 @@ class Heatmap:
         self._margin = max((len(level.label) for level in self._rows), default=0)
         self._columns: list[_Level] = []
         self._range = scale
-        self._states = ["pruned", "repaired"] if searched["repaired"].notna().any() else ["pruned"]
+        self._states = states_of(searched)
         several = self.about.several_objectives
         self._best = {
             state: best_trials(searched, state, several_objectives=several)
@@ -102,11 +102,10 @@ class Heatmap:
                 yield from (*one, Text())
         yield from self._legend()
 
-    def _map(self, state: str) -> Iterator[Text]:
+    def _map(self, state: State) -> Iterator[Text]:
         """One map as lines of equal width."""
-        names = {"pruned": "before repair", "repaired": "after repair"}
         margin = self._margin
-        title, axes = f"{names[state]} (%)", "language ↑  vision →"
+        title, axes = f"{STATES[state]} (%)", "language ↑  vision →"
         width = max(margin + 1 + _CELL * len(self._columns), len(title), len(axes))
         yield Text(title.center(width), style="bold")
         for at, row in enumerate(self._rows):
@@ -123,7 +122,7 @@ class Heatmap:
                 yield Text(f"{'':{margin}} {labels}".ljust(width))
         yield Text(axes.center(width), style="dim")
 
-    def _cell(self, row: _Level, column: _Level, state: str) -> Text:
+    def _cell(self, row: _Level, column: _Level, state: State) -> Text:
         here = [
             point
             for point in self._points
@@ -169,7 +168,7 @@ class Heatmap:
                 if same and other["trial"] != top["trial"]:
                     yield Text(f"  before repair: {_describe(other, 'pruned')}")
 
-    def _starred(self, state: str) -> list[dict[str, Any]]:
+    def _starred(self, state: State) -> list[dict[str, Any]]:
         """The best of each line, budgets rising."""
         found = [point for point in self._points if point["trial"] in self._best[state]]
         return sorted(found, key=lambda point: (point["budget"], -point["score"]))

@@ -19,7 +19,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +28,15 @@ from ressa.errors import NotFoundError, SpecError
 from ressa.landscape.allocations import named_pattern, of_search
 from ressa.landscape.items import Floats, Items, Places, Run, read_items
 from ressa.landscape.significance import LEAST_SEEDS, allocations, holm
-from ressa.landscape.tables import PATTERN, chosen_fields, parted, results_table, runs_and_rest
+from ressa.landscape.tables import (
+    PATTERN,
+    STATES,
+    State,
+    chosen_fields,
+    parted,
+    results_table,
+    runs_and_rest,
+)
 from ressa.landscape.verdicts import Allocated, Verdict, ask, settled
 from ressa.store import SUCCESSFUL, SweepStore
 
@@ -39,8 +47,6 @@ if TYPE_CHECKING:
 _RESAMPLES = 2000
 _LEAST, _MOST = 3, 300  # allocations: of more, the pairs are too many
 _BLOCK = 4_000_000  # signs of pairs that are held at once
-State = Literal["pruned", "repaired"]
-_STATES: Mapping[State, str] = {"pruned": "before repair", "repaired": "after repair"}
 _READ = ["trial", "state", "reused_trial", "metric", "score_repaired"]
 
 Key = tuple[float, str, str, str]
@@ -194,14 +200,14 @@ def orders(sweeps: Sequence[SweepStore], *, by: str | None = None) -> Orders:
             value if by in (None, PATTERN) else f"{by}={value}": part
             for value, part in parted(frame, by).items()
         }
-        for state in _STATES:
+        for state in STATES:
             if frame[state].isna().all():
                 continue
             # Before repair its options change nothing: one condition, from any of their values.
             alone = {"": next(iter(parts.values()))}
             for value, part in (alone if of_repair and state == "pruned" else parts).items():
                 words = [sweep.name if len(sweeps) > 1 else "", value]
-                words.append("" if value and of_repair else _STATES[state])
+                words.append("" if value and of_repair else STATES[state])
                 runs = _runs(sweep, part, by, several=len(sweeps) > 1)
                 name = ", ".join(filter(None, words))
                 conditions.append(Condition(name=name, state=state, runs=runs))

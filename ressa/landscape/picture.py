@@ -22,7 +22,7 @@ from ressa.landscape.points import (
 )
 from ressa.landscape.render import percent
 from ressa.landscape.surface import Surface, draw_surface, hull_of, surface_of
-from ressa.landscape.tables import About, colour_range, parted
+from ressa.landscape.tables import STATES, About, State, colour_range, parted, states_of
 
 if TYPE_CHECKING:
     import pandas
@@ -35,7 +35,6 @@ ROOM = 0.14
 """What the numbers at the ends of lines take, in sparsity."""
 _LIMITS = (-0.04, 1.04)
 _NARROW, _WIDE = 290.0, 520.0  # typographic points that a map's side takes, about
-TITLES = {"pruned": "before repair", "repaired": "after repair"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,14 +43,8 @@ class _Panel:
 
     title: str
     trials: "pandas.DataFrame"
-    state: str
+    state: State
     charted: Charted | None = None
-
-
-def states_of(frame: "pandas.DataFrame") -> list[str]:
-    """Returns the states in which trials of a `results_table` were scored."""
-    searched = frame[frame["score"].notna()]
-    return ["pruned", "repaired"] if searched["repaired"].notna().any() else ["pruned"]
 
 
 def draw(
@@ -131,18 +124,18 @@ def _panels(
     states = states_of(drawn)
     if by is None:
         return [
-            _Panel(title=TITLES[s], trials=drawn, state=s, charted=charted.get(s)) for s in states
+            _Panel(title=STATES[s], trials=drawn, state=s, charted=charted.get(s)) for s in states
         ]
     of = parted(drawn, by)
     if by.startswith("repair."):
-        first = _Panel(title=TITLES["pruned"], trials=next(iter(of.values())), state="pruned")
+        first = _Panel(title=STATES["pruned"], trials=next(iter(of.values())), state="pruned")
         after = [
             _Panel(title=f"{by} = {value}", trials=part, state="repaired")
             for value, part in of.items()
         ]
         return [first, *after] if "repaired" in states else [first]
     return [
-        _Panel(title=f"{value}, {TITLES[state]}", trials=part, state=state)
+        _Panel(title=f"{value}, {STATES[state]}", trials=part, state=state)
         for state in states
         for value, part in of.items()
     ]

@@ -3,9 +3,9 @@
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ressa.errors import SpecError, UnknownNameError
 from ressa.landscape.allocations import (
@@ -111,11 +111,9 @@ LINE_COLUMNS = (
 )
 """The columns of the table `trials` that `asked_lines` is made from."""
 
-STATES: dict[Literal["pruned", "repaired"], str] = {
-    "pruned": "before repair",
-    "repaired": "after repair",
-}
-"""Columns of a `results_table` in which a trial may have a score, in words."""
+State = Literal["pruned", "repaired"]
+STATES: Mapping[State, str] = {"pruned": "before repair", "repaired": "after repair"}
+"""In which states a trial may have a score: columns of a `results_table`, and words."""
 _ROUNDED = 2  # weights by which what the two towers are to lose may miss what was meant of both
 _NAMED = 8  # running trials that a status names
 
@@ -238,6 +236,12 @@ def chosen(
         rising = [not column.startswith("-") for column in sort]
         found = found.sort_values(names, ascending=rising, kind="stable", na_position="last")
     return found[list(columns)] if columns else found
+
+
+def states_of(frame: "pandas.DataFrame") -> list[State]:
+    """Returns the states in which trials of a search were scored."""
+    searched = of_search(frame, scored="score")
+    return [*STATES] if searched["repaired"].notna().any() else ["pruned"]
 
 
 PATTERN = "pattern"

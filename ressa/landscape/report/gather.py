@@ -13,7 +13,7 @@ from ressa.landscape.charted import KINDS, Charted, charts
 from ressa.landscape.figures import lines_of
 from ressa.landscape.render import percent
 from ressa.landscape.surface import Surface, hull_of
-from ressa.landscape.tables import COLUMNS, About, colour_range, results_table, sweep_row
+from ressa.landscape.tables import COLUMNS, STATES, About, colour_range, results_table, sweep_row
 from ressa.landscape.together import owner, results_of
 from ressa.landscape.verdicts import allocation_rows, confirmed, judge
 from ressa.spec import SweepSpec, spec_from_yaml
@@ -269,8 +269,7 @@ def _stars(frame: "pandas.DataFrame") -> dict[str, list[str]]:
     searched = over_runs(of_search(frame, scored="score"))
     several = frame.attrs["about"].several_objectives
     return {
-        state: sorted(best_trials(searched, state, several_objectives=several))
-        for state in ("pruned", "repaired")
+        state: sorted(best_trials(searched, state, several_objectives=several)) for state in STATES
     }
 
 
