@@ -2,7 +2,9 @@
 
 import json
 
+import pandas
 import pytest
+from PIL import Image
 
 from ressa.catalog import task_facts
 from ressa.data import open_data
@@ -128,6 +130,28 @@ def test_a_folder_of_json_lines_and_one_without_pictures_are_read_too(tmp_path):
     task = open_("vqa", "datasets", tmp_path, columns={"image": None})
     assert [e.answer for e in task.examples("validation")] == list("01234")
     assert task.image(task.examples("validation")[0].image_id).size == (224, 224)
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl"])
+def test_a_split_s_table_is_read_beside_folders_of_pictures(tmp_path, ending):
+    asked = [(f"pictures/{n} ü.png", said) for n in range(6) for said in ("red", "circle")]
+    (tmp_path / "pictures").mkdir()
+    for name, _ in asked:
+        Image.new("RGB", (8, 8), "red").save(tmp_path / name)
+    rows = [{"file": file, "question": "what?", "answers": said} for file, said in asked]
+    for split in ("train", "val", "my_test"):
+        table = pandas.DataFrame(rows)
+        if ending == "csv":
+            table.to_csv(tmp_path / f"{split}.csv", index=False)
+        else:
+            table.to_json(tmp_path / f"{split}.jsonl", orient="records", lines=True)
+    task = open_("vqa", "datasets", tmp_path, columns={"image": "file"})
+    for split in ("validation", "test"):
+        examples = task.examples(split)
+        assert [example.answer for example in examples] == [said for _, said in asked]
+        # A picture is known by its file, so that its questions stay together.
+        assert [e.image_id for e in examples] == [f"{tmp_path.name}/{file}" for file, _ in asked]
+        assert task.image(examples[0].image_id).size == (8, 8)
 
 
 def test_answers_that_are_no_texts_are_read_as_texts_and_nulls_as_none(tmp_path, monkeypatch):
