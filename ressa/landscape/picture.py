@@ -15,6 +15,7 @@ from ressa.landscape.points import (
     COLOURS,
     HALO,
     INK,
+    budget_ends,
     draw_dense,
     draw_point,
     visible,
@@ -290,17 +291,9 @@ def draw_bests(axes: "Axes", charted: Charted, kind: Any) -> None:
 
 
 def _draw_budgets(axes: "Axes", searched: "pandas.DataFrame", about: About) -> None:
-    """Draws, per budget, every allocation that leaves as many weights: s_v P_v + s_l P_l = B P."""
-    vision, language = about.vision_prunable, about.language_prunable
-    if not vision or not language:
-        return
+    """Draws, per budget, every allocation that leaves as many weights."""
     places = searched[["vision_sparsity", "language_sparsity"]].to_numpy(float).tolist()
-    for budget in sorted(set(searched["budget"].dropna())):
-        zeros = budget * (vision + language)
-        ends = [
-            (s, (zeros - s * vision) / language)
-            for s in (max(0.0, (zeros - language) / vision), min(1.0, zeros / vision))
-        ]
+    for budget, ends in budget_ends(searched, about).items():
         axes.plot(*zip(*ends, strict=True), color=INK, linewidth=0.8, linestyle=(0, (5, 4)))
         # At the end that is farther from all points.
         free = [min(math.dist(end, place) for place in places) for end in ends]
@@ -313,7 +306,7 @@ def _draw_budgets(axes: "Axes", searched: "pandas.DataFrame", about: About) -> N
             ha="left" if at_left else "right",
             fontsize=7.5,
             color=INK,
-            rotation=-math.degrees(math.atan2(vision, language)),
+            rotation=math.degrees(math.atan2(ends[1][1] - ends[0][1], ends[1][0] - ends[0][0])),
             rotation_mode="anchor",
         )
 
@@ -332,13 +325,7 @@ def _draw_scale(figure: "Figure", panels: Any, about: About, scale: tuple[float,
     )
     bar.ax.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f}")
     bar.ax.yaxis.set_ticks_position("left")
-    marks = {
-        "dense": about.dense,
-        "dense-repaired": about.dense_repaired,
-        "majority answer": about.floor_majority,
-        "dense, blank image": about.floor_dense_blank,
-    }
-    known = sorted((value, name) for name, value in marks.items() if value is not None)
+    known = sorted((value, name) for name, value in about.yardsticks.items())
     room = 0.045 * (scale[1] - scale[0])
     inside = [min(max(value, scale[0]), scale[1]) for value, _ in known]
     for (value, name), at, height in zip(known, inside, _spread(inside, room), strict=True):

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ressa.landscape.allocations import named_pattern
 from ressa.landscape.render import percent
+from ressa.landscape.tables import About
 
 if TYPE_CHECKING:
     import pandas
@@ -49,6 +50,25 @@ def _place(point: dict[str, Any]) -> tuple[float, float]:
 
 def _names_pattern(point: dict[str, Any]) -> bool:
     return bool(named_pattern(point["vision"]) or named_pattern(point["language"]))
+
+
+def budget_ends(
+    searched: "pandas.DataFrame", about: About
+) -> dict[float, tuple[tuple[float, float], tuple[float, float]]]:
+    """Returns by budget the ends of its line on the map: vision and language sparsity of each.
+
+    A budget leaves as many weights wherever on its line it is spent: s_v P_v + s_l P_l = B P.
+    """
+    vision, language = about.vision_prunable, about.language_prunable
+    if not vision or not language:
+        return {}
+    found = {}
+    for budget in sorted(set(searched["budget"].dropna())):
+        zeros = float(budget) * (vision + language)
+        low, high = max(0.0, (zeros - language) / vision), min(1.0, zeros / vision)
+        start, end = ((s, (zeros - s * vision) / language) for s in (low, high))
+        found[float(budget)] = start, end
+    return found
 
 
 def with_room(points: Sequence[dict[str, Any]], unit: float) -> set[str]:

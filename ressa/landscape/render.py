@@ -151,20 +151,14 @@ def _caption(
 ) -> str:
     """What the columns are of: which floors a score stands on, which weights a sparsity counts."""
     lines, there = [], {column.name for column in shown}
-    scores = {
-        "dense": about.dense,
-        "dense-repaired": about.dense_repaired,
-        "majority answer": about.floor_majority,
-        "dense on blank images": about.floor_dense_blank,
-    }
-    known = [f"{name} {percent(value)}" for name, value in scores.items() if value is not None]
+    known = [f"{name} {percent(score)}" for name, score in about.yardsticks.items()]
     starred = frame[frame["best"]]
     if len(starred):
         lines.append(_star(about, starred))
     after = " and after" if "repaired" in there else ""
     lines.append(f"score: in %, before{after} repair, ± one standard error")
     if known:
-        lines.append(f"beside them: {', '.join(known)}")
+        lines.append(f"beside them: {'; '.join(known)}")
     if about.vision_prunable and about.language_prunable:
         lines.append(
             f"sparsity: zeros; both: of {about.vision_prunable:,} prunable weights of vision "

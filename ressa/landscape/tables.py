@@ -138,6 +138,17 @@ class About:
     several_objectives: bool
     """Whether the best are a Pareto front."""
 
+    @property
+    def yardsticks(self) -> dict[str, float]:
+        """What scores are to be compared with, as far as it is known."""
+        scores = {
+            "dense": self.dense,
+            "dense-repaired": self.dense_repaired,
+            "majority answer": self.floor_majority,
+            "dense, blank image": self.floor_dense_blank,
+        }
+        return {name: score for name, score in scores.items() if score is not None}
+
 
 def results_table(sweep: SweepStore) -> "pandas.DataFrame":
     """Returns one row per trial with a finished attempt: baselines, then by number.
@@ -309,12 +320,16 @@ def _rising(text: str) -> tuple[float, str]:
         return math.inf, text
 
 
-def failures(sweep: SweepStore) -> "pandas.DataFrame":
+def failures(sweep: SweepStore, *more: str) -> "pandas.DataFrame":
     """Returns the trials that did not succeed: where they ended, why, and after how many tries.
 
     One that is tried again right now is none of them.
+
+    Args:
+        sweep: whose trials.
+        more: further columns of the table `trials`.
     """
-    columns = ["trial", "attempt", "state", "failure_stage", "failure_class", "error"]
+    columns = ["trial", "attempt", "state", "failure_stage", "failure_class", "error", *more]
     trials = sweep.trials(columns)
     failed = trials[~trials["state"].isin(ENDED_WELL)]
     if len(failed):

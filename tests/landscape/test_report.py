@@ -18,8 +18,8 @@ from ressa.landscape import plot
 from ressa.landscape.report import gather, page, serve, write_page
 from ressa.landscape.report.page import as_script
 from ressa.spec import spec_from_mapping
-from ressa.store import SweepStore, open_store
-from tests.landscape.conftest import commit
+from ressa.store import SweepStore, acquire, open_store
+from tests.landscape.conftest import begin, commit
 
 EVIL = (
     "</script><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
@@ -119,6 +119,23 @@ def test_no_string_ends_the_data_and_nothing_is_asked_of_the_network(kept: Sweep
     assert "\\u2028" in as_script("\u2028")
     with pytest.raises(ValueError, match="not JSON compliant"):
         as_script(math.nan)
+
+
+def test_a_trial_that_is_tried_again_right_now_is_no_failure_as_in_status(
+    asked: SweepStore,
+) -> None:
+    assert [row["trial"] for row in gather(asked)["failures"]] == ["t007"]
+    with acquire(asked) as lease:
+        asked.event("trial_started", {"attempt": 1}, epoch=lease.epoch, trial="t007", attempt=1)
+        assert asked.status().running == ("t007",)
+        assert gather(asked)["failures"] == []
+
+
+def test_a_sweep_that_confirms_has_the_lines_of_its_budgets(asked: SweepStore) -> None:
+    (row,) = asked.read("trials", where={"trial": "t000"}).to_pylist()
+    confirming = begin(asked.store, "confirming")
+    confirming.commit("trials", [row | {"role": "confirm"}], trial="t000", epoch=1)
+    assert gather(confirming)["lines"] == gather(asked)["lines"][:1]
 
 
 def test_the_page_is_replaced_whole(tmp_path: Path) -> None:

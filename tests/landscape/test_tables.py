@@ -174,7 +174,7 @@ def test_the_table_says_of_what_and_against_which_floors(sweep: SweepStore) -> N
     assert "147,456 prunable weights of vision and 196,608 of language" in " ".join(text.split())
     assert "of all 471,000 parameters" in text
     assert "majority answer 41.0" in text
-    assert "dense on blank images 38.5" in text
+    assert "dense, blank image 38.5" in text
 
 
 def test_what_else_the_search_chose_is_shown(empty_sweep: SweepStore) -> None:

@@ -2,7 +2,7 @@
 
 import math
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -11,13 +11,22 @@ from ressa.landscape.allocations import is_pattern, of_search
 from ressa.landscape.best import best_trials, over_runs, ranked
 from ressa.landscape.charted import KINDS, Charted, charts
 from ressa.landscape.figures import lines_of
+from ressa.landscape.points import budget_ends
 from ressa.landscape.render import percent
 from ressa.landscape.surface import Surface, hull_of
-from ressa.landscape.tables import COLUMNS, STATES, About, colour_range, results_table, sweep_row
+from ressa.landscape.tables import (
+    COLUMNS,
+    STATES,
+    About,
+    colour_range,
+    failures,
+    results_table,
+    sweep_row,
+)
 from ressa.landscape.together import owner, results_of
 from ressa.landscape.verdicts import allocation_rows, confirmed, judge
 from ressa.spec import SweepSpec, spec_from_yaml
-from ressa.store import ENDED_WELL, SweepStore, is_null
+from ressa.store import SweepStore, is_null
 
 if TYPE_CHECKING:
     import pandas
@@ -113,7 +122,7 @@ def _map(
         "facts": [*_best(frame), *_yardsticks(about)],
         "range": list(colour_range(frame)),
         "stars": _stars(frame),
-        "lines": list(_lines(frame, about)),
+        "lines": [[*a, *b] for a, b in budget_ends(of_search(frame), about).values()],
         "charts": {state: _chart(frame, state, one) for state, one in surrogates.items()},
         "kinds": KINDS,
         "margin": margin,
@@ -275,27 +284,10 @@ def _stars(frame: "pandas.DataFrame") -> dict[str, list[str]]:
 
 def _yardsticks(about: About) -> list[tuple[str, str]]:
     """What scores are to be compared with."""
-    others = (
-        (about.dense, "dense"),
-        (about.dense_repaired, "dense, repaired alike"),
-        (about.floor_dense_blank, "dense on blank pictures"),
-        (about.floor_majority, "most frequent answer"),
-    )
-    facts = [(f"{percent(value)} %", name) for value, name in others if value is not None]
+    facts = [(f"{percent(score)} %", name) for name, score in about.yardsticks.items()]
     if about.items:
         facts.append((f"{about.items:,}", "questions behind each score"))
     return facts
-
-
-def _lines(frame: "pandas.DataFrame", about: About) -> Iterable[tuple[float, ...]]:
-    """Yields, per budget, the ends of its line on the map: x, y, x, y."""
-    vision, language = about.vision_prunable, about.language_prunable
-    if not vision or not language:
-        return
-    for budget in sorted(set(frame.loc[frame["role"] == "search", "budget"].dropna())):
-        zeros = float(budget) * (vision + language)
-        low, high = max(0.0, (zeros - language) / vision), min(1.0, zeros / vision)
-        yield low, (zeros - low * vision) / language, high, (zeros - high * vision) / language
 
 
 def _curves(sweep: SweepStore, trials: Sequence[str]) -> dict[str, dict[str, list[Any]]]:
@@ -322,9 +314,7 @@ def _layers(sweep: SweepStore, trials: Sequence[str]) -> dict[str, list[dict[str
 
 
 def _failures(sweep: SweepStore) -> tuple[list[dict[str, Any]], int]:
-    columns = ["trial", "state", "failure_stage", "failure_class", "error", "traceback"]
-    trials = sweep.trials(columns)
-    failed = trials[~trials["state"].isin(ENDED_WELL)]
+    failed = failures(sweep, "traceback")
     rows = []
     for row in failed.head(_FAILURES).to_dict("records"):
         where = [row[name] for name in ("failure_stage", "failure_class") if _plain(row[name])]
