@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import pandas
 
-RUN = re.compile(r" ?replicate=\d+")
-"""What in a trial's `options` tells runs of one allocation apart."""
+_RUN = re.compile(r"(?:^| )(?:replicate|\S*seed)=\S*")
+"""What in a trial's `options` tells runs of one allocation apart: their number, and any seed."""
 
 RACING = [
     *("trial", "role", "state", "budget", "vision_target", "language_target", "point"),
@@ -143,8 +143,13 @@ def allocations(frame: "pandas.DataFrame") -> "pandas.Series[int]":
 
 
 def without_run(options: "pandas.Series") -> "pandas.Series[str]":
-    """Returns trials' `options` but for the number of the run."""
-    return options.astype(str).str.replace(RUN, "", regex=True).str.strip()
+    """Returns trials' `options` without what tells runs of one allocation apart."""
+    return options.astype(str).str.replace(_RUN, "", regex=True).str.strip()
+
+
+def runs_and_rest(options: str) -> tuple[str, str]:
+    """Splits a trial's `options` into what tells runs of one allocation apart, and the rest."""
+    return "".join(_RUN.findall(options)).strip(), _RUN.sub("", options).strip()
 
 
 def has_several(objectives: "pandas.Series") -> bool:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from ressa.errors import NotFoundError, SpecError, did_you_mean
-from ressa.landscape.allocations import RUN, of_search
+from ressa.landscape.allocations import of_search, runs_and_rest
 from ressa.landscape.items import Items, read_items
 from ressa.landscape.significance import LEAST_SEEDS, allocations, holm, same_checkpoints
 from ressa.landscape.tables import results_table
@@ -188,10 +188,8 @@ def _allocations(sweep: SweepStore) -> Mapping[_Asked, dict[str, str]]:
     searched = of_search(results_table(sweep))
     found: dict[_Asked, dict[str, str]] = {}
     for row in searched[searched["state"].isin(SUCCESSFUL)].to_dict("records"):
-        run = RUN.search(row["options"])
-        number = run[0].strip() if run else ""
+        number, options = runs_and_rest(row["options"])
         shared = None if isinstance(row["vision"], str) else row["budget"]  # by both towers
-        options = RUN.sub("", row["options"]).strip()
         key = (asked(row["vision"]), asked(row["language"]), shared, options)
         found.setdefault(key, {})[number] = row["trial"]
     return found

@@ -14,8 +14,9 @@ from rich.text import Text
 
 from ressa.landscape.allocations import named_pattern, of_search
 from ressa.landscape.best import best_trials, over_runs
+from ressa.landscape.points import colour_range
 from ressa.landscape.render import percent, target
-from ressa.landscape.tables import STATES, About, State, colour_range, states_of
+from ressa.landscape.tables import STATES, About, State, states_of
 
 if TYPE_CHECKING:
     import pandas

@@ -16,6 +16,7 @@ models, on other pictures; and, of three runs or more, of the allocations, with 
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -25,18 +26,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ressa.errors import NotFoundError, SpecError
-from ressa.landscape.allocations import named_pattern, of_search
+from ressa.landscape.allocations import named_pattern, of_search, runs_and_rest
 from ressa.landscape.items import Floats, Items, Places, Run, read_items
+from ressa.landscape.parts import PATTERN, chosen_fields, parted
 from ressa.landscape.significance import LEAST_SEEDS, allocations, holm
-from ressa.landscape.tables import (
-    PATTERN,
-    STATES,
-    State,
-    chosen_fields,
-    parted,
-    results_table,
-    runs_and_rest,
-)
+from ressa.landscape.tables import STATES, State, results_table
 from ressa.landscape.verdicts import Allocated, Verdict, ask, settled
 from ressa.store import SUCCESSFUL, SweepStore
 
@@ -380,3 +374,54 @@ def _models(one: Floats, other: Floats) -> float:
     differences = (one - other).mean(axis=0)
     error = float(differences.std(ddof=1)) / math.sqrt(len(differences))
     return float(stdtr(len(differences) - 1, -differences.mean() / error)) if error else 1.0
+
+
+# ---- before and after repair, of a table ------------------------------------------------------
+
+
+def repair_order(frame: "pandas.DataFrame") -> str | None:
+    """Says how alike repair leaves the order of the trials; None where that means nothing."""
+    correlation, count = rank_correlation(frame)
+    return None if math.isnan(correlation) else f"τ = {correlation:.2f} over {count} trials"
+
+
+def rank_correlation(frame: "pandas.DataFrame") -> tuple[float, int]:
+    """Returns how alike repair leaves the order of a search's trials, and of how many.
+
+    Kendall's τ of the scores before and after repair: 1 if repair changes no order, -1 if it turns
+    it round; NaN of fewer than three trials, or where one of the scores is the same in all.
+
+    Args:
+        frame: a `results_table`.
+    """
+    import pandas as pd
+
+    searched = of_search(frame)
+    searched = searched[searched["state"] == "succeeded"]
+    # A trial that was reused would count twice.
+    pairs = searched[["pruned", "repaired"]].dropna().apply(pd.to_numeric)
+    if len(pairs) < 3:
+        return math.nan, len(pairs)
+    return kendall(pairs["pruned"].tolist(), pairs["repaired"].tolist()), len(pairs)
+
+
+def kendall(one: Sequence[float], other: Sequence[float]) -> float:
+    """Returns Kendall's τ-b of two rankings of the same things; NaN if one ties all of them.
+
+    Of all pairs, (those in the same order − those swapped) / √(untied in one · untied in other).
+    """
+    from bisect import bisect_right, insort
+
+    count = len(one)
+    swapped, seen = 0, list[float]()
+    for _, value in sorted(zip(one, other, strict=True)):  # ties of one rise in the other
+        swapped += len(seen) - bisect_right(seen, value)
+        insort(seen, value)
+
+    def tied(values: Iterable[object]) -> int:
+        return sum(times * (times - 1) // 2 for times in Counter(values).values())
+
+    pairs, both = count * (count - 1) // 2, tied(zip(one, other, strict=True))
+    ties = tied(one), tied(other)
+    untied = (pairs - ties[0]) * (pairs - ties[1])
+    return (pairs - sum(ties) + both - 2 * swapped) / math.sqrt(untied) if untied else math.nan

@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 from ressa.landscape.allocations import is_pattern, of_search
 from ressa.landscape.best import best_trials, over_runs
 from ressa.landscape.charted import Charted
+from ressa.landscape.parts import parted
 from ressa.landscape.points import (
     COLOURS,
     HALO,
     INK,
     budget_ends,
+    colour_range,
     draw_dense,
     draw_point,
     visible,
@@ -23,7 +25,7 @@ from ressa.landscape.points import (
 )
 from ressa.landscape.render import percent
 from ressa.landscape.surface import Surface, draw_surface, hull_of, surface_of
-from ressa.landscape.tables import STATES, About, State, colour_range, parted, states_of
+from ressa.landscape.tables import STATES, About, State, states_of
 
 if TYPE_CHECKING:
     import pandas
@@ -67,12 +69,16 @@ def draw(
     import matplotlib
 
     about: About = frame.attrs["about"]
-    drawn = over_runs(frame[frame["score"].notna()])
+    scored = frame[frame["score"].notna()]
+    # Parted first: a seed may be what parts them, and means over runs have none.
+    parts = {value: over_runs(part) for value, part in parted(scored, by).items()}
+    drawn = parts[""] if by is None else over_runs(scored)
     # Maps of one option leave the dense model out, and have room for numbers beside points.
     span = _LIMITS if by is None else span_of(drawn)
-    panels = _panels(drawn, charted or {}, by)
+    states = states_of(frame)
+    panels = _panels(parts, states, charted or {}, by)
     scale = colour_range(frame)
-    last = (charted or {}).get(states_of(frame)[-1])
+    last = (charted or {}).get(states[-1])
     with matplotlib.rc_context({"font.size": 9}):
         figure, maps, below = _laid_out(len(panels), last is not None)
         side = _WIDE if last is not None and len(panels) == 1 else _NARROW
@@ -116,29 +122,31 @@ def _laid_out(panels: int, has_below: bool) -> "tuple[Figure, list[Axes], list[A
 
 
 def _panels(
-    drawn: "pandas.DataFrame", charted: Mapping[str, Charted], by: str | None
+    parts: "Mapping[str, pandas.DataFrame]",
+    states: Sequence[State],
+    charted: Mapping[str, Charted],
+    by: str | None,
 ) -> list[_Panel]:
     """The maps: before and after repair; or those of each value of an option, in order.
 
     What repair does is not seen before it: there is one map before, and one after for each value.
     """
-    states = states_of(drawn)
     if by is None:
         return [
-            _Panel(title=STATES[s], trials=drawn, state=s, charted=charted.get(s)) for s in states
+            _Panel(title=STATES[s], trials=parts[""], state=s, charted=charted.get(s))
+            for s in states
         ]
-    of = parted(drawn, by)
     if by.startswith("repair."):
-        first = _Panel(title=STATES["pruned"], trials=next(iter(of.values())), state="pruned")
+        first = _Panel(title=STATES["pruned"], trials=next(iter(parts.values())), state="pruned")
         after = [
             _Panel(title=f"{by} = {value}", trials=part, state="repaired")
-            for value, part in of.items()
+            for value, part in parts.items()
         ]
         return [first, *after] if "repaired" in states else [first]
     return [
         _Panel(title=f"{value}, {STATES[state]}", trials=part, state=state)
         for state in states
-        for value, part in of.items()
+        for value, part in parts.items()
     ]
 
 

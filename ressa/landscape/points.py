@@ -19,6 +19,20 @@ _ASIDE = 0.032
 _LABEL = (18.0, 7.5)  # typographic points that a number beside a point takes
 
 
+def colour_range(frame: "pandas.DataFrame") -> tuple[float, float]:
+    """Returns the scores at which a map's colours begin and end, for all its panels.
+
+    Below the lowest floor a model does worse than one that cannot see: colours are not spent there.
+    """
+    about: About = frame.attrs["about"]
+    scores = frame[["pruned", "repaired"]].stack().dropna()
+    tops = [score for score in (scores.max(), about.dense) if score is not None and score == score]
+    floors = [f for f in (about.floor_majority, about.floor_dense_blank) if f is not None]
+    high = max(tops, default=1.0)
+    low = max([scores.min(), *([min(floors)] if floors else [])]) if len(scores) else 0.0
+    return (low, high) if low < high else (high - 0.01, high)
+
+
 def visible(searched: "pandas.DataFrame") -> list[dict[str, Any]]:
     """Returns one point per allocation, the best there: trials that differ otherwise overprint.
 

@@ -11,18 +11,11 @@ from ressa.landscape.allocations import is_pattern, of_search
 from ressa.landscape.best import best_trials, over_runs, ranked
 from ressa.landscape.charted import KINDS, Charted, charts
 from ressa.landscape.figures import lines_of
-from ressa.landscape.points import budget_ends
+from ressa.landscape.points import budget_ends, colour_range
 from ressa.landscape.render import percent
+from ressa.landscape.standing import failures, sweep_row
 from ressa.landscape.surface import Surface, hull_of
-from ressa.landscape.tables import (
-    COLUMNS,
-    STATES,
-    About,
-    colour_range,
-    failures,
-    results_table,
-    sweep_row,
-)
+from ressa.landscape.tables import COLUMNS, STATES, About, results_table
 from ressa.landscape.together import owner, results_of
 from ressa.landscape.verdicts import allocation_rows, confirmed, judge
 from ressa.spec import SweepSpec, spec_from_yaml
