@@ -5,6 +5,7 @@ import json
 import pandas
 import pytest
 from PIL import Image
+from PIL.ExifTags import Base
 
 from ressa.catalog import task_facts
 from ressa.data import open_data
@@ -152,6 +153,21 @@ def test_a_split_s_table_is_read_beside_folders_of_pictures(tmp_path, ending):
         # A picture is known by its file, so that its questions stay together.
         assert [e.image_id for e in examples] == [f"{tmp_path.name}/{file}" for file, _ in asked]
         assert task.image(examples[0].image_id).size == (8, 8)
+
+
+def test_a_picture_is_turned_as_its_camera_says(tmp_path):
+    lies = Image.new("RGB", (16, 8), "blue")
+    lies.putpixel((0, 7), (255, 0, 0))  # bottom left; stood up, top left
+    tags = Image.Exif()
+    tags[Base.Orientation] = 6
+    lies.save(tmp_path / "phone.png", exif=tags)
+    pandas.DataFrame([{"file": "phone.png", "question": "what?", "answers": "red"}]).to_csv(
+        tmp_path / "train.csv", index=False
+    )
+    task = open_("vqa", "datasets", tmp_path, columns={"image": "file"}, splits={"train": "train"})
+    picture = task.image(task.examples("train")[0].image_id)
+    assert picture.size == (8, 16)
+    assert picture.getpixel((0, 0)) == (255, 0, 0)
 
 
 def test_answers_that_are_no_texts_are_read_as_texts_and_nulls_as_none(tmp_path, monkeypatch):
