@@ -16,6 +16,7 @@ import argparse
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,9 +24,12 @@ from numpy.typing import NDArray
 from benchmarks import replays
 from benchmarks.verdicts import rate
 from ressa.errors import NotFoundError
-from ressa.landscape.observed import mapped_trials, observe
+from ressa.landscape.observed import mapped_trials
 from ressa.landscape.surrogate import Observed, fit
 from ressa.store import SweepStore, open_store
+
+if TYPE_CHECKING:
+    import pandas
 
 Floats = NDArray[np.float64]
 
@@ -88,7 +92,7 @@ def held_out(sweeps: list[SweepStore], state: str) -> HeldOut:
     import pandas as pd
 
     trials = pd.concat(mapped_trials(sweeps, state=state).values())
-    observed = observe(sweeps, state=state, pictures=False)
+    observed = _observed(trials)
     places = np.column_stack([observed.vision, observed.language]).round(6)
     cells, at = np.unique(places, axis=0, return_inverse=True)
     at = at.ravel()
@@ -140,13 +144,19 @@ def _runs(sweeps: list[SweepStore]) -> tuple[Observed, NDArray[np.int64], NDArra
     import pandas as pd
 
     trials = pd.concat(mapped_trials(sweeps).values())
-    observed = observe(sweeps, pictures=False)
+    observed = _observed(trials)
     places = np.column_stack([observed.vision, observed.language]).round(6)
     at = np.unique(places, axis=0, return_inverse=True)[1].ravel()
     of_cell = (np.bincount(at, observed.score) / np.bincount(at))[at]
     size = trials["sparsity"].astype(float).round(4).to_numpy()
     on_line = pd.Series(of_cell).groupby(size).transform("max").to_numpy()
     return observed, at, of_cell >= on_line - NEAR
+
+
+def _observed(trials: "pandas.DataFrame") -> Observed:
+    """What trials scored, whichever pictures they were asked about."""
+    columns = ("vision", "language", "score")
+    return Observed(**{column: trials[column].to_numpy(float) for column in columns})
 
 
 def _take(observed: Observed, which: NDArray[np.bool_]) -> Observed:

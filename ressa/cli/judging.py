@@ -1,6 +1,7 @@
 """Verbs that say what a sweep's results are worth."""
 
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -185,7 +186,7 @@ def order(
     if winners:
         margin = current_spec(sweeps[0]).verdict.margin
         told = found.winners(margin=margin, confidence=confidence)
-        rows = [{"one": a, "other": b, **one.row()} for a, b, one in told]
+        rows = [{"one": a, "other": b, **asdict(one)} for a, b, one in told]
         if not _shown(rows, output, lambda rows: won(rows, by)):
             return
         say(
@@ -332,7 +333,7 @@ def _judge(sweep: "SweepStore", output: Output) -> None:
         raise typer.Exit(1)
     verdicts = judge(found, margin=asked.margin, confidence=asked.confidence)
     if output is not Output.table:
-        show([one.row() | {"sentence": one.sentence} for one in verdicts], output)
+        show([asdict(one) | {"sentence": one.sentence} for one in verdicts], output)
         return
     show([_confirmed(row) for row in allocation_rows(found, confidence=asked.confidence)], output)
     write("".join(f"{one.sentence}\n" for one in verdicts) or "no line has what to compare\n")

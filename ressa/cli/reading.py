@@ -240,7 +240,8 @@ def _draw_landscape(
     from ressa.cli.shortened import curved, layered
     from ressa.landscape import heatmap, line_table, results_of
     from ressa.landscape.figures import curves_of, layers_of
-    from ressa.landscape.tables import colour_range, mixed, parted
+    from ressa.landscape.parts import mixed, parted
+    from ressa.landscape.points import colour_range
     from ressa.sweep.driver import current_spec
 
     frame = results_of(sweeps, by=by)

@@ -132,8 +132,8 @@ def report(
         return
     with serve(
         gathered, port=port, changed=lambda data: write_page(out, page(data)), failed=say
-    ) as served:
-        say(f"{served.address} shows {sweep.name} and stays fresh, as does {out}; Ctrl-C ends it.")
+    ) as address:
+        say(f"{address} shows {sweep.name} and stays fresh, as does {out}; Ctrl-C ends it.")
         try:
             while True:
                 time.sleep(3600)

@@ -16,7 +16,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import ClassVar, Protocol, TypeAlias
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ressa.errors import SpecError, TrialError
 from ressa.records import Example
@@ -161,7 +161,7 @@ class FileTask(ABC):
         return tuple(drawn[:samples]), tuple(left_out)
 
     def image(self, image_id: str) -> Image.Image:
-        """Opens a picture as RGB.
+        """Opens a picture as RGB, turned as its EXIF data say.
 
         Raises:
             DamagedData: it cannot be read.
@@ -172,7 +172,7 @@ class FileTask(ABC):
         file = io.BytesIO(picture) if isinstance(picture, bytes) else picture
         try:
             with Image.open(file) as image:
-                return image.convert("RGB")
+                return ImageOps.exif_transpose(image).convert("RGB")
         except (OSError, SyntaxError, UnidentifiedImageError) as error:
             raise DamagedData(
                 f"picture {image_id} of {self.name} cannot be read ({error}). `ressa data check` "

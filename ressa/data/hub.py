@@ -4,6 +4,8 @@ Pictures are kept as their files' bytes and decoded when they are shown.
 """
 
 import os
+import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,10 @@ from ressa.data.files import DataError, Picture, Record
 from ressa.errors import MissingExtraError
 from ressa.spec import DataSource
 from ressa.spec.data import HUB
+
+_READERS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+_WORDS = {"validation": ("validation", "valid", "val", "dev")}
+"""Words in a file's name by which it is a split's, where they are more than the split's own."""
 
 
 class HuggingFace:
@@ -30,6 +36,8 @@ class HuggingFace:
                 "format datasets needs the package 'datasets', which is not installed. "
                 "Install it, in a checkout of ressa: pip install '.[run,tasks]' -c constraints.txt"
             ) from error
+        if not sys.stderr.isatty():
+            datasets.disable_progress_bars()
         self.source, self._library = source, datasets
         self._loaded: dict[str, Any] = {}
         self._rows: dict[str, tuple[str, int]] = {}  # image id → split and row
@@ -55,7 +63,8 @@ class HuggingFace:
         for field in wanted:
             if getattr(columns, field) not in names:
                 raise DataError(self._lacks(field, getattr(columns, field), names))
-        texts = rows.remove_columns([columns.image]) if columns.image else rows
+        has_bytes = columns.image and not self._are_paths(rows)
+        texts = rows.remove_columns([columns.image]) if has_bytes else rows
         for number, row in enumerate(texts):
             yield self._record(split, number, row)
 
@@ -88,7 +97,8 @@ class HuggingFace:
             return default if column is None or row[column] is None else row[column]
 
         own = f"{split}/{number}"
-        image_id = f"{self._name}/{value(columns.image_id, own)}"
+        shown = value(columns.image, own) if columns.image in row else own  # a picture's path
+        image_id = f"{self._name}/{value(columns.image_id, shown)}"
         self._rows.setdefault(image_id, (split, number))
         choices: tuple[str, ...] = ()
         answers: Any
@@ -135,6 +145,26 @@ class HuggingFace:
             self._loaded[split] = rows
         return self._loaded[split]
 
+    def _are_paths(self, rows: Any) -> bool:
+        """Whether the column of pictures names files."""
+        feature = rows.features[self.source.columns.image]
+        return getattr(feature, "dtype", "") in ("string", "large_string")
+
+    def _tables(self, split: str) -> list[str]:
+        """Finds a split's own tables beside folders of pictures.
+
+        `datasets` would read such a folder as pictures alone, unless metadata.* says what they are.
+        """
+        if self.source.subset is not None or any(self._folder.glob("metadata.*")):
+            return []
+        wanted = _WORDS.get(split, (split,))
+        return sorted(
+            str(file)
+            for file in self._folder.iterdir()
+            if file.suffix in _READERS
+            and set(re.split(r"[^a-z0-9]+", file.stem.lower())) & set(wanted)
+        )
+
     def _load(self, split: str) -> Any:
         source, library = self.source, self._library
         place = str(self._folder)
@@ -146,6 +176,9 @@ class HuggingFace:
                 return splits[split]
             if (self._folder / "state.json").is_file():
                 return library.load_from_disk(str(self._folder))
+            if not source.path.startswith(HUB) and (tables := self._tables(split)):
+                reader = _READERS[Path(tables[0]).suffix]
+                return library.load_dataset(reader, data_files={split: tables}, split=split)
             return library.load_dataset(place, source.subset, split=split, revision=source.revision)
         except KeyError as error:
             known = ", ".join(splits)

@@ -236,7 +236,8 @@ def _of_adapters(
         return
     others = [name for name in {**wanted, **there} if there.get(name) != wanted.get(name)]
     if others:
-        yield from _named(f"the dense model {model.id} is another one: a file differs", others)
+        files = "1 file differs" if len(others) == 1 else f"{len(others)} files differ"
+        yield f"the dense model {model.id} is another one: {files}, such as {min(others)}"
         return
     try:
         vlm, adapters = _adapted(folder, said, base, trust)

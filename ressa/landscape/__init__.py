@@ -8,21 +8,17 @@ from ressa.landscape.best import best_table
 from ressa.landscape.compare import compare
 from ressa.landscape.heatmap import heatmap
 from ressa.landscape.lines import line_table
-from ressa.landscape.order import orders
+from ressa.landscape.order import orders, rank_correlation, repair_order
 from ressa.landscape.render import json_lines, json_rows, latex_table, plain_table, render_table
 from ressa.landscape.saving import plot
-from ressa.landscape.tables import (
+from ressa.landscape.standing import (
     SWEEP_COLUMNS,
-    About,
     best_words,
-    chosen,
     failures,
-    rank_correlation,
-    repair_order,
-    results_table,
     short_row,
     sweep_row,
 )
+from ressa.landscape.tables import About, chosen, results_table
 from ressa.landscape.together import results_of
 from ressa.landscape.verdicts import (
     Allocated,

@@ -2,14 +2,15 @@
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import pandas
 
-RUN = re.compile(r" ?replicate=\d+")
-"""What in a trial's `options` tells runs of one allocation apart."""
+_RUN = re.compile(r"(?:^| )(?:replicate|\S*seed)=\S*")
+"""What in a trial's `options` tells runs of one allocation apart: their number, and any seed."""
 
 RACING = [
     *("trial", "role", "state", "budget", "vision_target", "language_target", "point"),
@@ -47,11 +48,7 @@ class Bests:
 
 def bests(trials: "pandas.DataFrame") -> Bests:
     """Returns the best allocations among rows of the table `trials`, with columns `RACING`."""
-    frame = trials.assign(
-        vision=trials["vision_target"],
-        language=trials["language_target"],
-        options=options_of(trials["point"]),
-    )
+    frame = renamed(trials)
     best = frame[is_best(frame, frame["objectives"])]
     runs = [own for _, own in best.groupby(allocations(best), sort=False)]
     has_lines = bool(best["budget"].notna().any())
@@ -67,6 +64,40 @@ def bests(trials: "pandas.DataFrame") -> Bests:
     )
 
 
+def renamed(trials: "pandas.DataFrame") -> "pandas.DataFrame":
+    """Returns rows of the table `trials` with vision, language and options, as a `results_table`
+    has them."""
+    return trials.assign(
+        vision=trials["vision_target"],
+        language=trials["language_target"],
+        options=options_of(trials["point"]),
+    )
+
+
+def of_search(frame: "pandas.DataFrame", *, scored: str | None = None) -> "pandas.DataFrame":
+    """Returns the trials of a search, without baselines.
+
+    Args:
+        frame: a `results_table`, or rows of the table `trials`.
+        scored: a column with a score; only trials that have it.
+    """
+    searched = frame[frame["role"] != "baseline"]
+    return searched if scored is None else searched[searched[scored].notna()]
+
+
+def named_pattern(asked: Any) -> str | None:
+    """Returns what was asked of a tower if it is a pattern N:M; None of a sparsity, or nothing."""
+    return asked if isinstance(asked, str) and ":" in asked else None
+
+
+def is_pattern(
+    frame: "pandas.DataFrame", columns: Sequence[str] = ("vision", "language")
+) -> "pandas.Series[bool]":
+    """Says of each trial whether a pattern N:M was asked of a tower: in one of the columns."""
+    one, other = (frame[name].astype("str").str.contains(":", regex=False) for name in columns)
+    return one | other
+
+
 def is_best(
     frame: "pandas.DataFrame", objectives: "pandas.Series | None" = None
 ) -> "pandas.Series[bool]":
@@ -80,8 +111,8 @@ def is_best(
         frame: a `results_table`; its role, state, budget, vision, language, options and score.
         objectives: of each trial, its objectives by name, or the JSON of that; None: one.
     """
-    racing = frame[(frame["role"] != "baseline") & (frame["state"] == "succeeded")]
-    racing = racing[racing["score"].notna()]
+    racing = of_search(frame, scored="score")
+    racing = racing[racing["state"] == "succeeded"]
     allocation = allocations(racing)
     if objectives is not None and has_several(objectives):
         values = _values(objectives[racing.index]).groupby(allocation).mean()
@@ -112,8 +143,13 @@ def allocations(frame: "pandas.DataFrame") -> "pandas.Series[int]":
 
 
 def without_run(options: "pandas.Series") -> "pandas.Series[str]":
-    """Returns trials' `options` but for the number of the run."""
-    return options.astype(str).str.replace(RUN, "", regex=True).str.strip()
+    """Returns trials' `options` without what tells runs of one allocation apart."""
+    return options.astype(str).str.replace(_RUN, "", regex=True).str.strip()
+
+
+def runs_and_rest(options: str) -> tuple[str, str]:
+    """Splits a trial's `options` into what tells runs of one allocation apart, and the rest."""
+    return "".join(_RUN.findall(options)).strip(), _RUN.sub("", options).strip()
 
 
 def has_several(objectives: "pandas.Series") -> bool:

@@ -7,7 +7,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 from ressa.errors import SpecError
-from ressa.landscape.allocations import allocations, is_best, without_run
+from ressa.landscape.allocations import allocations, is_best, of_search, without_run
 from ressa.landscape.lines import Edge
 from ressa.landscape.tables import results_table
 from ressa.spec import SweepSpec
@@ -44,9 +44,10 @@ def best_table(
     Raises:
         SpecError: there is no such budget, or `within` is not of that form.
     """
-    frame = results_table(sweep)
-    frame = frame[(frame["role"] != "baseline") & (frame["state"] == "succeeded")]
-    found = over_runs(frame).assign(below_best=0.0)[[*COLUMNS, "best"]]
+    searched = of_search(results_table(sweep))
+    found = over_runs(searched[searched["state"] == "succeeded"]).assign(below_best=0.0)[
+        [*COLUMNS, "best"]
+    ]
     if budget is not None:
         lines = sorted(found["budget"].dropna().unique())
         if not any(abs(line - budget) < 1e-9 for line in lines):
@@ -162,7 +163,7 @@ def ranked(frame: "pandas.DataFrame") -> list[str]:
     Args:
         frame: a `results_table`.
     """
-    scored = frame[(frame["role"] != "baseline") & frame["score"].notna()]
+    scored = of_search(frame, scored="score")
     leads = scored["best"].astype(bool) & ~allocations(scored).duplicated()
     order = scored.assign(leads=leads).sort_values(
         ["leads", "score"], ascending=False, kind="stable"

@@ -6,10 +6,11 @@ from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
 
 from ressa.errors import NotFoundError, SpecError
-from ressa.landscape.lines import Chart, Kind, Slope, bests, chart, line_through, slopes
+from ressa.landscape.lines import Chart, Kind, Slope, best_rows, chart, line_through, slopes
 from ressa.landscape.maps import Fitted, fitted_to
 from ressa.landscape.observed import mapped_trials
 from ressa.landscape.surrogate import LEAST_CELLS
+from ressa.landscape.tables import STATES
 from ressa.store import SweepStore
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ class Charted:
     @cached_property
     def bests(self) -> "pandas.DataFrame":
         """One row a line, with columns as `lines.LineBest`."""
-        return bests(self.fitted, margin=self.margin)
+        return best_rows(self.fitted, margin=self.margin)
 
     def language(self, kind: Kind, equal: float, vision: float) -> float:
         """Returns where a line through an equal split is at a vision sparsity."""
@@ -79,8 +80,8 @@ def charts(sweeps: Sequence[SweepStore], *, margin: float) -> dict[str, Charted]
     """
     import pandas as pd
 
-    found = {}
-    for state in ("pruned", "repaired"):
+    found: dict[str, Charted] = {}
+    for state in STATES:
         try:
             rows = mapped_trials(sweeps, state=state)
             cells = len(pd.concat(rows.values())[["vision", "language"]].drop_duplicates())
@@ -113,7 +114,7 @@ def map_table(frame: "pandas.DataFrame", charts: Mapping[str, Charted]) -> "pand
 
     about = ["trial", "vision", "language", "vision_sparsity", "language_sparsity", "budget"]
     parts = []
-    for state in ("pruned", "repaired"):
+    for state in STATES:
         scored = frame[frame[state].notna()]
         scores = {"score": scored[state], "standard_error": scored[f"{state}_standard_error"]}
         part = scored[[*about, "options"]].assign(kind="trial", state=state, **scores)

@@ -7,17 +7,16 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from ressa.errors import NotFoundError, SpecError, did_you_mean
-from ressa.landscape.allocations import RUN
+from ressa.landscape.allocations import of_search, runs_and_rest
 from ressa.landscape.items import Items, read_items
 from ressa.landscape.significance import LEAST_SEEDS, allocations, holm, same_checkpoints
 from ressa.landscape.tables import results_table
-from ressa.store import Store, SweepStore
+from ressa.store import SUCCESSFUL, Store, SweepStore
 
 if TYPE_CHECKING:
     import pandas
 
 _READ = ["trial", "role", "state", "reused_trial", "metric", "score_repaired"]
-_RESULTS = ("succeeded", "reused")
 _NEAR = 0.0005
 """How far apart two sweeps may ask for one allocation, in each tower: what is 19661/49152 in one,
 to lie on its line, is 0.4 in the other."""
@@ -51,7 +50,7 @@ def compare(store: Store, one: str, other: str, *, confidence: float) -> list[di
     if one == other:
         raise SpecError(f"{one} is compared with itself: name two sweeps, or two trials.")
     if trial is not None and other_trial is not None:
-        pairs: list[Any] = [([_run(sweep, trial)], [_run(other_sweep, other_trial)], {})]
+        pairs: list[Any] = [([(sweep.name, trial)], [(other_sweep.name, other_trial)], {})]
         chosen = {sweep: [trial]}
         chosen.setdefault(other_sweep, []).append(other_trial)
     else:
@@ -110,10 +109,6 @@ def _named(store: Store, text: str) -> tuple[SweepStore, str | None]:
     return store.sweep(name), trial if slash else None
 
 
-def _run(sweep: SweepStore, trial: str) -> tuple[str, str]:
-    return sweep.name, trial
-
-
 def _names(runs: "list[tuple[str, str]]") -> str:
     rest = f" and {len(runs) - 1} more" if len(runs) > 1 else ""
     return f"{runs[0][0]}/{runs[0][1]}{rest}"
@@ -126,7 +121,7 @@ def _rows(sweep: SweepStore, names: set[str]) -> "pandas.DataFrame":
         hint = did_you_mean(name, known)
         raise NotFoundError(f"sweep {sweep.name!r} has no trial {name!r} that ended.{hint}")
     found = trials[trials["trial"].isin(names)]
-    for row in found[~found["state"].isin(_RESULTS)].to_dict("records"):
+    for row in found[~found["state"].isin(SUCCESSFUL)].to_dict("records"):
         raise NotFoundError(f"{sweep.name}/{row['trial']} came to no result: it is {row['state']}.")
     return found
 
@@ -145,8 +140,8 @@ def _pairs(one: SweepStore, other: SweepStore) -> list[Any]:
             about["options"] = options
             if shared is not None:
                 about["sparsity"] = shared
-            mine = [_run(one, runs[number]) for number in common]
-            pairs.append((mine, [_run(other, others[number]) for number in common], about))
+            mine = [(one.name, runs[number]) for number in common]
+            pairs.append((mine, [(other.name, others[number]) for number in common], about))
     if not pairs:
         raise NotFoundError(f"{one.name} and {other.name} have no allocation in common.")
     return pairs
@@ -190,14 +185,11 @@ def _shares(asked: _Asked) -> list[float]:
 
 def _allocations(sweep: SweepStore) -> Mapping[_Asked, dict[str, str]]:
     """Trials that came to a result, by allocation and number of the run."""
-    frame = results_table(sweep)
-    frame = frame[(frame["role"] != "baseline") & frame["state"].isin(_RESULTS)]
+    searched = of_search(results_table(sweep))
     found: dict[_Asked, dict[str, str]] = {}
-    for row in frame.to_dict("records"):
-        run = RUN.search(row["options"])
-        number = run[0].strip() if run else ""
+    for row in searched[searched["state"].isin(SUCCESSFUL)].to_dict("records"):
+        number, options = runs_and_rest(row["options"])
         shared = None if isinstance(row["vision"], str) else row["budget"]  # by both towers
-        options = RUN.sub("", row["options"]).strip()
         key = (asked(row["vision"]), asked(row["language"]), shared, options)
         found.setdefault(key, {})[number] = row["trial"]
     return found

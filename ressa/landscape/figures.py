@@ -7,19 +7,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ressa.errors import NotFoundError, SpecError, did_you_mean
-from ressa.landscape.allocations import without_run
+from ressa.landscape.allocations import is_pattern, of_search, without_run
 from ressa.landscape.best import ranked
 from ressa.landscape.charted import KINDS, Charted
 from ressa.landscape.picture import (
     ROOM,
-    TITLES,
     diamonds,
     draw_bests,
     prepare,
     span_of,
-    states_of,
     title_of,
 )
+from ressa.landscape.tables import STATES, states_of
 from ressa.landscape.together import owner
 from ressa.store import SweepStore
 
@@ -57,7 +56,7 @@ def draw_lines(frame: "pandas.DataFrame", charts: Mapping[str, Charted]) -> "Fig
     above, *below = figure.subfigures(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
     panels = above.subplots(1, len(states), sharex=True, squeeze=False)[0]
     for axes, state in zip(panels, states, strict=True):
-        axes.set_title(TITLES[state], loc="left")
+        axes.set_title(STATES[state], loc="left")
         axes.set(xlabel="vision sparsity", ylabel=f"{frame.attrs['about'].metric} (%)")
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
@@ -77,8 +76,12 @@ def draw_lines(frame: "pandas.DataFrame", charts: Mapping[str, Charted]) -> "Fig
     panels[0].legend(fontsize=8)
     if chart is not None:
         kinds = [kind for kind in KINDS if (chart.bests["line"] == kind).any()]
-        free = frame[(frame["role"] != "baseline") & frame["score"].notna()]
-        places = free[["vision_sparsity", "language_sparsity"]].drop_duplicates().to_numpy(float).T
+        places = (
+            of_search(frame, scored="score")[["vision_sparsity", "language_sparsity"]]
+            .drop_duplicates()
+            .to_numpy(float)
+            .T
+        )
         maps = below[0].subplots(1, len(kinds), sharey=True, squeeze=False)[0]
         for axes, kind in zip(maps, kinds, strict=True):
             prepare(axes, "", span_of(frame, ROOM))
@@ -102,23 +105,22 @@ def lines_of(frame: "pandas.DataFrame") -> "Iterator[tuple[str, pandas.DataFrame
     """
     import pandas as pd
 
-    scored = frame[(frame["role"] != "baseline") & frame["score"].notna()]
+    scored = of_search(frame, scored="score")
     if scored.empty:
         return
     sums = (scored["vision_sparsity"] + scored["language_sparsity"]).round(3)
     has_budgets = bool(scored["budget"].notna().any())
-    pattern = (scored["vision"].astype(str) + scored["language"].astype(str)).str.contains(":")
     named = scored.assign(
         line=scored["budget"] if has_budgets else sums,
         rest=without_run(scored["options"]),
-        regime=pattern.map({True: "N:M", False: ""}),
+        regime=is_pattern(scored).map({True: "N:M", False: ""}),
         place=scored["vision_sparsity"].round(3),
     )
     found = []
     for (line, regime, rest), rows in named.groupby(["line", "regime", "rest"]):
         places = rows.groupby("place")
         made = {"vision": places["vision_sparsity"].mean()}
-        for state in ("pruned", "repaired"):
+        for state in STATES:
             spread = places[state].std().fillna(places[f"{state}_standard_error"].mean())
             made |= {state: places[state].mean(), f"{state}_error": spread}
         if len(places) >= _LEAST:
@@ -153,7 +155,7 @@ def layers_of(
 
 
 def curves_of(
-    sweeps: Sequence[SweepStore], frame: "pandas.DataFrame", trials: Sequence[str] = ()
+    sweeps: Sequence[SweepStore], frame: "pandas.DataFrame", trials: Sequence[str]
 ) -> "pandas.DataFrame":
     """Returns the loss over the steps of repair, by default of the dense model and the best five.
 
@@ -194,7 +196,7 @@ def split_of(row: Mapping[str, Any]) -> str:
 
 
 def draw_layers(
-    sweeps: Sequence[SweepStore], frame: "pandas.DataFrame", trials: Sequence[str] = ()
+    sweeps: Sequence[SweepStore], frame: "pandas.DataFrame", trials: Sequence[str]
 ) -> "Figure":
     """Draws what pruning does to each layer of a trial: its error, or else its sparsity."""
     from matplotlib.figure import Figure
@@ -223,7 +225,7 @@ def draw_layers(
 
 
 def draw_curves(
-    sweeps: Sequence[SweepStore], frame: "pandas.DataFrame", trials: Sequence[str] = ()
+    sweeps: Sequence[SweepStore], frame: "pandas.DataFrame", trials: Sequence[str]
 ) -> "Figure":
     """Draws the loss over the steps of repair, by default of the dense model and the best."""
     from matplotlib.figure import Figure

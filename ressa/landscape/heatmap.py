@@ -12,9 +12,11 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.style import Style
 from rich.text import Text
 
+from ressa.landscape.allocations import named_pattern, of_search
 from ressa.landscape.best import best_trials, over_runs
+from ressa.landscape.points import colour_range
 from ressa.landscape.render import percent, target
-from ressa.landscape.tables import About, colour_range
+from ressa.landscape.tables import STATES, About, State, states_of
 
 if TYPE_CHECKING:
     import pandas
@@ -65,13 +67,13 @@ class Heatmap:
 
     def __init__(self, frame: "pandas.DataFrame", scale: tuple[float, float]) -> None:
         self.about: About = frame.attrs["about"]
-        searched = over_runs(frame[(frame["role"] != "baseline") & frame["score"].notna()])
+        searched = over_runs(of_search(frame, scored="score"))
         self._points: list[dict[str, Any]] = searched.to_dict("records")
         self._rows = _levels(self._points, "language")[::-1]
         self._margin = max((len(level.label) for level in self._rows), default=0)
         self._columns: list[_Level] = []
         self._range = scale
-        self._states = ["pruned", "repaired"] if searched["repaired"].notna().any() else ["pruned"]
+        self._states = states_of(searched)
         several = self.about.several_objectives
         self._best = {
             state: best_trials(searched, state, several_objectives=several)
@@ -101,11 +103,10 @@ class Heatmap:
                 yield from (*one, Text())
         yield from self._legend()
 
-    def _map(self, state: str) -> Iterator[Text]:
+    def _map(self, state: State) -> Iterator[Text]:
         """One map as lines of equal width."""
-        names = {"pruned": "before repair", "repaired": "after repair"}
         margin = self._margin
-        title, axes = f"{names[state]} (%)", "language ↑  vision →"
+        title, axes = f"{STATES[state]} (%)", "language ↑  vision →"
         width = max(margin + 1 + _CELL * len(self._columns), len(title), len(axes))
         yield Text(title.center(width), style="bold")
         for at, row in enumerate(self._rows):
@@ -122,12 +123,12 @@ class Heatmap:
                 yield Text(f"{'':{margin}} {labels}".ljust(width))
         yield Text(axes.center(width), style="dim")
 
-    def _cell(self, row: _Level, column: _Level, state: str) -> Text:
+    def _cell(self, row: _Level, column: _Level, state: State) -> Text:
         here = [
             point
             for point in self._points
-            if row.holds(point["language_sparsity"], _pattern(point["language"]))
-            and column.holds(point["vision_sparsity"], _pattern(point["vision"]))
+            if row.holds(point["language_sparsity"], named_pattern(point["language"]))
+            and column.holds(point["vision_sparsity"], named_pattern(point["vision"]))
             and not math.isnan(point[state])
         ]
         if not here:
@@ -168,7 +169,7 @@ class Heatmap:
                 if same and other["trial"] != top["trial"]:
                     yield Text(f"  before repair: {_describe(other, 'pruned')}")
 
-    def _starred(self, state: str) -> list[dict[str, Any]]:
+    def _starred(self, state: State) -> list[dict[str, Any]]:
         """The best of each line, budgets rising."""
         found = [point for point in self._points if point["trial"] in self._best[state]]
         return sorted(found, key=lambda point: (point["budget"], -point["score"]))
@@ -182,10 +183,6 @@ def _describe(point: dict[str, Any], state: str | None = None) -> str:
     runs = f" over {point['runs']} runs" if point["runs"] > 1 else ""
     score = f"{percent(point['score' if state is None else state])}{spread}{runs}"
     return f"{point['trial']}  vision {vision} language {language}  {score}"
-
-
-def _pattern(asked: Any) -> str | None:
-    return asked if isinstance(asked, str) and ":" in asked else None
 
 
 def _asked(point: dict[str, Any], tower: str) -> Any:
@@ -206,8 +203,8 @@ def _levels(
         tower: whose axis.
         most: how many levels there is room for; None: any.
     """
-    patterns = {p[tower]: p[f"{tower}_sparsity"] for p in points if _pattern(p[tower])}
-    free = [point for point in points if not _pattern(point[tower])]
+    patterns = {p[tower]: p[f"{tower}_sparsity"] for p in points if named_pattern(p[tower])}
+    free = [point for point in points if not named_pattern(point[tower])]
     values = sorted({round(point[f"{tower}_sparsity"], 6) for point in free})
     levels = [_Level(sparsity, sparsity, str(name), name) for name, sparsity in patterns.items()]
     if len(values) <= _MOST_VALUES:

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ressa.landscape.items import Floats
-from ressa.landscape.maps import Fitted, fitted_map
+from ressa.landscape.maps import Fitted, fitted_to
+from ressa.landscape.observed import mapped_trials
 from ressa.landscape.surrogate import CONFIDENCE, Surrogate
 from ressa.store import SweepStore
 
@@ -71,7 +72,7 @@ class LineBest:
     """Sparsities of the best: the highest expected score."""
     language: float
     vision_low: float
-    """Between these lies the vision sparsity of the true best, with the confidence asked for."""
+    """Between these lies the vision sparsity of the true best, with confidence `CONFIDENCE`."""
     vision_high: float
     score: float
     """Expected, over seeds."""
@@ -181,16 +182,13 @@ def _edge(
     return by_language if language_goes_on and vision_goes_on else None
 
 
-def best_of(
-    surrogate: Surrogate, line: Line, *, margin: float, confidence: float = CONFIDENCE
-) -> LineBest:
+def best_of(surrogate: Surrogate, line: Line, *, margin: float) -> LineBest:
     """Returns the best place of a line, and how sure that is.
 
     Args:
         surrogate: the map.
         line: where to look.
         margin: in points, 1 is 0.01.
-        confidence: of the intervals, in (0, 1).
     """
     has_equal = line.vision[0] <= line.equal <= line.vision[-1]
     vision, language = (
@@ -200,7 +198,7 @@ def best_of(
     drawn = surrogate.draws(vision, language, DRAWS)
     near = within(drawn, margin).mean(axis=0)
     mean = drawn.mean(axis=0)
-    ends = (1 - confidence) / 2, (1 + confidence) / 2
+    ends = (1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2
     best = int(mean.argmax())
     low, high = np.quantile(drawn[:, best], ends)
     vision_low, vision_high = np.quantile(vision[drawn.argmax(axis=1)], ends)
@@ -255,39 +253,31 @@ def settled(
     return float(within(drawn, margin)[:, best].mean())
 
 
-def line_table(
-    sweeps: Sequence[SweepStore],
-    *,
-    margin: float,
-    confidence: float = CONFIDENCE,
-    state: str | None = None,
-) -> "pandas.DataFrame":
+def line_table(sweeps: Sequence[SweepStore], *, margin: float) -> "pandas.DataFrame":
     """Returns the best of every line, one row each, with columns as `LineBest`.
 
     Lines go through the equal split of each of the sweeps' budgets; where they have none, of 20,
     30, … % as far as trials surround it.
 
     Args:
-        sweeps: whose trials make the map.
+        sweeps: whose trials make the map: after repair where there is one.
         margin: in points.
-        confidence: of the intervals.
-        state: pruned or repaired; None takes repaired where there is a repair.
 
     Raises:
         SpecError: there are too few allocations, or they cannot be on one map.
         NotFoundError: no trial has a score.
     """
-    return bests(fitted_map(sweeps, state=state), margin=margin, confidence=confidence)
+    return best_rows(fitted_to(mapped_trials(sweeps)), margin=margin)
 
 
-def bests(fitted: Fitted, *, margin: float, confidence: float = CONFIDENCE) -> "pandas.DataFrame":
+def best_rows(fitted: Fitted, *, margin: float) -> "pandas.DataFrame":
     """Returns the best of every line of a map, as `line_table` does."""
     import pandas as pd
 
     trials = fitted.trials
     spans = {t: (float(trials[t].min()), float(trials[t].max())) for t in ("vision", "language")}
     rows = [
-        asdict(best_of(fitted.surrogate, line, margin=margin, confidence=confidence))
+        asdict(best_of(fitted.surrogate, line, margin=margin))
         for slope in slopes(trials).values()
         for equal in _levels(trials, spans)
         if (line := line_through(slope, equal, **spans)) is not None

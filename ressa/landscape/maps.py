@@ -1,11 +1,10 @@
 """The map of stored sweeps: fitted once to what they hold, whoever asks for it."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from ressa.landscape.observed import mapped_trials, observed
+from ressa.landscape.observed import observed
 from ressa.landscape.surrogate import Surrogate, fit
 from ressa.store import SweepStore
 
@@ -27,25 +26,20 @@ class _Trials:
     """What a map is fitted to; two are equal if the same map comes of them."""
 
     scored: tuple[tuple[object, ...], ...]
+    """Sweep, state, trial, attempt and score of each: by these a map that was fitted is found."""
     rows: "dict[SweepStore, pandas.DataFrame]" = field(compare=False, repr=False)
 
 
-def fitted_map(sweeps: Sequence[SweepStore], *, state: str | None = None) -> Fitted:
-    """Fits the map of some sweeps; one of the last few is not fitted again.
+def fitted_to(rows: "dict[SweepStore, pandas.DataFrame]") -> Fitted:
+    """Fits the map of some trials; one of the last few is not fitted again.
 
     Args:
-        sweeps: of one model, evaluation and recipe.
-        state: pruned or repaired; None takes repaired where there is a repair.
+        rows: as `mapped_trials` gives them.
 
     Raises:
         SpecError: there are too few allocations, or they cannot be on one map.
-        NotFoundError: no trial has a score.
+        NotFoundError: there are several sweeps, and no answers of a trial.
     """
-    return fitted_to(mapped_trials(sweeps, state=state))
-
-
-def fitted_to(rows: "dict[SweepStore, pandas.DataFrame]") -> Fitted:
-    """Fits the map of some trials, as `fitted_map` does; they are as `mapped_trials` gives them."""
     scored = tuple(
         (sweep, *row)
         for sweep, own in rows.items()

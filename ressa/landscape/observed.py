@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ressa.errors import NotFoundError, SpecError
+from ressa.landscape.allocations import is_pattern, of_search
 from ressa.landscape.items import Floats, read_items
 from ressa.landscape.surrogate import Observed
 from ressa.landscape.together import check_alike
@@ -76,51 +77,34 @@ def mapped_trials(
     return found
 
 
-def observe(
-    sweeps: Sequence[SweepStore], *, state: str | None = None, pictures: bool = True
-) -> Observed:
-    """Reads what all trials of some sweeps scored, on the questions that all of them were asked.
-
-    Args:
-        sweeps: of one model, evaluation and recipe.
-        state: pruned or repaired; None takes repaired where there is a repair.
-        pictures: whether to read single answers too, which tell how the map depends on them.
-
-    Raises:
-        SpecError: as `mapped_trials`; or there are several sweeps and no answers that pair them.
-        NotFoundError: no trial has such a score.
-    """
-    return observed(mapped_trials(sweeps, state=state), pictures=pictures)
-
-
-def observed(trials: "Mapping[SweepStore, pandas.DataFrame]", *, pictures: bool = True) -> Observed:
-    """Reads what some trials scored, as `observe` does.
+def observed(trials: "Mapping[SweepStore, pandas.DataFrame]") -> Observed:
+    """Reads what some trials scored, on the questions that all of them were asked.
 
     Args:
         trials: as `mapped_trials` gives them.
-        pictures: whether to read single answers too.
+
+    Raises:
+        SpecError: there are several sweeps, and their trials cannot be paired by items.
+        NotFoundError: there are several sweeps, and no answers of a trial.
     """
     vision, language, score = (
         np.concatenate([rows[column].to_numpy(float) for rows in trials.values()])
         for column in ("vision", "language", "score")
     )
     influence: Floats | None = None
-    if pictures:
-        wanted = next(iter(trials.values()))["wanted"].iloc[0]
-        try:
-            items = read_items(trials, state=wanted)
-        except (SpecError, NotFoundError):  # the objective is no mean over items, or they are gone
-            if len(trials) > 1:
-                raise
-        else:
-            score = items.scores
-            influence = (items.said - score[:, None]) / items.pictures
+    try:
+        items = read_items(trials, state=next(iter(trials.values()))["wanted"].iloc[0])
+    except (SpecError, NotFoundError):  # the objective is no mean over items, or they are gone
+        if len(trials) > 1:
+            raise
+    else:
+        score = items.scores
+        influence = (items.said - score[:, None]) / items.pictures
     return Observed(vision=vision, language=language, score=score, influence=influence)
 
 
 def _scored(trials: "pandas.DataFrame") -> "pandas.DataFrame":
-    is_run = (trials["role"] != "baseline") & (trials["state"] == "succeeded")
-    counted = trials["vision_zeros"].notna() & trials["language_zeros"].notna()
-    patterns = trials["vision_target"].astype("str").str.contains(":", regex=False)
-    patterns |= trials["language_target"].astype("str").str.contains(":", regex=False)
-    return trials[is_run & counted & ~patterns]
+    runs = of_search(trials)
+    counted = runs["vision_zeros"].notna() & runs["language_zeros"].notna()
+    runs = runs[counted & (runs["state"] == "succeeded")]
+    return runs[~is_pattern(runs, ("vision_target", "language_target"))]

@@ -16,20 +16,23 @@ models, on other pictures; and, of three runs or more, of the allocations, with 
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ressa.errors import NotFoundError, SpecError
+from ressa.landscape.allocations import named_pattern, of_search, runs_and_rest
 from ressa.landscape.items import Floats, Items, Places, Run, read_items
+from ressa.landscape.parts import PATTERN, chosen_fields, parted
 from ressa.landscape.significance import LEAST_SEEDS, allocations, holm
-from ressa.landscape.tables import PATTERN, chosen_fields, parted, results_table, runs_and_rest
+from ressa.landscape.tables import STATES, State, results_table
 from ressa.landscape.verdicts import Allocated, Verdict, ask, settled
-from ressa.store import SweepStore
+from ressa.store import SUCCESSFUL, SweepStore
 
 if TYPE_CHECKING:
     import pandas
@@ -38,8 +41,6 @@ if TYPE_CHECKING:
 _RESAMPLES = 2000
 _LEAST, _MOST = 3, 300  # allocations: of more, the pairs are too many
 _BLOCK = 4_000_000  # signs of pairs that are held at once
-State = Literal["pruned", "repaired"]
-_STATES: Mapping[State, str] = {"pruned": "before repair", "repaired": "after repair"}
 _READ = ["trial", "state", "reused_trial", "metric", "score_repaired"]
 
 Key = tuple[float, str, str, str]
@@ -193,14 +194,14 @@ def orders(sweeps: Sequence[SweepStore], *, by: str | None = None) -> Orders:
             value if by in (None, PATTERN) else f"{by}={value}": part
             for value, part in parted(frame, by).items()
         }
-        for state in _STATES:
+        for state in STATES:
             if frame[state].isna().all():
                 continue
             # Before repair its options change nothing: one condition, from any of their values.
             alone = {"": next(iter(parts.values()))}
             for value, part in (alone if of_repair and state == "pruned" else parts).items():
                 words = [sweep.name if len(sweeps) > 1 else "", value]
-                words.append("" if value and of_repair else _STATES[state])
+                words.append("" if value and of_repair else STATES[state])
                 runs = _runs(sweep, part, by, several=len(sweeps) > 1)
                 name = ", ".join(filter(None, words))
                 conditions.append(Condition(name=name, state=state, runs=runs))
@@ -253,11 +254,11 @@ def _common(one: Condition, other: Condition, keys: Sequence[Key]) -> list[str]:
 
 
 def _results(sweep: SweepStore) -> "pandas.DataFrame":
-    frame = results_table(sweep)
-    is_result = (frame["role"] != "baseline") & frame["state"].isin(["succeeded", "reused"])
-    if not is_result.any():
+    searched = of_search(results_table(sweep))
+    found = searched[searched["state"].isin(SUCCESSFUL)]
+    if found.empty:
         raise NotFoundError(f"no trial of {sweep.name} came to a result.")
-    return frame[is_result]
+    return found
 
 
 def _trials(sweep: SweepStore, frame: "pandas.DataFrame") -> "pandas.DataFrame":
@@ -286,9 +287,8 @@ def _runs(
 
 def _asked(row: dict[str, Any], tower: str, by: str | None) -> str:
     """A tower's pattern, or its sparsity; patterns too are sparsities where those are compared."""
-    asked = row[tower]
-    is_pattern = isinstance(asked, str) and ":" in asked and by != PATTERN
-    return str(asked) if is_pattern else f"{row[f'{tower}_sparsity']:.3f}"
+    pattern = None if by == PATTERN else named_pattern(row[tower])
+    return pattern or f"{row[f'{tower}_sparsity']:.3f}"
 
 
 def _short(asked: str) -> str:
@@ -374,3 +374,54 @@ def _models(one: Floats, other: Floats) -> float:
     differences = (one - other).mean(axis=0)
     error = float(differences.std(ddof=1)) / math.sqrt(len(differences))
     return float(stdtr(len(differences) - 1, -differences.mean() / error)) if error else 1.0
+
+
+# ---- before and after repair, of a table ------------------------------------------------------
+
+
+def repair_order(frame: "pandas.DataFrame") -> str | None:
+    """Says how alike repair leaves the order of the trials; None where that means nothing."""
+    correlation, count = rank_correlation(frame)
+    return None if math.isnan(correlation) else f"τ = {correlation:.2f} over {count} trials"
+
+
+def rank_correlation(frame: "pandas.DataFrame") -> tuple[float, int]:
+    """Returns how alike repair leaves the order of a search's trials, and of how many.
+
+    Kendall's τ of the scores before and after repair: 1 if repair changes no order, -1 if it turns
+    it round; NaN of fewer than three trials, or where one of the scores is the same in all.
+
+    Args:
+        frame: a `results_table`.
+    """
+    import pandas as pd
+
+    searched = of_search(frame)
+    searched = searched[searched["state"] == "succeeded"]
+    # A trial that was reused would count twice.
+    pairs = searched[["pruned", "repaired"]].dropna().apply(pd.to_numeric)
+    if len(pairs) < 3:
+        return math.nan, len(pairs)
+    return kendall(pairs["pruned"].tolist(), pairs["repaired"].tolist()), len(pairs)
+
+
+def kendall(one: Sequence[float], other: Sequence[float]) -> float:
+    """Returns Kendall's τ-b of two rankings of the same things; NaN if one ties all of them.
+
+    Of all pairs, (those in the same order − those swapped) / √(untied in one · untied in other).
+    """
+    from bisect import bisect_right, insort
+
+    count = len(one)
+    swapped, seen = 0, list[float]()
+    for _, value in sorted(zip(one, other, strict=True)):  # ties of one rise in the other
+        swapped += len(seen) - bisect_right(seen, value)
+        insort(seen, value)
+
+    def tied(values: Iterable[object]) -> int:
+        return sum(times * (times - 1) // 2 for times in Counter(values).values())
+
+    pairs, both = count * (count - 1) // 2, tied(zip(one, other, strict=True))
+    ties = tied(one), tied(other)
+    untied = (pairs - ties[0]) * (pairs - ties[1])
+    return (pairs - sum(ties) + both - 2 * swapped) / math.sqrt(untied) if untied else math.nan

@@ -8,21 +8,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ressa.landscape.allocations import is_pattern, of_search
 from ressa.landscape.best import best_trials, over_runs
 from ressa.landscape.charted import Charted
+from ressa.landscape.parts import parted
 from ressa.landscape.points import (
     COLOURS,
     HALO,
     INK,
+    budget_ends,
+    colour_range,
     draw_dense,
     draw_point,
-    is_pattern,
     visible,
     with_room,
 )
 from ressa.landscape.render import percent
 from ressa.landscape.surface import Surface, draw_surface, hull_of, surface_of
-from ressa.landscape.tables import About, colour_range, parted
+from ressa.landscape.tables import STATES, About, State, states_of
 
 if TYPE_CHECKING:
     import pandas
@@ -35,7 +38,6 @@ ROOM = 0.14
 """What the numbers at the ends of lines take, in sparsity."""
 _LIMITS = (-0.04, 1.04)
 _NARROW, _WIDE = 290.0, 520.0  # typographic points that a map's side takes, about
-TITLES = {"pruned": "before repair", "repaired": "after repair"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,14 +46,8 @@ class _Panel:
 
     title: str
     trials: "pandas.DataFrame"
-    state: str
+    state: State
     charted: Charted | None = None
-
-
-def states_of(frame: "pandas.DataFrame") -> list[str]:
-    """Returns the states in which trials of a `results_table` were scored."""
-    searched = frame[frame["score"].notna()]
-    return ["pruned", "repaired"] if searched["repaired"].notna().any() else ["pruned"]
 
 
 def draw(
@@ -73,12 +69,16 @@ def draw(
     import matplotlib
 
     about: About = frame.attrs["about"]
-    drawn = over_runs(frame[frame["score"].notna()])
+    scored = frame[frame["score"].notna()]
+    # Parted first: a seed may be what parts them, and means over runs have none.
+    parts = {value: over_runs(part) for value, part in parted(scored, by).items()}
+    drawn = parts[""] if by is None else over_runs(scored)
     # Maps of one option leave the dense model out, and have room for numbers beside points.
     span = _LIMITS if by is None else span_of(drawn)
-    panels = _panels(drawn, charted or {}, by)
+    states = states_of(frame)
+    panels = _panels(parts, states, charted or {}, by)
     scale = colour_range(frame)
-    last = (charted or {}).get(states_of(frame)[-1])
+    last = (charted or {}).get(states[-1])
     with matplotlib.rc_context({"font.size": 9}):
         figure, maps, below = _laid_out(len(panels), last is not None)
         side = _WIDE if last is not None and len(panels) == 1 else _NARROW
@@ -122,29 +122,31 @@ def _laid_out(panels: int, has_below: bool) -> "tuple[Figure, list[Axes], list[A
 
 
 def _panels(
-    drawn: "pandas.DataFrame", charted: Mapping[str, Charted], by: str | None
+    parts: "Mapping[str, pandas.DataFrame]",
+    states: Sequence[State],
+    charted: Mapping[str, Charted],
+    by: str | None,
 ) -> list[_Panel]:
     """The maps: before and after repair; or those of each value of an option, in order.
 
     What repair does is not seen before it: there is one map before, and one after for each value.
     """
-    states = states_of(drawn)
     if by is None:
         return [
-            _Panel(title=TITLES[s], trials=drawn, state=s, charted=charted.get(s)) for s in states
+            _Panel(title=STATES[s], trials=parts[""], state=s, charted=charted.get(s))
+            for s in states
         ]
-    of = parted(drawn, by)
     if by.startswith("repair."):
-        first = _Panel(title=TITLES["pruned"], trials=next(iter(of.values())), state="pruned")
+        first = _Panel(title=STATES["pruned"], trials=next(iter(parts.values())), state="pruned")
         after = [
             _Panel(title=f"{by} = {value}", trials=part, state="repaired")
-            for value, part in of.items()
+            for value, part in parts.items()
         ]
         return [first, *after] if "repaired" in states else [first]
     return [
-        _Panel(title=f"{value}, {TITLES[state]}", trials=part, state=state)
+        _Panel(title=f"{value}, {STATES[state]}", trials=part, state=state)
         for state in states
-        for value, part in of.items()
+        for value, part in parts.items()
     ]
 
 
@@ -160,7 +162,7 @@ def _draw_panel(
     """Draws one map; returns whether there are enough points to shade what is between them."""
     prepare(axes, panel.title, span)
     state = panel.state
-    searched = panel.trials[(panel.trials["role"] != "baseline") & panel.trials[state].notna()]
+    searched = of_search(panel.trials, scored=state)
     if searched.empty:
         axes.text(0.5, 0.5, "no trial has succeeded yet", ha="center", color=_FAINT)
         return False
@@ -199,8 +201,7 @@ def prepare(axes: "Axes", title: str, span: tuple[float, float] = _LIMITS) -> No
 
 def span_of(trials: "pandas.DataFrame", room: float = 0.06) -> tuple[float, float]:
     """Returns the sparsities between which all trials of a search lie, with room around them."""
-    searched = trials[trials["role"] != "baseline"]
-    values = searched[["vision_sparsity", "language_sparsity"]].stack().astype(float)
+    values = of_search(trials)[["vision_sparsity", "language_sparsity"]].stack().astype(float)
     if values.empty:
         return _LIMITS
     return max(-room, values.min() - room), min(_LIMITS[1], values.max() + room)
@@ -218,7 +219,7 @@ def _draw_sureness(
 
     The second has the lines of equal weights, with the best of each and between where it lies.
     """
-    searched = panel.trials[panel.trials["role"] != "baseline"]
+    searched = of_search(panel.trials)
     free = searched[~is_pattern(searched) & searched[panel.state].notna()]
     places = free[["vision_sparsity", "language_sparsity"]].drop_duplicates().to_numpy(float)
     hull, chart, span = hull_of(places), charted.chart, span_of(searched, ROOM)
@@ -298,17 +299,9 @@ def draw_bests(axes: "Axes", charted: Charted, kind: Any) -> None:
 
 
 def _draw_budgets(axes: "Axes", searched: "pandas.DataFrame", about: About) -> None:
-    """Draws, per budget, every allocation that leaves as many weights: s_v P_v + s_l P_l = B P."""
-    vision, language = about.vision_prunable, about.language_prunable
-    if not vision or not language:
-        return
+    """Draws, per budget, every allocation that leaves as many weights."""
     places = searched[["vision_sparsity", "language_sparsity"]].to_numpy(float).tolist()
-    for budget in sorted(set(searched["budget"].dropna())):
-        zeros = budget * (vision + language)
-        ends = [
-            (s, (zeros - s * vision) / language)
-            for s in (max(0.0, (zeros - language) / vision), min(1.0, zeros / vision))
-        ]
+    for budget, ends in budget_ends(searched, about).items():
         axes.plot(*zip(*ends, strict=True), color=INK, linewidth=0.8, linestyle=(0, (5, 4)))
         # At the end that is farther from all points.
         free = [min(math.dist(end, place) for place in places) for end in ends]
@@ -321,7 +314,7 @@ def _draw_budgets(axes: "Axes", searched: "pandas.DataFrame", about: About) -> N
             ha="left" if at_left else "right",
             fontsize=7.5,
             color=INK,
-            rotation=-math.degrees(math.atan2(vision, language)),
+            rotation=math.degrees(math.atan2(ends[1][1] - ends[0][1], ends[1][0] - ends[0][0])),
             rotation_mode="anchor",
         )
 
@@ -340,13 +333,7 @@ def _draw_scale(figure: "Figure", panels: Any, about: About, scale: tuple[float,
     )
     bar.ax.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f}")
     bar.ax.yaxis.set_ticks_position("left")
-    marks = {
-        "dense": about.dense,
-        "dense-repaired": about.dense_repaired,
-        "majority answer": about.floor_majority,
-        "dense, blank image": about.floor_dense_blank,
-    }
-    known = sorted((value, name) for name, value in marks.items() if value is not None)
+    known = sorted((value, name) for name, value in about.yardsticks.items())
     room = 0.045 * (scale[1] - scale[0])
     inside = [min(max(value, scale[0]), scale[1]) for value, _ in known]
     for (value, name), at, height in zip(known, inside, _spread(inside, room), strict=True):
@@ -386,7 +373,7 @@ def title_of(frame: "pandas.DataFrame") -> str:
 def _footnote(
     about: About, drawn: "pandas.DataFrame", charted: Charted | None, *, is_shaded: bool
 ) -> list[str]:
-    searched = drawn[drawn["role"] != "baseline"]
+    searched = of_search(drawn)
     said = []
     if about.items and len(searched):
         error = searched["standard_error"].median()

@@ -4,7 +4,9 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
+from ressa.landscape.allocations import named_pattern
 from ressa.landscape.render import percent
+from ressa.landscape.tables import About
 
 if TYPE_CHECKING:
     import pandas
@@ -15,6 +17,20 @@ INK = "#222222"
 HALO = 2.2
 _ASIDE = 0.032
 _LABEL = (18.0, 7.5)  # typographic points that a number beside a point takes
+
+
+def colour_range(frame: "pandas.DataFrame") -> tuple[float, float]:
+    """Returns the scores at which a map's colours begin and end, for all its panels.
+
+    Below the lowest floor a model does worse than one that cannot see: colours are not spent there.
+    """
+    about: About = frame.attrs["about"]
+    scores = frame[["pruned", "repaired"]].stack().dropna()
+    tops = [score for score in (scores.max(), about.dense) if score is not None and score == score]
+    floors = [f for f in (about.floor_majority, about.floor_dense_blank) if f is not None]
+    high = max(tops, default=1.0)
+    low = max([scores.min(), *([min(floors)] if floors else [])]) if len(scores) else 0.0
+    return (low, high) if low < high else (high - 0.01, high)
 
 
 def visible(searched: "pandas.DataFrame") -> list[dict[str, Any]]:
@@ -36,8 +52,8 @@ def visible(searched: "pandas.DataFrame") -> list[dict[str, Any]]:
     for point in kept:
         if _names_pattern(point) and any(math.dist(_place(point), p) < _ASIDE for p in taken):
             point["aside"] = (
-                -_ASIDE if ":" in str(point["vision"]) else 0.0,
-                -_ASIDE if ":" in str(point["language"]) else 0.0,
+                -_ASIDE if named_pattern(point["vision"]) else 0.0,
+                -_ASIDE if named_pattern(point["language"]) else 0.0,
             )
     return kept
 
@@ -47,14 +63,26 @@ def _place(point: dict[str, Any]) -> tuple[float, float]:
 
 
 def _names_pattern(point: dict[str, Any]) -> bool:
-    return ":" in str(point["vision"]) or ":" in str(point["language"])
+    return bool(named_pattern(point["vision"]) or named_pattern(point["language"]))
 
 
-def is_pattern(frame: "pandas.DataFrame") -> "pandas.Series":
-    """Says of each trial whether a tower of it has a pattern N:M."""
-    return frame["vision"].str.contains(":", na=False) | frame["language"].str.contains(
-        ":", na=False
-    )
+def budget_ends(
+    searched: "pandas.DataFrame", about: About
+) -> dict[float, tuple[tuple[float, float], tuple[float, float]]]:
+    """Returns by budget the ends of its line on the map: vision and language sparsity of each.
+
+    A budget leaves as many weights wherever on its line it is spent: s_v P_v + s_l P_l = B P.
+    """
+    vision, language = about.vision_prunable, about.language_prunable
+    if not vision or not language:
+        return {}
+    found = {}
+    for budget in sorted(set(searched["budget"].dropna())):
+        zeros = float(budget) * (vision + language)
+        low, high = max(0.0, (zeros - language) / vision), min(1.0, zeros / vision)
+        start, end = ((s, (zeros - s * vision) / language) for s in (low, high))
+        found[float(budget)] = start, end
+    return found
 
 
 def with_room(points: Sequence[dict[str, Any]], unit: float) -> set[str]:

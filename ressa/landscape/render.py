@@ -15,6 +15,7 @@ from rich.text import Text
 from ressa.landscape.allocations import without_run
 from ressa.landscape.fitting import GAP, Column, fitting, wrapped
 from ressa.landscape.tables import About
+from ressa.store import is_null
 
 if TYPE_CHECKING:
     import pandas
@@ -150,20 +151,14 @@ def _caption(
 ) -> str:
     """What the columns are of: which floors a score stands on, which weights a sparsity counts."""
     lines, there = [], {column.name for column in shown}
-    scores = {
-        "dense": about.dense,
-        "dense-repaired": about.dense_repaired,
-        "majority answer": about.floor_majority,
-        "dense on blank images": about.floor_dense_blank,
-    }
-    known = [f"{name} {percent(value)}" for name, value in scores.items() if value is not None]
+    known = [f"{name} {percent(score)}" for name, score in about.yardsticks.items()]
     starred = frame[frame["best"]]
     if len(starred):
         lines.append(_star(about, starred))
     after = " and after" if "repaired" in there else ""
     lines.append(f"score: in %, before{after} repair, ± one standard error")
     if known:
-        lines.append(f"beside them: {', '.join(known)}")
+        lines.append(f"beside them: {'; '.join(known)}")
     if about.vision_prunable and about.language_prunable:
         lines.append(
             f"sparsity: zeros; both: of {about.vision_prunable:,} prunable weights of vision "
@@ -250,7 +245,7 @@ def _columns(frame: "pandas.DataFrame", *, headings: bool, times: str = _TIME) -
     for name, (_, values) in zip(frame.columns, frame.items(), strict=True):
         is_time = headings and pd.api.types.is_datetime64_any_dtype(values.dtype)
         cells = [
-            value.strftime(times) if is_time and not _missing(value) else _plain(value)
+            value.strftime(times) if is_time and not is_null(value) else _plain(value)
             for value in values
         ]
         is_number = pd.api.types.is_numeric_dtype(values.dtype) or (
@@ -330,7 +325,7 @@ def _jsonable(value: Any) -> Any:
         value = value.tolist()
     if isinstance(value, list | tuple):
         return [_jsonable(item) for item in value]
-    if _missing(value) or (isinstance(value, float) and math.isinf(value)):
+    if is_null(value) or (isinstance(value, float) and math.isinf(value)):
         return None
     if isinstance(value, str | int | float):
         return value
@@ -340,7 +335,7 @@ def _jsonable(value: Any) -> Any:
 
 
 def _plain(value: Any) -> str:
-    if _missing(value):
+    if is_null(value):
         return NOTHING
     if hasattr(value, "strftime"):
         return str(value.strftime("%Y-%m-%d %H:%M:%S %Z")).strip()
@@ -349,12 +344,12 @@ def _plain(value: Any) -> str:
 
 def percent(value: float | None) -> str:
     """Returns a fraction as percent with one decimal, without the sign: 0.9517 is 95.2."""
-    return NOTHING if value is None or _missing(value) else f"{100 * value:.1f}"
+    return NOTHING if value is None or is_null(value) else f"{100 * value:.1f}"
 
 
 def fraction(value: float | None, digits: int = 3) -> str:
     """Returns a fraction with a fixed number of decimals."""
-    return NOTHING if value is None or _missing(value) else f"{value:.{digits}f}"
+    return NOTHING if value is None or is_null(value) else f"{value:.{digits}f}"
 
 
 def target(text: Any, sparsity: float) -> str:
@@ -365,9 +360,3 @@ def target(text: Any, sparsity: float) -> str:
     if not isinstance(text, str):
         return fraction(sparsity)
     return text if len(text) <= 5 and "/" not in text else fraction(sparsity)
-
-
-def _missing(value: Any) -> bool:
-    import pandas as pd
-
-    return value is None or (pd.api.types.is_scalar(value) and bool(pd.isna(value)))

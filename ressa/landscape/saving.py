@@ -73,7 +73,7 @@ def plot(
         )
 
 
-def check_shown(show: str, by: str | None, trials: Sequence[str] = ()) -> None:
+def check_shown(show: str, by: str | None, trials: Sequence[str]) -> None:
     """Refuses an option whose values maps are asked of where no map is shown, and trials where one
     is.
 

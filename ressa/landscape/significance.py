@@ -46,9 +46,7 @@ class Difference:
     worse: int
 
 
-def same_checkpoints(
-    items: Items, one: Run, other: Run, *, confidence: float = 0.95, seed: int = 0
-) -> Difference:
+def same_checkpoints(items: Items, one: Run, other: Run, *, confidence: float = 0.95) -> Difference:
     """Compares two models by paired bootstrap over whole pictures.
 
     The interval is the percentile one of 10,000 resamples, and p the least 1 − confidence at which
@@ -60,12 +58,11 @@ def same_checkpoints(
         one: the first model.
         other: the second.
         confidence: of the interval, in (0, 1).
-        seed: of the resamples.
     """
     pair = items.of([one, other])
     better = int((pair.values[0] > pair.values[1]).sum())
     worse = int((pair.values[0] < pair.values[1]).sum())
-    drawn = pair.resampled(_RESAMPLES, seed)
+    drawn = pair.resampled(_RESAMPLES, seed=0)
     differences = drawn[:, 0] - drawn[:, 1]
     low, high = np.quantile(differences, [(1 - confidence) / 2, (1 + confidence) / 2])
     tail = min((differences <= 0).sum(), (differences >= 0).sum())

@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ressa.landscape.allocations import is_pattern
 from ressa.landscape.charted import Charted
-from ressa.landscape.points import COLOURS, INK, is_pattern
+from ressa.landscape.points import COLOURS, INK
 
 if TYPE_CHECKING:
     import numpy as np

@@ -34,6 +34,7 @@ from ressa.threads import one_thread
 LEAST_CELLS = 4
 """Of fewer allocations no map is drawn."""
 CONFIDENCE = 0.9
+"""Of the intervals of what a map predicts, and of where the best of a line lies."""
 _LOWEST, _HIGHEST = 0.02, 0.998  # of scores: what lies beyond is taken as if it lay here
 _JITTER = 1e-9
 _BEFORE = (4.0, 1.2, 1.2, 0.015, 0.06)
@@ -70,7 +71,7 @@ class Predicted:
     """[place]: standard deviation, by the run's seeds and by what is not known of the map."""
     low: Floats
     high: Floats
-    """[place]: ends of the two-sided interval."""
+    """[place]: ends of the two-sided interval, of confidence `CONFIDENCE`."""
 
 
 @one_thread()
@@ -147,15 +148,12 @@ class Surrogate:
     """[cell]: 1 / 10 p(1 − p) at each; None where the noise is the same everywhere."""
 
     @one_thread()
-    def predict(
-        self, vision: Floats, language: Floats, *, confidence: float = CONFIDENCE
-    ) -> Predicted:
+    def predict(self, vision: Floats, language: Floats) -> Predicted:
         """Returns what one more run of each allocation would score on the same questions.
 
         Args:
             vision: [place], sparsities.
             language: [place].
-            confidence: of the intervals, in (0, 1).
         """
         from scipy.special import ndtri
 
@@ -163,7 +161,7 @@ class Surrogate:
         spread = np.sqrt(variance + self.noise(mean))
         scores = _share(mean[:, None] + spread[:, None] * _NODES)
         expected = scores @ _WEIGHTS
-        reach = spread * float(ndtri((1 + confidence) / 2))
+        reach = spread * float(ndtri((1 + CONFIDENCE) / 2))
         return Predicted(
             mean=expected,
             deviation=np.sqrt(np.maximum(((scores - expected[:, None]) ** 2) @ _WEIGHTS, 0)),
@@ -194,19 +192,6 @@ class Surrogate:
             found += draw.standard_normal((count, moved.shape[1])) @ moved.T
         spread = np.sqrt(self.noise(mean))[:, None] * _NODES
         return np.asarray(_share(found[:, :, None] + spread) @ _WEIGHTS)
-
-    @one_thread()
-    def left_out(self) -> tuple[Floats, Floats]:
-        """Predicts each cell from all others: mean logit and deviation of a run, [cell] each.
-
-        What is estimated of kernel and noise is kept.
-        """
-        inverse = np.linalg.inv(self._covariance())
-        off = (inverse @ (self.cells.logit - self.level)) / np.diag(inverse)
-        mean = self.cells.logit - off
-        noise = self._cell_noise()
-        of_map = 1 / np.diag(inverse) - noise / self.cells.runs
-        return mean, np.sqrt(np.maximum(of_map, 0) + noise)
 
     def logits(self, places: Floats) -> tuple[Floats, Floats]:
         """Returns mean and variance of g, [place] each; `places` is [place tower]."""

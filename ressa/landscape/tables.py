@@ -1,15 +1,18 @@
 """What a sweep found, one row a trial, with what each score is to be compared with."""
 
 import math
-import re
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from ressa.errors import SpecError, UnknownNameError
-from ressa.landscape.allocations import RACING, bests, has_several, is_best, options_of
-from ressa.store import SweepStore, matching
+from ressa.errors import UnknownNameError
+from ressa.landscape.allocations import (
+    has_several,
+    is_best,
+    of_search,
+    options_of,
+)
+from ressa.store import SUCCESSFUL, SweepStore, is_null, matching
 
 if TYPE_CHECKING:
     import pandas
@@ -103,9 +106,10 @@ LINE_COLUMNS = (
 )
 """The columns of the table `trials` that `asked_lines` is made from."""
 
-_SUCCESSFUL = ("succeeded", "reused")
+State = Literal["pruned", "repaired"]
+STATES: Mapping[State, str] = {"pruned": "before repair", "repaired": "after repair"}
+"""In which states a trial may have a score: columns of a `results_table`, and words."""
 _ROUNDED = 2  # weights by which what the two towers are to lose may miss what was meant of both
-_NAMED = 8  # running trials that a status names
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,6 +131,17 @@ class About:
     whole_parameters: int | None
     several_objectives: bool
     """Whether the best are a Pareto front."""
+
+    @property
+    def yardsticks(self) -> dict[str, float]:
+        """What scores are to be compared with, as far as it is known."""
+        scores = {
+            "dense": self.dense,
+            "dense-repaired": self.dense_repaired,
+            "majority answer": self.floor_majority,
+            "dense, blank image": self.floor_dense_blank,
+        }
+        return {name: score for name, score in scores.items() if score is not None}
 
 
 def results_table(sweep: SweepStore) -> "pandas.DataFrame":
@@ -152,10 +167,8 @@ def results_table(sweep: SweepStore) -> "pandas.DataFrame":
             ),
             "blank_pruned": trials["blank_pruned"],
             "blank_repaired": trials["blank_repaired"],
-            "recovery": _recovery(trials, about.dense, about.dense_standard_error),
-            "recovery_repaired": _recovery(
-                trials, about.dense_repaired, about.dense_standard_error
-            ),
+            "recovery": recovery(trials, about.dense, about.dense_standard_error),
+            "recovery_repaired": recovery(trials, about.dense_repaired, about.dense_standard_error),
             "state": trials["state"],
             "seconds": trials["total_seconds"],
             "role": trials["role"],
@@ -230,208 +243,22 @@ def chosen(
     return found[list(columns)] if columns else found
 
 
-PATTERN = "pattern"
-"""What `parted` calls the difference between N:M patterns and unstructured sparsity."""
-_RUN = re.compile(r"^(replicate|.*seed)=")
-"""Options that tell runs of one allocation apart."""
+def states_of(frame: "pandas.DataFrame") -> list[State]:
+    """Returns the states in which trials of a search were scored."""
+    searched = of_search(frame, scored="score")
+    return [*STATES] if searched["repaired"].notna().any() else ["pruned"]
 
 
-def parted(frame: "pandas.DataFrame", by: str | None) -> "dict[str, pandas.DataFrame]":
-    """Returns the trials of a search by what they chose for a field, values rising.
-
-    Args:
-        frame: a `results_table`.
-        by: the field, such as repair.steps; or "pattern": N:M, or unstructured. None: all together.
-
-    Raises:
-        SpecError: no trial chose such a thing.
-    """
-    if by is None:
-        return {"": frame}
-    searched = frame[frame["role"] != "baseline"]
-    if by == PATTERN:
-        asked = searched["vision"].astype(str) + searched["language"].astype(str)
-        values = asked.str.contains(":").map({True: "N:M", False: "unstructured"})
-    else:
-        values = searched["options"].map(lambda text: _chosen_for(by, text))
-    if values.isna().all():
-        known = ", ".join((*chosen_fields(searched), PATTERN))
-        raise SpecError(f"--by {by}: no trial chose such a thing. Fields: {known}.")
-    return {value: searched[values == value] for value in sorted(set(values.dropna()), key=_rising)}
-
-
-def runs_and_rest(options: str) -> tuple[str, str]:
-    """Splits a trial's `options` into what tells runs of one allocation apart, and the rest."""
-    words = options.split()
-    is_run = [bool(_RUN.match(word)) for word in words]
-    run, rest = ([w for w, is_it in zip(words, is_run, strict=True) if is_it == v] for v in (1, 0))
-    return " ".join(run), " ".join(rest)
-
-
-def chosen_fields(frame: "pandas.DataFrame") -> list[str]:
-    """Returns the fields that trials chose, beside sparsities and seeds."""
-    rest = {word for text in frame["options"] for word in runs_and_rest(text)[1].split()}
-    return sorted({word.partition("=")[0] for word in rest})
-
-
-def mixed(frame: "pandas.DataFrame") -> str | None:
-    """Says in what trials of a map differ beside sparsities and seeds; None if in nothing."""
-    searched = frame[frame["role"] != "baseline"]
-    found = {}
-    for field in chosen_fields(searched):
-        values = {_chosen_for(field, text) for text in searched["options"]} - {None}
-        if len(values) > 1:
-            found[field] = sorted(map(str, values), key=_rising)
-    return "; ".join(f"{field}: {', '.join(values)}" for field, values in found.items()) or None
-
-
-def _chosen_for(field: str, options: str) -> str | None:
-    return next((w.partition("=")[2] for w in options.split() if w.startswith(f"{field}=")), None)
-
-
-def _rising(text: str) -> tuple[float, str]:
-    try:
-        return float(text), text
-    except ValueError:
-        return math.inf, text
-
-
-def failures(sweep: SweepStore) -> "pandas.DataFrame":
-    """Returns the trials that did not succeed: where they ended, why, and after how many tries.
-
-    One that is tried again right now is none of them.
-    """
-    columns = ["trial", "attempt", "state", "failure_stage", "failure_class", "error"]
-    trials = sweep.trials(columns)
-    failed = trials[~trials["state"].isin((*_SUCCESSFUL, "stopped"))]
-    if len(failed):
-        failed = failed[~failed["trial"].isin(sweep.status().running)]
-    return failed[columns].reset_index(drop=True)
-
-
-SWEEP_COLUMNS = {
-    "sweep": "name of the sweep",
-    "state": "new, running, finished, interrupted, stopped, cancelled, hopeless (too many trials "
-    "failed), or unknown (its driver is on another machine, or stands still)",
-    "ended_by": "why it is finished before all planned trials ran",
-    "done": "trials that ran to an end, whichever",
-    "planned": "trials that are to run, baselines included",
-    "failed": "trials that failed or were lost",
-    "running": "trials that run; of many the first",
-    "waiting": "of those, which have no place yet, what they need and what nodes have",
-    "driver": "process and machine that drive it",
-    "metric": "the objective; of several, the first",
-    "best": "mean score of the best allocation over its runs, a fraction; null where there are "
-    "several lines, or several objectives",
-    "best_trial": "its first run",
-    "best_runs": "how many runs it has",
-    "lines": "budgets that have a best, which `ressa best` shows; null without budgets",
-    "front": "allocations on the Pareto front (`ressa best --pareto`); null with one objective",
-    "reused": "points that came to a trial that had run",
-    "updated": "when its last row was written",
-}
-"""Columns of `sweep_row`, in order."""
-
-
-def sweep_row(sweep: SweepStore) -> dict[str, Any]:
-    """Returns how far a sweep is, as a row with columns `SWEEP_COLUMNS`.
-
-    What there is none of is None.
-    """
-    state, found = sweep.status(), bests(sweep.trials(RACING))
-    driver = state.holder if state.state in ("running", "unknown") else None
-    return {
-        "sweep": state.name,
-        "state": state.state,
-        "ended_by": state.why,
-        "done": state.done,
-        "planned": state.planned,
-        "failed": state.counts.get("failed", 0) + state.counts.get("lost", 0),
-        "running": _some(state.running, ", "),
-        "waiting": _some([_waits(*one) for one in state.waiting.items()], "; "),
-        "driver": f"process {driver.pid} on {driver.host}" if driver else None,
-        "metric": state.metric,
-        "best": found.only.score if found.only else None,
-        "best_trial": found.only.trial if found.only else None,
-        "best_runs": found.only.runs if found.only else None,
-        "lines": found.lines,
-        "front": found.front,
-        "reused": state.counts.get("reused"),
-        "updated": state.updated,
-    }
-
-
-def _some(words: Sequence[str], between: str) -> str | None:
-    """Joins words, of many the first; None if there are none."""
-    more = [f"and {len(words) - _NAMED:,} more"] if len(words) > _NAMED else []
-    return between.join([*words[:_NAMED], *more]) or None
-
-
-def _waits(trial: str, why: dict[str, Any]) -> str:
-    """Says why a trial has no place yet: what it needs, and what nodes had when that was noted."""
-    nodes = ", ".join(map(str, why.get("nodes") or ["there is no node"]))
-    return f"{trial} needs {why.get('needs', '?')}; {nodes}"
-
-
-def repair_order(frame: "pandas.DataFrame") -> str | None:
-    """Says how alike repair leaves the order of the trials; None where that means nothing."""
-    correlation, count = rank_correlation(frame)
-    return None if math.isnan(correlation) else f"τ = {correlation:.2f} over {count} trials"
-
-
-def best_words(row: dict[str, Any]) -> str | None:
-    """Says what a `sweep_row` knows of the best; None where nothing has a score."""
-    if row["front"] is not None:
-        return f"front of {row['front']}"
-    if (row["lines"] or 1) > 1:
-        return f"{row['lines']} lines"
-    return None if row["best"] is None else f"{100 * row['best']:.1f} % ({row['best_trial']})"
-
-
-def short_row(row: dict[str, Any]) -> dict[str, Any]:
-    """Shortens a `sweep_row` for a terminal of 80 columns."""
-    planned = "" if row["planned"] is None else f"/{row['planned']}"
-    return {
-        "sweep": row["sweep"],
-        "state": row["state"],
-        "trials": f"{row['done']}{planned}",
-        "failed": row["failed"],
-        "best": best_words(row),
-        "updated": row["updated"],
-    }
-
-
-def colour_range(frame: "pandas.DataFrame") -> tuple[float, float]:
-    """Returns the scores at which a map's colours begin and end, for all its panels.
-
-    Below the lowest floor a model does worse than one that cannot see: colours are not spent there.
-    """
-    about: About = frame.attrs["about"]
-    scores = frame[["pruned", "repaired"]].stack().dropna()
-    tops = [score for score in (scores.max(), about.dense) if score is not None and score == score]
-    floors = [f for f in (about.floor_majority, about.floor_dense_blank) if f is not None]
-    high = max(tops, default=1.0)
-    low = max([scores.min(), *([min(floors)] if floors else [])]) if len(scores) else 0.0
-    return (low, high) if low < high else (high - 0.01, high)
-
-
-def recovery(repaired: float, pruned: float, dense: float, standard_error: float) -> float:
+def recovery(trials: "pandas.DataFrame", dense: float | None, dense_standard_error: float) -> Any:
     """Returns the share of what pruning lost that repair brought back: 1 is all of it.
 
+    NaN of baselines, of what lost less than two standard errors of the loss, and without repair.
+
     Args:
-        repaired: score after repair.
-        pruned: score after pruning.
+        trials: rows of the table `trials`.
         dense: score to recover to.
-        standard_error: of dense − pruned; a loss below two of it gives NaN, as does no repair.
+        dense_standard_error: of it.
     """
-    lost = dense - pruned
-    if not lost > 2 * standard_error:
-        return math.nan
-    return (repaired - pruned) / lost
-
-
-def _recovery(trials: "pandas.DataFrame", dense: float | None, dense_standard_error: float) -> Any:
-    """`recovery` of each trial of the search."""
     import numpy as np
 
     if dense is None:
@@ -452,47 +279,6 @@ def _realised(trials: "pandas.DataFrame", tower: str) -> "pandas.Series":
     return counted.astype("float64").where(counted.notna(), trials[f"{tower}_sparsity"])
 
 
-def rank_correlation(frame: "pandas.DataFrame") -> tuple[float, int]:
-    """Returns how alike repair leaves the order of a search's trials, and of how many.
-
-    Kendall's τ of the scores before and after repair: 1 if repair changes no order, -1 if it turns
-    it round; NaN of fewer than three trials, or where one of the scores is the same in all.
-
-    Args:
-        frame: a `results_table`.
-    """
-    import pandas as pd
-
-    searched = frame[(frame["role"] != "baseline") & (frame["state"] == "succeeded")]
-    # A trial that was reused would count twice.
-    pairs = searched[["pruned", "repaired"]].dropna().apply(pd.to_numeric)
-    if len(pairs) < 3:
-        return math.nan, len(pairs)
-    return kendall(pairs["pruned"].tolist(), pairs["repaired"].tolist()), len(pairs)
-
-
-def kendall(one: Sequence[float], other: Sequence[float]) -> float:
-    """Returns Kendall's τ-b of two rankings of the same things; NaN if one ties all of them.
-
-    Of all pairs, (those in the same order − those swapped) / √(untied in one · untied in other).
-    """
-    from bisect import bisect_right, insort
-
-    count = len(one)
-    swapped, seen = 0, list[float]()
-    for _, value in sorted(zip(one, other, strict=True)):  # ties of one rise in the other
-        swapped += len(seen) - bisect_right(seen, value)
-        insort(seen, value)
-
-    def tied(values: Iterable[object]) -> int:
-        return sum(times * (times - 1) // 2 for times in Counter(values).values())
-
-    pairs, both = count * (count - 1) // 2, tied(zip(one, other, strict=True))
-    ties = tied(one), tied(other)
-    untied = (pairs - ties[0]) * (pairs - ties[1])
-    return (pairs - sum(ties) + both - 2 * swapped) / math.sqrt(untied) if untied else math.nan
-
-
 def _about(sweep: SweepStore, trials: "pandas.DataFrame") -> About:
     def first(column: str) -> Any:
         known = trials[column].dropna()
@@ -503,7 +289,7 @@ def _about(sweep: SweepStore, trials: "pandas.DataFrame") -> About:
         return None if value is None else int(value)
 
     def score_of(trial: str) -> "pandas.DataFrame":
-        return trials[(trials["trial"] == trial) & trials["state"].isin(_SUCCESSFUL)]
+        return trials[(trials["trial"] == trial) & trials["state"].isin(SUCCESSFUL)]
 
     dense = score_of("dense")
     if len(dense):
@@ -548,7 +334,7 @@ def _dense_from_scores(
 
 def _methods(trials: "pandas.DataFrame") -> str | None:
     """How the search pruned, in a few words: 'wanda per row', or 'wanda | magnitude …'."""
-    searched = trials[trials["role"] != "baseline"]
+    searched = of_search(trials)
     pairs = {
         tower: sorted(
             _method_words(method, group)
@@ -573,4 +359,4 @@ def _method_words(method: str, group: Any) -> str:
 
 
 def _number(value: Any) -> float | None:
-    return None if value is None or value != value else float(value)
+    return None if is_null(value) else float(value)

@@ -7,7 +7,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ressa.errors import SpecError
-from ressa.landscape.allocations import is_best
+from ressa.landscape.allocations import is_best, of_search
 from ressa.landscape.tables import About, results_table
 from ressa.spec import SweepSpec
 from ressa.spec.space import SPARSITIES, SPARSITY, exact_decimal, scalar_text
@@ -153,7 +153,7 @@ def results_of(sweeps: Sequence[SweepStore], *, by: str | None = None) -> "panda
         return results_table(sweeps[0])
     columns = ["trial", "key", "role", "model", "metric", "point"]
     trials = {sweep: sweep.trials(columns) for sweep in sweeps}
-    check_alike({sweep: rows[rows["role"] != "baseline"] for sweep, rows in trials.items()}, by=by)
+    check_alike({sweep: of_search(rows) for sweep, rows in trials.items()}, by=by)
     frames, abouts, seen = [], [], set[str]()
     for sweep, rows in trials.items():
         frame = results_table(sweep)

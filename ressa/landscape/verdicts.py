@@ -18,13 +18,14 @@ import json
 import math
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
+from ressa.landscape.allocations import named_pattern
 from ressa.landscape.items import Floats, Run, read_items
 from ressa.landscape.significance import LEAST_SEEDS, Spread, allocations, holm
 from ressa.landscape.tables import LINE_COLUMNS, asked_lines
-from ressa.store import SweepStore
+from ressa.store import SUCCESSFUL, SweepStore
 
 if TYPE_CHECKING:
     import pandas
@@ -110,10 +111,6 @@ class Verdict:
     def sentence(self) -> str:
         """The verdict in words."""
         return f"{self.question} on line {self.line:g}: {self.answer} ({self.why})"
-
-    def row(self) -> dict[str, Any]:
-        """Returns it as a row."""
-        return asdict(self)
 
 
 def confirmed(sweeps: Sequence[SweepStore]) -> tuple[Allocated, ...]:
@@ -314,7 +311,7 @@ def allocation_rows(found: Sequence[Allocated], *, confidence: float) -> list[di
 def _confirming(sweep: SweepStore) -> "pandas.DataFrame":
     """The trials of a confirming sweep that came to a result, with line, run and other choices."""
     trials = sweep.trials(_READ)
-    is_result = (trials["role"] == "confirm") & trials["state"].isin(["succeeded", "reused"])
+    is_result = (trials["role"] == "confirm") & trials["state"].isin(SUCCESSFUL)
     trials = trials[is_result]
     points = [_parsed(text) for text in trials["point"]]
     return trials.assign(
@@ -338,9 +335,8 @@ def _name(row: Mapping[str, Any]) -> str:
         return "dense, repaired alike"
 
     def short(tower: str) -> str:
-        text = row[f"{tower}_target"]
-        is_pattern = isinstance(text, str) and ":" in text
-        return f"({text})" if is_pattern else f"{100 * _sparsity(row, tower):.0f}"
+        pattern = named_pattern(row[f"{tower}_target"])
+        return f"({pattern})" if pattern else f"{100 * _sparsity(row, tower):.0f}"
 
     return " ".join(filter(None, (f"{short('vision')}:{short('language')}", row["rest"])))
 

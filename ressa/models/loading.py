@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 from transformers.utils import logging as transformers_logging
 
 from ressa.errors import SpecError
@@ -86,6 +87,15 @@ def plan_towers(ref: ModelRef | str) -> Towers:
 
 def _without_weights(ref: ModelRef, source: str, options: dict[str, Any]) -> Any:
     config = AutoConfig.from_pretrained(source, **options)
+    own_code = getattr(config, "auto_map", None) or {}
+    if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and (
+        "AutoModelForImageTextToText" not in own_code
+    ):
+        raise SpecError(
+            f"model {ref.id}: transformers knows its type, {config.model_type}, as no "
+            "vision-language model (image and text in, text out). docs/model-types.md lists those "
+            "that it knows."
+        )
     with torch.device("meta"):
         return AutoModelForImageTextToText.from_config(
             config, trust_remote_code=ref.trust_remote_code

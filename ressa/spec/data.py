@@ -33,7 +33,8 @@ class Columns(SpecModel):
         default="image", description="Pictures; null where there are none: a blank one is shown."
     )
     image_id: str | None = Field(
-        default=None, description="Ids of pictures; null takes each row's as its own."
+        default=None,
+        description="Ids of pictures; null: their paths where image names files, else a row's own.",
     )
     id: str | None = Field(default=None, description="Ids of rows; null takes their numbers.")
     question: str = Field(default="question", description="Questions.")

@@ -23,21 +23,24 @@ if TYPE_CHECKING:
     import pyarrow
     from numpy.typing import NDArray
 
+_RUN = r'"(replicate|[^"]*seed)": "?\d+"?'
+"""What in a point tells runs of one allocation apart: their number, and any seed."""
+
 JOINED = {
     "trial_scores": """
         SELECT sweep, trial, t.role, t.budget, t.vision_target, t.language_target, t.sparsity,
             s.task, s.split, s.state, s.image, s.metric, s.value, s.standard_error, s.items
         FROM scores s JOIN trials t USING (sweep, trial)""",
-    "allocations": r"""
+    "allocations": rf"""
         SELECT sweep, role, budget, vision_target, language_target,
-            nullif(regexp_replace(point, '(, )?"replicate": "?\d+"?', ''), '{}') AS point,
+            nullif(regexp_replace(point, '{_RUN}, |(, )?{_RUN}', '', 'g'), '{{}}') AS point,
             any_value(sparsity) AS sparsity, count(score) AS runs,
             avg(score_pruned) AS pruned, avg(score_repaired) AS repaired, avg(score) AS score,
             stddev_samp(score) AS spread, list(trial ORDER BY trial) AS trials
         FROM trials WHERE state = 'succeeded' GROUP BY ALL""",
 }
 """Views made of tables: each score beside its trial's allocation; and each allocation with the
-mean and the standard deviation over its runs (`replicates`)."""
+mean and the standard deviation over its runs (`replicates`, and seeds that were searched)."""
 
 _READ = (*TABLES, "attempts")
 VIEWS = (*_READ, *JOINED)
@@ -125,17 +128,11 @@ def parquet_bytes(frame: "pandas.DataFrame") -> bytes:
         try:
             columns[str(name)] = pa.array(values, from_pandas=True)
         except pa.ArrowException:
-            texts = [None if _is_null(value) else str(value) for value in values]
+            texts = [None if row_files.is_null(value) else str(value) for value in values]
             columns[str(name)] = pa.array(texts, pa.string())
     sink = pa.BufferOutputStream()
     pq.write_table(pa.table(columns), sink, compression="zstd")
     return bytes(sink.getvalue().to_pybytes())
-
-
-def _is_null(value: object) -> bool:
-    import pandas as pd
-
-    return value is None or (pd.api.types.is_scalar(value) and bool(pd.isna(value)))
 
 
 def _ask(sql: str, scans: Sequence[tuple[str, Scan]]) -> "pyarrow.Table":

@@ -241,6 +241,13 @@ def attempt_names(table: "pyarrow.Table") -> Any:
     return pc.binary_join_element_wise(*parts, null_handling="replace").combine_chunks()
 
 
+def is_null(value: object) -> bool:
+    """Whether a value of a table's row is null, of which pandas has several kinds."""
+    import pandas as pd
+
+    return value is None or (pd.api.types.is_scalar(value) and bool(pd.isna(value)))
+
+
 def to_pandas(table: "pyarrow.Table") -> Any:
     """Returns a pandas frame in which whole numbers with gaps stay whole (Int64, boolean)."""
     import pandas as pd

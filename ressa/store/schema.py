@@ -157,6 +157,11 @@ _CIRCUMSTANCES = (
     *(Column(f"{package}_version", "text", f"version of {package}") for package in PACKAGES),
 )
 
+SUCCESSFUL = ("succeeded", "reused")
+"""States of trials that came to a result."""
+ENDED_WELL = (*SUCCESSFUL, "stopped")
+"""States of trials that are no failure: early stopping ends some before their result."""
+
 TRIALS = Table(
     name="trials",
     meaning="one row per finished attempt, written after all its other rows",

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from ressa.errors import NotFoundError, SpecError, did_you_mean
 from ressa.records import Progress, TrialSpec
 from ressa.search import Seen
-from ressa.store import SweepStore
+from ressa.store import ENDED_WELL, SweepStore
 from ressa.sweep import rows
 from ressa.sweep.mapped import Decision, Lines, proposer
 from ressa.sweep.plan import SweepPlan
@@ -360,7 +360,7 @@ class Ledger:
         if not visible:
             return Seen(point=point, values=None, system_attrs=notes)
         row = self.results[trial_name(number)]
-        came_to = row["state"] in (*rows.SUCCESSFUL, "stopped")
+        came_to = row["state"] in ENDED_WELL
         values = rows.objectives(row, self._plan) if came_to else None
         return Seen(point=point, values=values, failed=values is None, system_attrs=notes)
 

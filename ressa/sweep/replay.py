@@ -24,11 +24,12 @@ from typing import Any
 import pandas
 
 from ressa.errors import NotFoundError, SpecError
-from ressa.landscape.allocations import RACING, allocations, options_of
+from ressa.landscape.allocations import RACING, allocations, renamed
 from ressa.search import Proposer, Seen
 from ressa.search.cube import distance
 from ressa.spec import Point, SweepSpec
 from ressa.spec.check import unmapped
+from ressa.store import SUCCESSFUL, is_null
 from ressa.sweep import rows
 from ressa.sweep.mapped import proposer as proposer_of
 from ressa.sweep.plan import SweepPlan
@@ -145,15 +146,15 @@ def itself(plan: SweepPlan, trials: Sequence[Mapping[str, Any]]) -> list[Replaye
 def _recorded(plan: SweepPlan, trials: Sequence[Mapping[str, Any]]) -> dict[str, _Recorded]:
     """The trials of the search that came to a result, each key once."""
     found: dict[str, _Recorded] = {}
-    numbers = allocations(_named(trials))
+    numbers = allocations(renamed(pandas.DataFrame(trials, columns=RACING)))
     for row, allocation in zip(trials, numbers, strict=True):
-        if row["role"] != "search" or row["state"] not in rows.SUCCESSFUL:
+        if row["role"] != "search" or row["state"] not in SUCCESSFUL:
             continue
         values = rows.objectives(row, plan)
         if values is None:
             continue
         point = json.loads(row["point"])
-        hours = 0.0 if rows.is_null(row["total_seconds"]) else float(row["total_seconds"]) / 3600
+        hours = 0.0 if is_null(row["total_seconds"]) else float(row["total_seconds"]) / 3600
         budget = row.get("budget")
         one = _Recorded(
             row["trial"],
@@ -161,21 +162,11 @@ def _recorded(plan: SweepPlan, trials: Sequence[Mapping[str, Any]]) -> dict[str,
             float(row["score"]),
             hours,
             values,
-            None if budget is None or rows.is_null(budget) else float(budget),
+            None if budget is None or is_null(budget) else float(budget),
             allocation,
         )
         found.setdefault(plan.key_of(point), one)
     return found
-
-
-def _named(trials: Sequence[Mapping[str, Any]]) -> pandas.DataFrame:
-    """Rows of the table `trials` as `landscape.allocations` wants them."""
-    frame = pandas.DataFrame(trials, columns=RACING)
-    return frame.assign(
-        vision=frame["vision_target"],
-        language=frame["language_target"],
-        options=options_of(frame["point"]),
-    )
 
 
 def _with_sampler(spec: SweepSpec, sampler: str, seed: int | None) -> SweepSpec:

@@ -11,20 +11,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pandas import NA
-
 import ressa
 from ressa.records import Failure, Outcome, Progress
 from ressa.sparsity import TOWERS
 from ressa.spec import Objective
-from ressa.store import PACKAGES, TABLES
+from ressa.store import PACKAGES, SUCCESSFUL, TABLES, is_null
 from ressa.sweep.plan import SweepPlan
 
 if TYPE_CHECKING:
     from ressa.sweep.ledger import Attempt
-
-SUCCESSFUL = frozenset({"succeeded", "reused"})
-"""States of trials that came to a result."""
 
 Rows = dict[str, list[dict[str, Any]]]
 
@@ -212,11 +207,6 @@ def objectives(row: Mapping[str, Any], plan: SweepPlan) -> tuple[float, ...] | N
     if any(value is None or not math.isfinite(value) for value in found):
         return None
     return tuple(map(float, found))
-
-
-def is_null(value: Any) -> bool:
-    """Whether a value of a table's row is null, of which pandas has several kinds."""
-    return value is None or value is NA or (isinstance(value, float) and math.isnan(value))
 
 
 def _circumstances(attempt: "Attempt", started: datetime) -> dict[str, Any]:

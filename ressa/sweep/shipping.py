@@ -18,10 +18,9 @@ from ressa.errors import (
 from ressa.export import check_target
 from ressa.records import TrialSpec, as_json
 from ressa.sparsity import TOWERS
-from ressa.store import SweepStore
+from ressa.store import SUCCESSFUL, SweepStore, is_null
 from ressa.sweep.driver import specs_of
 from ressa.sweep.plan import SweepPlan, make_plan
-from ressa.sweep.rows import SUCCESSFUL, is_null
 
 if TYPE_CHECKING:
     from ressa.export import Proof, Unmerged

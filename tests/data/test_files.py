@@ -2,7 +2,10 @@
 
 import json
 
+import pandas
 import pytest
+from PIL import Image
+from PIL.ExifTags import Base
 
 from ressa.catalog import task_facts
 from ressa.data import open_data
@@ -128,6 +131,43 @@ def test_a_folder_of_json_lines_and_one_without_pictures_are_read_too(tmp_path):
     task = open_("vqa", "datasets", tmp_path, columns={"image": None})
     assert [e.answer for e in task.examples("validation")] == list("01234")
     assert task.image(task.examples("validation")[0].image_id).size == (224, 224)
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl"])
+def test_a_split_s_table_is_read_beside_folders_of_pictures(tmp_path, ending):
+    asked = [(f"pictures/{n} ü.png", said) for n in range(6) for said in ("red", "circle")]
+    (tmp_path / "pictures").mkdir()
+    for name, _ in asked:
+        Image.new("RGB", (8, 8), "red").save(tmp_path / name)
+    rows = [{"file": file, "question": "what?", "answers": said} for file, said in asked]
+    for split in ("train", "val", "my_test"):
+        table = pandas.DataFrame(rows)
+        if ending == "csv":
+            table.to_csv(tmp_path / f"{split}.csv", index=False)
+        else:
+            table.to_json(tmp_path / f"{split}.jsonl", orient="records", lines=True)
+    task = open_("vqa", "datasets", tmp_path, columns={"image": "file"})
+    for split in ("validation", "test"):
+        examples = task.examples(split)
+        assert [example.answer for example in examples] == [said for _, said in asked]
+        # A picture is known by its file, so that its questions stay together.
+        assert [e.image_id for e in examples] == [f"{tmp_path.name}/{file}" for file, _ in asked]
+        assert task.image(examples[0].image_id).size == (8, 8)
+
+
+def test_a_picture_is_turned_as_its_camera_says(tmp_path):
+    lies = Image.new("RGB", (16, 8), "blue")
+    lies.putpixel((0, 7), (255, 0, 0))  # bottom left; stood up, top left
+    tags = Image.Exif()
+    tags[Base.Orientation] = 6
+    lies.save(tmp_path / "phone.png", exif=tags)
+    pandas.DataFrame([{"file": "phone.png", "question": "what?", "answers": "red"}]).to_csv(
+        tmp_path / "train.csv", index=False
+    )
+    task = open_("vqa", "datasets", tmp_path, columns={"image": "file"}, splits={"train": "train"})
+    picture = task.image(task.examples("train")[0].image_id)
+    assert picture.size == (8, 16)
+    assert picture.getpixel((0, 0)) == (255, 0, 0)
 
 
 def test_answers_that_are_no_texts_are_read_as_texts_and_nulls_as_none(tmp_path, monkeypatch):

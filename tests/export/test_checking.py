@@ -219,7 +219,9 @@ def another_base(folder: Path) -> Path:
 def test_faults_of_adapters_are_named(small_folder: Path) -> None:
     base = another_base(small_folder)
     found = said_of(small_folder, base=str(base))
-    assert f"the dense model {base} is another one: a file differs: model.safetensors" in found
+    assert (
+        f"the dense model {base} is another one: 1 file differs, such as model.safetensors" in found
+    )
     assert "is not here" in said_of(small_folder, base="nobody/nothing")
     copy = shutil.copytree(MODELS["pocket-blip2"].folder, small_folder.parent / "copy of base")
     assert verify(small_folder, base=str(copy))

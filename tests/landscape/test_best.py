@@ -51,6 +51,19 @@ def test_the_best_is_the_same_wherever_it_is_named(repeated: SweepStore) -> None
     assert short_row(row)["best"] == "75.0 % (t003)"
 
 
+def test_the_best_is_by_its_mean_over_seeds_that_were_searched(empty_sweep: SweepStore) -> None:
+    runs = [("0.3", 1, 0.9), ("0.3", 2, 0.3), ("0.5", 1, 0.7), ("0.5", 2, 0.8)]
+    for number, (place, seed, score) in enumerate(runs):
+        row = {"role": "search", "number": number, "state": "succeeded", "score": score}
+        row |= {"vision_target": place, "point": {"repair.seed": str(seed), "repair.steps": "9"}}
+        empty_sweep.commit("trials", [row], trial=f"t{number:03d}", epoch=1)
+    (best,) = best_table(empty_sweep).to_dict("records")
+    assert (best["trial"], best["runs"], best["options"]) == ("t002", 2, "repair.steps=9")
+    assert best["score"] == pytest.approx(0.75)
+    row = sweep_row(empty_sweep)
+    assert (row["best_trial"], row["best_runs"]) == ("t002", 2)
+
+
 def test_each_line_has_its_own_best(sweep: SweepStore) -> None:
     frame = results_table(sweep)
     best = best_table(sweep)["trial"].tolist()

@@ -1,6 +1,7 @@
 """Orders of allocations: how alike two conditions rank them, and whether the best one holds."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,16 @@ import numpy as np
 import pytest
 
 from ressa.errors import NotFoundError, SpecError
-from ressa.landscape import compare, orders
-from ressa.landscape.order import _allocations, _means, _shown, _signs, _tau
-from ressa.landscape.tables import kendall
+from ressa.landscape import compare, orders, results_table
+from ressa.landscape.order import (
+    _allocations,
+    _means,
+    _shown,
+    _signs,
+    _tau,
+    kendall,
+    rank_correlation,
+)
 from ressa.store import SweepStore, open_store
 
 SPLITS = [(0.2, 0.8), (0.4, 0.6), (0.6, 0.4), (0.8, 0.2)]
@@ -77,6 +85,24 @@ def test_tau_is_scipys_and_the_same_by_pairs_and_by_counting() -> None:
         assert _tau(_signs(one, pairs), _signs(other, pairs)) == pytest.approx(expected)
     assert kendall([1, 2, 3], [3, 2, 1]) == -1
     assert np.isnan(kendall([1, 1, 1], [1, 2, 3]))
+
+
+def test_the_rank_correlation_counts_each_trial_that_ran_once(empty_sweep: SweepStore) -> None:
+    scores = [(0.1, 0.8), (0.2, 0.9), (0.3, 0.85), (0.4, 0.95), (0.1, 0.8)]
+    for number, (pruned, repaired) in enumerate(scores):
+        row = {
+            "role": "search",
+            "number": number,
+            "state": "reused" if number == 4 else "succeeded",
+            "score": repaired,
+            "score_pruned": pruned,
+            "score_repaired": repaired,
+        }
+        if number == 2:
+            assert math.isnan(rank_correlation(results_table(empty_sweep))[0]), "of two trials"
+        empty_sweep.commit("trials", [row], epoch=1, trial=f"t{number:03d}", attempt=0)
+    correlation, count = rank_correlation(results_table(empty_sweep))
+    assert (correlation, count) == (pytest.approx(2 / 3), 4)  # one of six pairs is swapped
 
 
 def test_pairs_that_repair_swaps_are_counted_and_shown(recorded: SweepStore) -> None:
@@ -191,6 +217,22 @@ def test_runs_of_two_sweeps_are_compared_over_seeds_and_pictures(tmp_path: Path)
         touching = compare(store, "one", "other", confidence=1 - value)[at]
         low, high = touching["low_points"], touching["high_points"]
         assert min(abs(low), abs(high)) < 0.02 * (high - low)
+
+
+def test_seeds_tell_runs_apart_as_replicates_do_in_compare_and_order(tmp_path: Path) -> None:
+    store = open_store(tmp_path, create=True)
+    for name, score in (("one", 0.70), ("other", 0.66)):
+        sweep = store.create_sweep(name, f"name: {name}\n")
+        for number in range(9):
+            seeded = number + 100 * (name == "one")
+            scores = score - 0.1 * (number // 3), score
+            record(sweep, seeded, SPLITS[number // 3], scores, run=0, **{"repair.seed": number % 3})
+    rows = compare(store, "one", "other", confidence=0.95)
+    assert [(row["test"], row["runs"], row["options"]) for row in rows] == [
+        ("seeds and pictures", 3, "")
+    ] * 3
+    both = orders([store.sweep("one"), store.sweep("other")]).rows(confidence=0.95)
+    assert {(row["allocations"], row["runs"]) for row in both} == {(3, 3)}
 
 
 @pytest.mark.parametrize(

@@ -69,6 +69,15 @@ def test_each_value_of_an_option_has_a_map(empty_sweep: SweepStore, tmp_path: Pa
         plot([empty_sweep], tmp_path / "map.svg", by="prune.method")
 
 
+def test_each_seed_has_a_map_if_asked(empty_sweep: SweepStore, tmp_path: Path) -> None:
+    for number in range(4):
+        point = {"repair.seed": number % 2, "replicate": number // 2}
+        commit(empty_sweep, f"t{number:03d}", "0.5", "0.5", point=point)
+    plot([empty_sweep], tmp_path / "map.svg", by="repair.seed")
+    text = (tmp_path / "map.svg").read_text()
+    assert [text.count(f"<!-- repair.seed = {seed} -->") for seed in (0, 1)] == [1, 1]
+
+
 def test_a_map_is_written_as_rows(kept: SweepStore, tmp_path: Path) -> None:
     import pandas as pd
 

@@ -18,8 +18,8 @@ from ressa.landscape import plot
 from ressa.landscape.report import gather, page, serve, write_page
 from ressa.landscape.report.page import as_script
 from ressa.spec import spec_from_mapping
-from ressa.store import SweepStore, open_store
-from tests.landscape.conftest import commit
+from ressa.store import SweepStore, acquire, open_store
+from tests.landscape.conftest import begin, commit
 
 EVIL = (
     "</script><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
@@ -121,6 +121,23 @@ def test_no_string_ends_the_data_and_nothing_is_asked_of_the_network(kept: Sweep
         as_script(math.nan)
 
 
+def test_a_trial_that_is_tried_again_right_now_is_no_failure_as_in_status(
+    asked: SweepStore,
+) -> None:
+    assert [row["trial"] for row in gather(asked)["failures"]] == ["t007"]
+    with acquire(asked) as lease:
+        asked.event("trial_started", {"attempt": 1}, epoch=lease.epoch, trial="t007", attempt=1)
+        assert asked.status().running == ("t007",)
+        assert gather(asked)["failures"] == []
+
+
+def test_a_sweep_that_confirms_has_the_lines_of_its_budgets(asked: SweepStore) -> None:
+    (row,) = asked.read("trials", where={"trial": "t000"}).to_pylist()
+    confirming = begin(asked.store, "confirming")
+    confirming.commit("trials", [row | {"role": "confirm"}], trial="t000", epoch=1)
+    assert gather(confirming)["lines"] == gather(asked)["lines"][:1]
+
+
 def test_the_page_is_replaced_whole(tmp_path: Path) -> None:
     for text in ("one", "two"):
         write_page(tmp_path / "made" / "page.html", text)
@@ -142,24 +159,24 @@ def test_it_is_served_to_this_machine_alone_and_says_whether_it_is_new(
 ) -> None:
     monkeypatch.setattr("ressa.landscape.report.serving.EVERY", 0.5)
     written = []
-    with serve(lambda: gather(asked), changed=written.append) as served:
-        assert served.address.startswith("http://127.0.0.1:")
-        code, text, version = fetch(served.address)
+    with serve(lambda: gather(asked), changed=written.append) as address:
+        assert address.startswith("http://127.0.0.1:")
+        code, text, version = fetch(address)
         assert code == 200
         assert "connect-src 'self'" in text
-        assert fetch(served.address + "data.json", **{"If-None-Match": version})[0] == 304
-        assert fetch(served.address + "data.json", Host="evil.example:80")[0] == 403
-        assert fetch(served.address + "etc/passwd")[0] == 404
+        assert fetch(address + "data.json", **{"If-None-Match": version})[0] == 304
+        assert fetch(address + "data.json", Host="evil.example:80")[0] == 403
+        assert fetch(address + "etc/passwd")[0] == 404
         commit(asked, "t008", "0.4", "0.6")
         time.sleep(0.5)
-        code, text, newer = fetch(served.address + "data.json", **{"If-None-Match": version})
+        code, text, newer = fetch(address + "data.json", **{"If-None-Match": version})
         assert code == 200
         assert newer != version
         assert "t008" in json.loads(text)["trials"]["trial"]
     assert "t008" in written[-1]["trials"]["trial"]
     assert "t008" not in written[0]["trials"]["trial"]
     with pytest.raises(urllib.error.URLError):
-        fetch(served.address)
+        fetch(address)
 
 
 def test_a_page_that_was_long_in_the_making_asks_for_what_is_newer(
@@ -183,9 +200,9 @@ def test_a_page_that_was_long_in_the_making_asks_for_what_is_newer(
 
     shown: list[str] = []
     monkeypatch.setattr("ressa.landscape.report.serving.page", made)
-    with serve(gathered, changed=told) as served:
-        version = fetch(served.address)[2]
-        code, text, _ = fetch(served.address + "data.json", **{"If-None-Match": version})
+    with serve(gathered, changed=told) as address:
+        version = fetch(address)[2]
+        code, text, _ = fetch(address + "data.json", **{"If-None-Match": version})
     assert (code, json.loads(text)["spec"]) == (200, "the last")
 
 
@@ -211,7 +228,7 @@ def test_a_look_that_fails_is_said_and_made_again(asked: SweepStore, monkeypatch
         said.append(why)
         first_said.set()
 
-    with serve(gathered, changed=write, failed=failed) as served:
+    with serve(gathered, changed=write, failed=failed) as address:
         data = data | {"spec": "other"}
         assert first_said.wait(30)
         assert written_again.wait(30)
@@ -219,10 +236,10 @@ def test_a_look_that_fails_is_said_and_made_again(asked: SweepStore, monkeypatch
         broken.append(ValueError("a file is half there\nmore"))
         first_said.clear()
         assert first_said.wait(30)
-        assert fetch(served.address)[0] == fetch(served.address + "data.json")[0] == 503
+        assert fetch(address)[0] == fetch(address + "data.json")[0] == 503
         assert said[1:] == ["not fresh: ValueError: a file is half there"]
         broken.clear()
-        assert fetch(served.address)[0] == 200
+        assert fetch(address)[0] == 200
 
 
 def test_the_verb_writes_it(asked: SweepStore, tmp_path: Path, monkeypatch, capsys) -> None:
@@ -403,9 +420,9 @@ def test_a_served_page_shows_new_rows_and_keeps_what_was_chosen(
     asked: SweepStore, chromium: Browser, monkeypatch
 ) -> None:
     monkeypatch.setattr("ressa.landscape.report.serving.EVERY", 1)
-    with serve(lambda: gather(asked)) as served:
+    with serve(lambda: gather(asked)) as address:
         chromium.problems.clear()
-        chromium.open(served.address)
+        chromium.open(address)
         filter_by(chromium, "t00")
         commit(asked, "t008", "0.4", "0.6")
         chromium.until("rows.some(row => row.trial === 't008')")

@@ -17,8 +17,8 @@ from ressa.landscape.lines import (
     slopes,
     within,
 )
-from ressa.landscape.maps import fitted_map
-from ressa.landscape.observed import mapped_trials, observe
+from ressa.landscape.maps import Fitted, fitted_to
+from ressa.landscape.observed import mapped_trials, observed
 from ressa.landscape.surrogate import Observed, Surrogate, fit
 from ressa.store import SweepStore, open_store
 from tests.landscape.conftest import LANGUAGE, VISION, begin, commit
@@ -115,25 +115,6 @@ def test_the_noise_of_runs_is_found() -> None:
     for noise in (0.1, 0.4):
         found = fit(_observed(runs=8, noise=noise)).noise(np.array([0.0]))
         assert float(found[0]) == pytest.approx(noise**2, rel=0.35)
-
-
-def test_each_allocation_is_predicted_from_the_others() -> None:
-    observed = _observed(cells=30, runs=1)
-    surrogate = fit(observed)
-    mean, deviation = surrogate.left_out()
-    cell = 11
-    place = surrogate.cells.places[cell]
-    others = np.abs(np.column_stack([observed.vision, observed.language]) - place).sum(1) > 1e-5
-    again = Surrogate(
-        cells=fit(_take(observed, others)).cells,
-        parameters=surrogate.parameters,
-        level=surrogate.level,
-        _kernel=surrogate._kernel,
-        _shape=None if surrogate._shape is None else np.delete(surrogate._shape, cell),
-    )
-    expected, variance = again.logits(place[None])
-    assert mean[cell] == pytest.approx(float(expected[0]), abs=1e-6)
-    assert deviation[cell] ** 2 >= float(variance[0])
 
 
 def test_pictures_blur_scores_but_not_what_places_share() -> None:
@@ -260,11 +241,14 @@ def test_a_stored_sweep_becomes_a_table_of_lines(sweep: SweepStore) -> None:
 
 
 def test_a_map_is_fitted_again_only_where_scores_are_new(sweep: SweepStore) -> None:
-    first = fitted_map([sweep])
-    assert fitted_map([sweep], state="repaired") is first
-    assert fitted_map([sweep], state="pruned") is not first
+    def fitted(state: str | None = None) -> Fitted:
+        return fitted_to(mapped_trials([sweep], state=state))
+
+    first = fitted()
+    assert fitted("repaired") is first
+    assert fitted("pruned") is not first
     commit(sweep, "t050", "0.2", "0.2")
-    assert len(fitted_map([sweep]).trials) == len(first.trials) + 1
+    assert len(fitted().trials) == len(first.trials) + 1
 
 
 def test_a_pattern_is_not_on_the_map(sweep: SweepStore) -> None:
@@ -290,19 +274,20 @@ def test_sweeps_without_answers_cannot_be_laid_over_each_other(sweep: SweepStore
     other = begin(sweep.store, "again")
     commit(other, "t000", "0.2", "0.2")
     with pytest.raises(NotFoundError, match="no repaired answers"):
-        observe([sweep, other])
+        observed(mapped_trials([sweep, other]))
 
 
 def test_trials_that_differ_in_method_are_two_maps(sweep: SweepStore) -> None:
     commit(sweep, "t050", "0.2", "0.2", point={"vision_sparsity": "0.2", "prune.method": "random"})
     with pytest.raises(SpecError, match=r"differ in more than sparsity and seeds.*random"):
-        observe([sweep])
+        mapped_trials([sweep])
 
 
 def test_seeds_do_not_make_two_maps(sweep: SweepStore) -> None:
     point = {"vision_sparsity": "0.2", "prune.calibration.seed": "3", "replicate": "1"}
     commit(sweep, "t050", "0.2", "0.2", point=point)
-    assert len(observe([sweep]).score) == len(mapped_trials([sweep])[sweep])
+    trials = mapped_trials([sweep])
+    assert len(observed(trials).score) == len(trials[sweep])
 
 
 def test_bytes_and_operations_have_slopes_of_their_own(sweep: SweepStore) -> None:
@@ -325,4 +310,4 @@ def test_bytes_and_operations_have_slopes_of_their_own(sweep: SweepStore) -> Non
 def test_an_empty_sweep_has_no_map(tmp_path: Path) -> None:
     empty = open_store(tmp_path / "results", create=True).create_sweep("empty", "name: empty\n")
     with pytest.raises(NotFoundError, match="no trial of empty has a pruned score yet"):
-        observe([empty])
+        mapped_trials([empty])

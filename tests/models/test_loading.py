@@ -179,6 +179,13 @@ def test_a_folder_that_no_trial_could_load_is_refused_before_its_weights_are_rea
         refuse_unloadable(ModelRef(id=str(folder)))
 
 
+def test_a_model_of_texts_alone_is_refused_by_its_type(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    with pytest.raises(SpecError, match=r"its type, gpt2, as no vision-language model") as refused:
+        load_inventory(str(tmp_path))
+    assert "LlavaConfig" not in str(refused.value)
+
+
 def test_a_hub_that_does_not_answer_is_asked_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -147,6 +147,15 @@ def test_allocations_are_means_over_their_runs(store: Store, sweep: SweepStore) 
     assert list(found["trials"]) == ["t000", "t001"]
 
 
+def test_seeds_that_were_searched_tell_runs_apart_too(store: Store, sweep: SweepStore) -> None:
+    for seed in range(2):
+        point = {"repair.seed": str(seed), "repair.steps": "9", "prune.calibration.seed": seed}
+        row = {"state": "succeeded", "score": 0.5, "point": point | {"replicate": "0"}}
+        sweep.commit("trials", [row], trial=f"t00{seed}", epoch=1)
+    (found,) = query(store, "FROM allocations").to_dict("records")
+    assert (found["runs"], found["point"]) == (2, '{"repair.steps": "9"}')
+
+
 def test_an_expression_chooses_rows_in_their_order() -> None:
     frame = pd.DataFrame({"trial": ["a", "b", "c"], "score": [0.9, None, 0.8]})
     assert matching(frame, "score > 0.7").tolist() == [0, 2]

@@ -16,7 +16,7 @@ from ressa.errors import ConflictError, NotFoundError, SpecError, VerificationEr
 from ressa.export import verify
 from ressa.records import Failure, Outcome, TrialSpec
 from ressa.spec import SweepSpec, spec_from_mapping, spec_from_yaml
-from ressa.store import SweepStore, open_store
+from ressa.store import SweepStore, is_null, open_store
 from ressa.sweep import rows, shipping
 from ressa.sweep.ledger import Attempt
 from ressa.sweep.plan import SweepPlan, make_plan
@@ -160,7 +160,7 @@ def test_of_two_drivers_adapters_those_of_the_outcome_that_counts_are_exported(
 def with_row(sweep: SweepStore, trial: str, **changes: Any) -> None:
     """Gives a trial a newer row that says otherwise."""
     (row,) = sweep.trials().query("trial == @trial").to_dict("records")
-    kept = {name: value for name, value in row.items() if not rows.is_null(value)}
+    kept = {name: value for name, value in row.items() if not is_null(value)}
     for identity in ("sweep", "trial", "attempt", "epoch", "committed"):
         kept.pop(identity)
     sweep.commit("trials", [kept | changes], epoch=2, trial=trial)

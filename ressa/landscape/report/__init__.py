@@ -6,6 +6,6 @@
 
 from ressa.landscape.report.gather import gather, gather_map
 from ressa.landscape.report.page import page, write_page
-from ressa.landscape.report.serving import Served, serve
+from ressa.landscape.report.serving import serve
 
-__all__ = ["Served", "gather", "gather_map", "page", "serve", "write_page"]
+__all__ = ["gather", "gather_map", "page", "serve", "write_page"]

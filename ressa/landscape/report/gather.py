@@ -2,21 +2,24 @@
 
 import math
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from ressa.errors import SpecError
+from ressa.landscape.allocations import is_pattern, of_search
 from ressa.landscape.best import best_trials, over_runs, ranked
 from ressa.landscape.charted import KINDS, Charted, charts
 from ressa.landscape.figures import lines_of
+from ressa.landscape.points import budget_ends, colour_range
 from ressa.landscape.render import percent
+from ressa.landscape.standing import failures, sweep_row
 from ressa.landscape.surface import Surface, hull_of
-from ressa.landscape.tables import COLUMNS, About, colour_range, results_table, sweep_row
+from ressa.landscape.tables import COLUMNS, STATES, About, results_table
 from ressa.landscape.together import owner, results_of
 from ressa.landscape.verdicts import allocation_rows, confirmed, judge
 from ressa.spec import SweepSpec
-from ressa.store import PACKAGES, SweepStore
+from ressa.store import PACKAGES, SweepStore, is_null
 
 if TYPE_CHECKING:
     import pandas
@@ -34,8 +37,6 @@ _STEPS = 120
 _FAILURES = 200
 _DIGITS = 6
 _UNCONFIRMED = "Best of the search, not confirmed; biased upwards: "
-
-_ENDED_WELL = ("succeeded", "reused", "stopped")
 
 
 def gather(
@@ -112,7 +113,7 @@ def _map(
         "facts": [*_best(frame), *_yardsticks(about)],
         "range": list(colour_range(frame)),
         "stars": _stars(frame),
-        "lines": list(_lines(frame, about)),
+        "lines": [[*a, *b] for a, b in budget_ends(of_search(frame), about).values()],
         "charts": {state: _chart(frame, state, one) for state, one in surrogates.items()},
         "kinds": KINDS,
         "margin": margin,
@@ -179,9 +180,8 @@ def _tested(sweep: SweepStore) -> str:
 def _chart(frame: "pandas.DataFrame", state: str, found: Charted) -> dict[str, Any]:
     """A surrogate's grid and the best of its lines, as JSON has them."""
     chart = found.chart
-    free = frame[(frame["role"] != "baseline") & frame[state].notna()]
-    patterned = free["vision"].astype(str) + free["language"].astype(str)
-    free = free[~patterned.str.contains(":")]
+    free = of_search(frame, scored=state)
+    free = free[~is_pattern(free)]
     corners = hull_of(free[["vision_sparsity", "language_sparsity"]].to_numpy(float))
     widest = float(chart.deviation.max())
     if corners is not None:
@@ -266,37 +266,19 @@ def _mean_of(runs: int) -> str:
 
 def _stars(frame: "pandas.DataFrame") -> dict[str, list[str]]:
     """The trials to star on the map of each state."""
-    searched = over_runs(frame[(frame["role"] != "baseline") & frame["score"].notna()])
+    searched = over_runs(of_search(frame, scored="score"))
     several = frame.attrs["about"].several_objectives
     return {
-        state: sorted(best_trials(searched, state, several_objectives=several))
-        for state in ("pruned", "repaired")
+        state: sorted(best_trials(searched, state, several_objectives=several)) for state in STATES
     }
 
 
 def _yardsticks(about: About) -> list[tuple[str, str]]:
     """What scores are to be compared with."""
-    others = (
-        (about.dense, "dense"),
-        (about.dense_repaired, "dense, repaired alike"),
-        (about.floor_dense_blank, "dense on blank pictures"),
-        (about.floor_majority, "most frequent answer"),
-    )
-    facts = [(f"{percent(value)} %", name) for value, name in others if value is not None]
+    facts = [(f"{percent(score)} %", name) for name, score in about.yardsticks.items()]
     if about.items:
         facts.append((f"{about.items:,}", "questions behind each score"))
     return facts
-
-
-def _lines(frame: "pandas.DataFrame", about: About) -> Iterable[tuple[float, ...]]:
-    """Yields, per budget, the ends of its line on the map: x, y, x, y."""
-    vision, language = about.vision_prunable, about.language_prunable
-    if not vision or not language:
-        return
-    for budget in sorted(set(frame.loc[frame["role"] == "search", "budget"].dropna())):
-        zeros = float(budget) * (vision + language)
-        low, high = max(0.0, (zeros - language) / vision), min(1.0, zeros / vision)
-        yield low, (zeros - low * vision) / language, high, (zeros - high * vision) / language
 
 
 def _curves(sweep: SweepStore, trials: Sequence[str]) -> dict[str, dict[str, list[Any]]]:
@@ -323,9 +305,7 @@ def _layers(sweep: SweepStore, trials: Sequence[str]) -> dict[str, list[dict[str
 
 
 def _failures(sweep: SweepStore) -> tuple[list[dict[str, Any]], int]:
-    columns = ["trial", "state", "failure_stage", "failure_class", "error", "traceback"]
-    trials = sweep.trials(columns)
-    failed = trials[~trials["state"].isin(_ENDED_WELL)]
+    failed = failures(sweep, "traceback")
     rows = []
     for row in failed.head(_FAILURES).to_dict("records"):
         where = [row[name] for name in ("failure_stage", "failure_class") if _plain(row[name])]
@@ -426,9 +406,7 @@ def _values(column: "pandas.Series") -> list[Any]:
 
 
 def _plain(value: Any) -> Any:
-    import pandas as pd
-
-    if value is None or value is pd.NA or value != value:
+    if is_null(value):
         return None
     if isinstance(value, float):
         if not math.isfinite(value):

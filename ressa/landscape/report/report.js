@@ -427,9 +427,9 @@ function round(value) {
   return 4 * unit * [1, 1.5, 2, 2.5, 3, 4, 5, 7.5, 10].find((step) => 4 * step * unit >= value * (1 - 1e-9));
 }
 
-function axes(svg, box, low, high, label, ticks) {
-  for (let n = 0; n <= 4; n++) {
-    const value = low + (n / 4) * (high - low), y = box.bottom - (n / 4) * (box.bottom - box.top);
+function axes(svg, box, low, high, label, ticks, parts = 4) {
+  for (let n = 0; n <= parts; n++) {
+    const value = low + (n / parts) * (high - low), y = box.bottom - (n / parts) * (box.bottom - box.top);
     svg.append(draw("line", { class: "grid", x1: box.left, x2: box.right, y1: y, y2: y }));
     svg.append(draw("text", { x: box.left - 6, y: y + 4, "text-anchor": "end" }, Number(value.toPrecision(3)).toString()));
   }
@@ -505,12 +505,16 @@ function along() {
   const svg = draw("svg", { viewBox: "0 0 560 320", role: "img", "aria-label": "scores along lines of equal size, by vision sparsity" });
   const box = { left: 52, right: 545, top: 26, bottom: 220 };
   const all = lines.flatMap((line) => line[field].flatMap((value, n) => [value - (line[`${field}_error`][n] || 0), value + (line[`${field}_error`][n] || 0)]).filter(known));
-  const [low, high] = [Math.max(Math.floor(20 * Math.min(...all)) * 5, 0), Math.min(Math.ceil(20 * Math.max(...all)) * 5, 100)];
+  const best = Math.max(...lines.flatMap((line) => line[field].filter(known)));
+  // Of scores that are shares no error bar goes beyond 100; CIDEr's may.
+  const least = 100 * Math.max(Math.min(...all), 0), most = 100 * (best > 1 ? Math.max(...all) : Math.min(Math.max(...all), 1));
+  const step = [1, 2, 5, 10, 20, 25, 50, 100].find((one) => most - least <= 4 * one) || 200;
+  const high = step * Math.max(Math.ceil(most / step), 1), low = Math.min(step * Math.floor(least / step), high - step);
   const at = lines.flatMap((line) => line.vision), [first, last] = [Math.min(...at), Math.max(...at)];
   const x = (value) => box.left + 12 + ((value - first) / (last - first || 1)) * (box.right - box.left - 24);
-  const y = (value) => box.bottom - ((100 * value - low) / (high - low || 1)) * (box.bottom - box.top);
+  const y = (value) => box.bottom - ((100 * value - low) / (high - low)) * (box.bottom - box.top);
   const ticks = [0, 0.25, 0.5, 0.75, 1].map((part) => first + part * (last - first));
-  axes(svg, box, low, high, "score in %, by vision sparsity", ticks.map((value) => [x(value), value.toFixed(2)]));
+  axes(svg, box, low, high, "score in %, by vision sparsity", ticks.map((value) => [x(value), value.toFixed(2)]), (high - low) / step);
   lines.forEach((line, n) => {
     const style = { stroke: HUES[n % HUES.length], "stroke-width": 2, "stroke-dasharray": DASHES[n % DASHES.length], fill: "none" };
     const points = line.vision.map((value, i) => [x(value), line[field][i], line[`${field}_error`][i]]).filter(([, value]) => known(value));

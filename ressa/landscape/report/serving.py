@@ -20,13 +20,6 @@ _NAMES = ("127.0.0.1", "localhost")
 
 
 @dataclass(frozen=True, slots=True)
-class Served:
-    """Where a report is shown."""
-
-    address: str
-
-
-@dataclass(frozen=True, slots=True)
 class _Look:
     """The data as they were at one time."""
 
@@ -145,10 +138,11 @@ def serve(
     port: int = 0,
     changed: Callable[[Mapping[str, Any]], None] = lambda data: None,
     failed: Callable[[str], None] = lambda why: None,
-) -> Iterator[Served]:
+) -> Iterator[str]:
     """Serves a report on the loopback interface alone, until the end of the block.
 
-    A look that fails is tried again at the next; until then pages are answered 503 and why.
+    The block is given its address. A look that fails is tried again at the next; until then pages
+    are answered 503 and why.
 
     Args:
         gather: reads the data anew.
@@ -174,7 +168,7 @@ def serve(
     keeping = threading.Thread(target=_keep_fresh, args=(latest, stop, failed), daemon=True)
     keeping.start()
     try:
-        yield Served(f"http://127.0.0.1:{server.server_address[1]}/")
+        yield f"http://127.0.0.1:{server.server_address[1]}/"
     finally:
         stop.set()
         server.shutdown()
