@@ -20,6 +20,7 @@ RessaError
 import difflib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import ClassVar, Literal
 
 FailureClass = Literal["oom", "numeric", "data", "node", "preempted", "timeout", "code"]
@@ -113,6 +114,20 @@ def as_stored(what: str) -> Iterator[None]:
             f"what the store holds as {what} is not what ressa writes there ({error}). "
             "Remove that folder of its stages/, or name another store."
         ) from error
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Makes the folder of a file that the user asked for; what goes wrong in the block names it.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        raise StoreError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 class TooManyFailures(RessaError):

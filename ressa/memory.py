@@ -2,12 +2,16 @@
 
 import gc
 import logging
+import math
+import os
 import resource
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from tempfile import NamedTemporaryFile
 from typing import TypeVar
 
 import torch
+from torch import Tensor
 
 T = TypeVar("T")
 
@@ -40,6 +44,21 @@ def free_cache() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+def on_disk(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Makes a tensor of zeros in an unnamed file of TMPDIR.
+
+    The system keeps in memory what there is room for.
+
+    Raises:
+        OSError: the disk has no room for it.
+    """
+    count = math.prod(shape)
+    with NamedTemporaryFile(prefix="ressa-tensor-") as file:
+        # Taken now: to write where the disk turns out to be full would end the process.
+        os.posix_fallocate(file.fileno(), 0, max(count * dtype.itemsize, 1))
+        return torch.from_file(file.name, shared=True, size=count, dtype=dtype).view(*shape)
 
 
 def in_batches(work: Callable[[int], T], size: int) -> T:

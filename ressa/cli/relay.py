@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ressa.errors import ClusterError, SpecError, StoreError
+from ressa.errors import ClusterError, SpecError, writing
 from ressa.terminal import Output, check_takes, put, say, write, write_bytes
 
 if TYPE_CHECKING:
@@ -130,7 +130,8 @@ def passed_on(
             sys.stderr.write(text["err"].decode(frame.content))
             sys.stderr.flush()
         elif frame.kind == "file" and frame.name == file:
-            _save(folder / file, frame.content)
+            with writing(folder / file):
+                (folder / file).write_bytes(frame.content)
             came = True
         elif frame.kind == "exit":
             code = int(frame.content)
@@ -138,14 +139,6 @@ def passed_on(
                 raise ClusterError(f"the cluster sent no {file!r}, though all went well there.")
             return code
     raise AssertionError("frames end with an exit or an error")
-
-
-def _save(path: Path, content: bytes) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
-    except OSError as error:
-        raise StoreError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def words_of(context: typer.Context) -> list[str]:

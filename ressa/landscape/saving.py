@@ -1,10 +1,10 @@
 """The landscape as a file: a picture, the report's page with the map alone, or a table."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ressa.errors import SpecError, StoreError
+from ressa.errors import SpecError, writing
 from ressa.landscape import figures
 from ressa.landscape.charted import charts, map_table
 from ressa.landscape.lines import line_table
@@ -56,7 +56,8 @@ def plot(
         return
     if suffix == ".parquet":
         content = parquet_bytes(shown_rows(sweeps, show, by, trials, margin))
-        _write(path, lambda: path.write_bytes(content))
+        with writing(path):
+            path.write_bytes(content)
         return
     if suffix not in _SUFFIXES:
         raise SpecError(
@@ -66,11 +67,8 @@ def plot(
 
     figure = _drawn(sweeps, show, by, trials, margin)
     # With dates and random names left out, an unchanged sweep draws an unchanged file.
-    with matplotlib.rc_context({"svg.hashsalt": "ressa"}):
-        _write(
-            path,
-            lambda: figure.savefig(path, dpi=200, bbox_inches="tight", metadata=_undated(path)),
-        )
+    with matplotlib.rc_context({"svg.hashsalt": "ressa"}), writing(path):
+        figure.savefig(path, dpi=200, bbox_inches="tight", metadata=_undated(path))
 
 
 def check_shown(show: str, by: str | None, trials: Sequence[str]) -> None:
@@ -87,14 +85,6 @@ def check_shown(show: str, by: str | None, trials: Sequence[str]) -> None:
         )
     if trials and show not in ("layers", "curves"):
         raise SpecError("--trial is of --show layers and --show curves; the others show them all.")
-
-
-def _write(path: Path, write: Callable[[], object]) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write()
-    except OSError as error:
-        raise StoreError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def shown_rows(

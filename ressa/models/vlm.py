@@ -8,6 +8,7 @@ question's text; token = answer tokens of all questions, end to end.
 """
 
 import inspect
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from contextvars import ContextVar
@@ -22,7 +23,6 @@ import torch
 from jaxtyping import Float, Int
 from PIL.Image import Image
 from torch import Tensor, nn
-from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 from transformers.generation.logits_process import RepetitionPenaltyLogitsProcessor
 from transformers.modeling_utils import PreTrainedModel
@@ -30,6 +30,7 @@ from transformers.processing_utils import ProcessorMixin
 from transformers.utils.generic import ModelOutput
 
 from ressa.errors import SpecError
+from ressa.memory import on_disk
 from ressa.models.asking import Asking
 from ressa.models.opened import closed
 from ressa.models.prompts import Recent, Room, Texts, room_in
@@ -45,6 +46,8 @@ GREEDY = Decoding()
 
 _OPEN = 256
 """Pictures that are open at a time while they become tensors: each may take a megabyte."""
+_IN_MEMORY = 2**30
+"""Bytes of pictures that are held in memory; where a batch has more, they lie on disk."""
 _ALL_LOGITS = 2**28
 """Bytes. Where logits at all places take no more, those that no answer needs are computed too:
 picking places first gains nothing then, and would round some of them otherwise."""
@@ -224,9 +227,15 @@ class VLM:
             return self._pictures(opened, [examples[about[name][-1]] for name in names])
 
         shown = list(about)
-        starts = range(0, len(shown), _OPEN)
+        parts: list[_Pictures] = []
+        held = 0
         with self._reading:
-            parts = [processed(shown[start : start + _OPEN]) for start in starts]
+            for start in range(0, len(shown), _OPEN):
+                made, counts = processed(shown[start : start + _OPEN])
+                held += sum(tensor.nbytes for tensor in made.values())
+                if held > _IN_MEMORY:
+                    made = {n: on_disk(t.shape, t.dtype).copy_(t) for n, t in made.items()}
+                parts.append((made, counts))
             texts = [prompts[index] for index in range(len(examples))]
             said = [self.asking.answer(e) for e in examples] if answers else None
             inputs, labels = self._texts(texts, said)
@@ -597,21 +606,27 @@ def _end_to_end(parts: list[_Pictures]) -> _Pictures:
     """Joins what was made of some pictures and of the next, as if it were made of all at once."""
     if len(parts) == 1:
         return parts[0]
+    joined = {name: _stacked([one[name] for one, _ in parts]) for name in parts[0][0]}
     if all(rows is None for _, rows in parts):
-        return {n: torch.cat([one[n] for one, _ in parts]) for n in parts[0][0]}, None
+        return joined, None
     each = [rows or {name: (1,) * len(one[name]) for name in one} for one, rows in parts]
-    joined = {name: tuple(chain.from_iterable(rows[name] for rows in each)) for name in each[0]}
-    return {name: _stacked([one[name] for one, _ in parts]) for name in joined}, joined
+    return joined, {
+        name: tuple(chain.from_iterable(rows[name] for rows in each)) for name in joined
+    }
 
 
 def _stacked(parts: list[Tensor]) -> Tensor:
     """Lays pictures' rows in a row, filled up with zeros to the largest picture's shape."""
     largest = [max(sizes) for sizes in zip(*(part.shape[1:] for part in parts), strict=True)]
-    padded = []
+    shape, dtype = (sum(map(len, parts)), *largest), parts[0].dtype
+    is_large = math.prod(shape) * dtype.itemsize > _IN_MEMORY
+    whole = on_disk(shape, dtype) if is_large else torch.zeros(shape, dtype=dtype)
+    start = 0
     for part in parts:
-        room = [want - size for want, size in zip(largest, part.shape[1:], strict=True)]
-        padded.append(pad(part, [n for size in reversed(room) for n in (0, size)]))
-    return torch.cat(padded)
+        place = (slice(start, start + len(part)), *(slice(size) for size in part.shape[1:]))
+        whole[place] = part
+        start += len(part)
+    return whole
 
 
 def _repeated(value: Any, index: Int[Tensor, " batch"], pictures: int) -> Any:

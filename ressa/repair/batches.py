@@ -7,11 +7,13 @@ number of workers changes neither what is learnt from nor in which order.
 import random
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain, count, islice, pairwise
+from tempfile import gettempdir
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
+from ressa.errors import RepairError
 from ressa.models.vlm import NO_LABEL, VLM, Batch
 from ressa.records import Example
 from ressa.repair.distillation import AnyTeacher, Pictures, StoredTeacher, trimmed
@@ -107,8 +109,15 @@ class RepairData:
             )
 
         # Reading, resizing and tokenising once is far cheaper than in every step. All of it lies in
-        # main memory: a GPU has room for the pictures of a micro-batch, not for those of a repair.
-        self._encoded = encode() if keep is None else keep(encode)
+        # main memory or on disk: a GPU has room for the pictures of a micro-batch alone.
+        try:
+            self._encoded = encode() if keep is None else keep(encode)
+        except OSError as error:
+            raise RepairError(
+                f"the pictures of repair do not fit in {gettempdir()}: {error}. "
+                "Set TMPDIR to a larger disk, or repair.data.samples lower",
+                "node",
+            ) from error
 
     @property
     def is_taught(self) -> bool:

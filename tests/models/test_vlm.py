@@ -83,8 +83,9 @@ def test_padding_changes_no_logit_beyond_rounding(vlm: VLM, task: EasyVQA) -> No
     assert torch.allclose(together, torch.cat(alone), atol=1e-3)
 
 
-def test_few_pictures_are_open_at_a_time_and_come_to_the_same(
-    vlm: VLM, task: EasyVQA, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("in_memory", [2**30, 200_000])  # all of them take 350,000 bytes
+def test_few_pictures_are_open_at_a_time_and_come_to_the_same_in_memory_or_on_disk(
+    vlm: VLM, task: EasyVQA, monkeypatch: pytest.MonkeyPatch, in_memory: int
 ) -> None:
     examples = task.examples("validation", 60)
     at_once = vlm.encode(examples, task.image, answers=True)
@@ -97,7 +98,10 @@ def test_few_pictures_are_open_at_a_time_and_come_to_the_same(
         return picture
 
     monkeypatch.setattr(module, "_OPEN", 2)
+    monkeypatch.setattr(module, "_IN_MEMORY", in_memory)
     in_turn = vlm.encode(examples, counted, answers=True)
+    lies_on_disk = in_memory < in_turn.inputs["pixel_values"].nbytes
+    assert ("ressa-tensor-" in Path("/proc/self/maps").read_text()) == lies_on_disk
     assert in_turn.pictures == at_once.pictures > 3
     assert in_turn.inputs.keys() == at_once.inputs.keys()
     assert all(tensor.equal(at_once.inputs[name]) for name, tensor in in_turn.inputs.items())

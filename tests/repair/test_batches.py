@@ -1,11 +1,14 @@
 """Which questions a step sees: fixed by the seed, image by image, shared out equally."""
 
+import errno
+import os
 from itertools import islice
 
 import pytest
 import torch
 from pruned import dense_vlm, questions, repair_plan, task
 
+from ressa.errors import RepairError
 from ressa.records import Example
 from ressa.repair.batches import QUESTIONS_PER_IMAGE, RepairData, global_batches, pieces, share
 from ressa.repair.engine import accumulation
@@ -105,3 +108,15 @@ def test_questions_wait_in_main_memory_and_go_where_the_model_is_by_the_micro_ba
     for one, place in ((kept[0], "cpu"), (batch, "meta")):
         tensors = [*one.inputs.values(), one.image_index, one.labels]
         assert {tensor.device.type for tensor in tensors} == {place}
+
+
+def test_a_disk_without_room_for_the_pictures_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("ressa.models.vlm._IN_MEMORY", 1000)
+    monkeypatch.setattr("ressa.memory.os.posix_fallocate", full)
+    plan = repair_plan(steps=1)
+    with pytest.raises(RepairError, match=r"do not fit in .*No space left .*TMPDIR") as error:
+        RepairData(dense_vlm(), questions(8), task(), None, plan, seed=0)
+    assert error.value.failure == "node"

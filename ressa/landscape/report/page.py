@@ -16,7 +16,7 @@ from string import Template
 from tempfile import NamedTemporaryFile
 from typing import Any
 
-from ressa.errors import StoreError
+from ressa.errors import writing
 
 _HERE = Path(__file__).parent
 
@@ -56,16 +56,13 @@ def write_page(path: Path, text: str) -> None:
     Raises:
         StoreError: it cannot be written.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with writing(path):
         with NamedTemporaryFile(
             "w", dir=path.parent, prefix=f".{path.name}.", delete=False, encoding="utf-8"
         ) as file:
             file.write(text)
         os.chmod(file.name, 0o644)
         os.replace(file.name, path)
-    except OSError as error:
-        raise StoreError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def _hash(text: str) -> str:
