@@ -178,6 +178,11 @@ class VerificationError(RessaError):
     exit_code = 7
 
 
+def first_line(error: BaseException) -> str:
+    """Returns the first line of an error's message, or its type where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Returns ' Did you mean …?' for the nearest known name, or nothing if none is near."""
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)

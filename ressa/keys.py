@@ -19,6 +19,9 @@ GRAM_BYTES = 2**28
 """The most that the Gram matrices of a tower take, each layer's counted, if its method does not
 read them: 256 MiB. They say how much of each layer's output is lost."""
 
+FRESH_OUTCOME = "outcome-fresh"
+"""Where a trial that shares nothing leaves its outcome: the driver reads it, no trial does."""
+
 Versions = Mapping[Tower, tuple[int, ...]]
 """The versions of the rules that each tower's masks follow from: `PruneMethod.versions`."""
 

@@ -25,7 +25,7 @@ from ressa.data import examples_of
 from ressa.errors import RepairError, StoreError, TrialError
 from ressa.evaluate import Answer, Scores, aggregates, measure_of
 from ressa.kept import Kept
-from ressa.keys import contents_of, dense_key, teacher_key
+from ressa.keys import FRESH_OUTCOME, contents_of, dense_key, teacher_key
 from ressa.memory import in_batches
 from ressa.models import VLM, Batch
 from ressa.prune import count_zeros, mask_hash
@@ -54,8 +54,6 @@ from ressa.workers import device, fits, machine, rank_and_world_size, total
 
 log = logging.getLogger(__name__)
 
-FRESH_OUTCOME = "outcome-fresh"
-"""Where a trial that shares nothing leaves its outcome: the driver reads it, no trial does."""
 ADAPTERS = "adapters"
 """What a repair has trained, kept for an export unless it is whole weights."""
 REPORT_EVERY = 5  # repair steps between two reports

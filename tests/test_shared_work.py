@@ -13,7 +13,7 @@ import torch
 from ressa import trial
 from ressa.errors import FullStore, TrialError
 from ressa.kept import Kept
-from ressa.keys import stages_of
+from ressa.keys import FRESH_OUTCOME, stages_of
 from ressa.records import Outcome, TrialSpec
 from ressa.spec import spec_from_mapping
 from ressa.store import open_store
@@ -130,9 +130,9 @@ def test_a_trial_that_shares_nothing_leaves_nothing_but_its_outcome(grid, tmp_pa
     _, trials, _ = grid
     spec = replace(trials[0], repair=None)
     run(spec, tmp_path, fresh=True)
-    assert [path.name for path in (tmp_path / "stages").iterdir()] == [trial.FRESH_OUTCOME]
+    assert [path.name for path in (tmp_path / "stages").iterdir()] == [FRESH_OUTCOME]
     again = run(spec, tmp_path, fresh=True)  # takes the place of what was there
-    files = open_store(tmp_path).stages.get(trial.FRESH_OUTCOME, spec.key)
+    files = open_store(tmp_path).stages.get(FRESH_OUTCOME, spec.key)
     assert files == {"content": again.to_json()}
 
 

@@ -32,6 +32,7 @@ from ressa.terminal import Output, draw, explain, say, show, words
 if TYPE_CHECKING:
     from ressa.spec import SweepSpec
     from ressa.store import Holder, SweepStore, Wish
+    from ressa.sweep.board import Board
 
 
 Replaced = Annotated[
@@ -191,22 +192,14 @@ def cancel(name: Name, store: StoreOption = "results") -> None:
     _steer(opened_store(store).sweep(name), "cancel", wait=True)
 
 
-@contextmanager
-def board(spec: "SweepSpec") -> Iterator[Any]:
-    """Shows on stderr how a sweep goes, for the length of a `with` block."""
+def board(spec: "SweepSpec") -> "Board":
+    """Shows on stderr how a sweep goes, for the length of a `with` block.
+
+    A client elsewhere, when there is one, is told that its sweep is in good hands.
+    """
     from ressa.sweep.board import Board
 
-    class Telling(Board):
-        """Also tells a client elsewhere, when there is one, that its sweep is in good hands."""
-
-        has_started = False
-
-        def started(self) -> None:
-            self.has_started = True
-            client.taken()
-
-    with Telling(spec, words()) as watcher:
-        yield watcher
+    return Board(spec, words(), started=client.taken)
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ressa.catalog import task_facts
 from ressa.errors import NotFoundError, SpecError
-from ressa.spec import ALL_TASKS, spec_from_yaml
+from ressa.spec import ALL_TASKS
 from ressa.store import SweepStore
 
 if TYPE_CHECKING:
@@ -193,7 +193,7 @@ def _part(task: str, name: str, share: float, objective: str) -> _Part:
 
 def _of_all(sweep: SweepStore, name: str) -> list[_Part]:
     """The tasks of a sweep's mean over them, as `evaluate.aggregates` takes it."""
-    spec = spec_from_yaml(sweep.spec_text())
+    spec = sweep.spec()
     tasks = list(dict.fromkeys(ref.task for ref in spec.evaluate))
     parts = []
     for task in tasks:

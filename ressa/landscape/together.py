@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ressa.errors import SpecError
 from ressa.landscape.allocations import is_best, of_search
 from ressa.landscape.tables import About, results_table
-from ressa.spec import SweepSpec, spec_from_yaml
+from ressa.spec import SweepSpec
 from ressa.spec.space import SPARSITIES, SPARSITY, exact_decimal, scalar_text
 from ressa.store import SweepStore
 
@@ -35,7 +35,7 @@ def check_alike(trials: "Mapping[SweepStore, pandas.DataFrame]", *, by: str | No
     """
     ways: dict[tuple[tuple[str, str], ...], str] = {}
     for sweep, rows in trials.items():
-        fixed = recipe(_spec(sweep)) if len(trials) > 1 else {}
+        fixed = recipe(sweep.spec()) if len(trials) > 1 else {}
         for row in rows[["model", "metric", "point"]].drop_duplicates().itertuples():
             own = {"model": str(row.model), "objective": str(row.metric)}
             own |= fixed | _chosen(row.point)
@@ -161,7 +161,7 @@ def results_of(sweeps: Sequence[SweepStore], *, by: str | None = None) -> "panda
         searched = frame["role"] != "baseline"
         key = frame["trial"].map(dict(zip(rows["trial"], rows["key"], strict=True)))
         key = key.where(searched, frame["trial"])
-        own = recipe(_spec(sweep)).get(by or "")
+        own = recipe(sweep.spec()).get(by or "")
         if own is not None:
             options = frame["options"].astype(str)
             varies = options.str.contains(f"{by}=", regex=False)
@@ -204,7 +204,3 @@ def owner(sweeps: Sequence[SweepStore], trial: str) -> tuple[SweepStore, str]:
     name, slash, own = trial.partition("/")
     found = {sweep.name: sweep for sweep in sweeps}
     return (found[name], own) if slash else (sweeps[0], trial)
-
-
-def _spec(sweep: SweepStore) -> SweepSpec:
-    return spec_from_yaml(sweep.spec_text())

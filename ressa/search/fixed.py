@@ -1,21 +1,14 @@
 """Samplers that look at no result: point n of the grid, of Sobol's sequence, or of chance."""
 
-import itertools
 import random
 from collections.abc import Callable, Iterator, Sequence
 
 from ressa.search.cube import point_at
 from ressa.spec import Dimension, Point
+from ressa.spec.space import grid
 
 _BLOCK = 64  # points of Sobol's sequence that are made at once; a power of two, as it asks for
 PATIENCE = 10_000  # draws in a row without a new feasible point before a space counts as spent
-
-
-def grid(dimensions: Sequence[Dimension]) -> Iterator[dict[str, str]]:
-    """Yields every point of a discrete space, the last dimension running fastest."""
-    names = [dimension.name for dimension in dimensions]
-    for values in itertools.product(*(dimension.values or () for dimension in dimensions)):
-        yield dict(zip(names, values, strict=True))
 
 
 def sobol(dimensions: Sequence[Dimension], seed: int) -> Iterator[dict[str, str]]:
@@ -56,7 +49,7 @@ class Fixed:
         stream: Iterator[dict[str, str]],
         can_be: Callable[[Point], bool],
         *,
-        endless: bool = False,
+        endless: bool,
     ) -> None:
         self._stream, self._can_be, self._endless = stream, can_be, endless
         self._taken: set[tuple[str, ...]] = set()

@@ -15,7 +15,7 @@ from ressa.search import fixed
 from ressa.search.cube import distance
 from ressa.search.seen import Seen
 from ressa.spec import Point, SweepSpec
-from ressa.spec.space import REPLICATE
+from ressa.spec.space import REPLICATE, grid
 
 _LARGEST_GRID = 100_000  # points; a larger space is never exhausted anyway
 _NEIGHBOURS = 256  # points among which the nearest is looked for where there is no list
@@ -74,17 +74,12 @@ class Proposer:
         """Points of a space that can be listed; 0 of one that cannot."""
         self._points = fixed.Fixed(self._stream(), self._can_be, endless=not self._size)
         self._learner: Learns | None = learner
-        if learner is None and not self.is_fixed:
+        if learner is None and not self._search.is_fixed:
             from ressa.search.learners import Learner  # with optuna, which a base install lacks
 
             self._learner = Learner(
                 self._search.sampler, self._dimensions, len(spec.objectives), self._search.seed
             )
-
-    @property
-    def is_fixed(self) -> bool:
-        """Whether proposals depend on their numbers alone."""
-        return self._search.is_fixed
 
     @cached_property
     def trials(self) -> frozenset[str] | None:
@@ -149,7 +144,7 @@ class Proposer:
     def _all(self) -> Iterator[dict[str, str]]:
         """Every point of a space that can be listed, without its runs."""
         if self._listed is None:
-            return fixed.grid(self._dimensions)
+            return grid(self._dimensions)
         names = [dimension.name for dimension in self._dimensions]
         return ({name: point[name] for name in names} for point in self._listed)
 

@@ -1,7 +1,7 @@
 """Sweep files: YAML → validated, immutable spec; every fault with its line, all at once."""
 
-from ressa.spec.check import Problem, check_inventory
 from ressa.spec.data import Columns, DataSource, Decoding
+from ressa.spec.inventory import check_inventory
 from ressa.spec.points import (
     Effective,
     Point,
@@ -43,6 +43,7 @@ from ressa.spec.schema import (
     endings,
 )
 from ressa.spec.space import Choices, Dimension, Range
+from ressa.spec.yaml import Problem
 
 __all__ = [
     "AGGREGATES",

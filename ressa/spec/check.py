@@ -1,4 +1,4 @@
-"""Faults that need more than one field to see: names, splits, budgets, widths of layers.
+"""Faults that need more than one field to see: names, splits, budgets, fields of a space.
 
 Each check yields what it finds; `resolve.py` says where it stands in the file.
 """
@@ -7,9 +7,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from decimal import Decimal
-from fnmatch import fnmatchcase
 from fractions import Fraction
 from pathlib import Path as FilePath
 from typing import Any
@@ -17,23 +15,18 @@ from typing import Any
 from pydantic import ValidationError
 
 from ressa.catalog import METHODS, MODELS, TASKS, task_facts
-from ressa.errors import InfeasibleAllocation, SpecError, UnknownNameError, did_you_mean
+from ressa.errors import SpecError, UnknownNameError, did_you_mean
 from ressa.registry import Registry
 from ressa.sparsity import (
     TOWERS,
-    Inventory,
     Target,
-    Tower,
-    check_pattern,
     exact_fraction,
-    listed_layers,
     out_of_range,
 )
 from ressa.spec.constraints import parse_constraint
 from ressa.spec.data import HUB, SPLITS
 from ressa.spec.deepspeed import deepspeed_faults
 from ressa.spec.exclusive import (
-    Conflict,
     precision_conflicts,
     repair_conflicts,
     stopping_conflicts,
@@ -43,10 +36,9 @@ from ressa.spec.faults import explain
 from ressa.spec.points import (
     CALIBRATION,
     REPAIR_DATA,
-    allocate,
     conflicts,
+    count_points,
     no_pattern_for_all,
-    no_point,
     override,
 )
 from ressa.spec.schema import (
@@ -54,16 +46,12 @@ from ressa.spec.schema import (
     ALL_TASKS,
     Calibration,
     DataRef,
-    Prune,
     SweepSpec,
-    TowerPrune,
-    endings,
     is_integer,
-    matches,
     sweepable_fields,
 )
-from ressa.spec.space import BUDGET, SPARSITIES, SPARSITY, Choices, Range, Scalar, scalar_text
-from ressa.spec.yaml import MAX_VALUES, Path, count_values
+from ressa.spec.space import BUDGET, SPARSITIES, SPARSITY, Choices, Range, Scalar
+from ressa.spec.yaml import MAX_VALUES, Path, Problem, count_values
 
 COUNTED = ("sparsity", "vision_sparsity", "language_sparsity", "whole_sparsity")
 """Objectives that are counted, not measured."""
@@ -73,14 +61,6 @@ _MOST_VALUES = 10_000  # of one axis, and points of a grid
 _MOST_DRAWS = 256  # of calibration examples, and of repair's
 _DATA_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """What is wrong with which field."""
-
-    path: Path
-    message: str
 
 
 def check_spec(spec: SweepSpec, incomplete: Iterable[str] = ()) -> Iterator[Problem]:
@@ -132,16 +112,8 @@ def _check_model(spec: SweepSpec) -> Iterator[Problem]:
         yield Problem(("model", "id"), message)
 
 
-def _prune_sections(spec: SweepSpec) -> dict[Path, Prune | TowerPrune]:
-    return {
-        ("prune",): spec.prune,
-        ("prune", "vision"): spec.prune.vision,
-        ("prune", "language"): spec.prune.language,
-    }
-
-
 def _check_prune(spec: SweepSpec) -> Iterator[Problem]:
-    for path, section in _prune_sections(spec).items():
+    for path, section in spec.prune.sections.items():
         for key, method in (("method", section.method), ("from", section.initial)):
             if method is not None:
                 yield from _check_name(METHODS, method, (*path, key))
@@ -149,8 +121,7 @@ def _check_prune(spec: SweepSpec) -> Iterator[Problem]:
             message = "dsnot refines the mask of another method. Name that one, such as wanda."
             yield Problem((*path, "from"), message)
     yield from _check_examples(spec, spec.prune.calibration, ("prune", "calibration"))
-    for path, message in conflicts(spec):
-        yield Problem(path, message)
+    yield from conflicts(spec)
 
 
 def _check_repair_data(spec: SweepSpec) -> Iterator[Problem]:
@@ -159,21 +130,6 @@ def _check_repair_data(spec: SweepSpec) -> Iterator[Problem]:
     if data.split != "train":
         message = f"repair learns from split 'train' alone, got {data.split!r}."
         yield Problem(("repair", "data", "split"), f"{message}{_reserved(data)}")
-
-
-def _check_repair(spec: SweepSpec) -> Iterator[Problem]:
-    yield from _problems(training_conflicts(spec))
-
-
-def _check_precision(spec: SweepSpec) -> Iterator[Problem]:
-    yield from _problems(precision_conflicts(spec))
-
-
-def _problems(conflicts: Iterable[Conflict], swept: Iterable[str] = ()) -> Iterator[Problem]:
-    """Turns conflicts into problems, but for those of several swept fields: points are judged."""
-    for one in conflicts:
-        if len(one.fields.intersection(swept)) < 2:
-            yield Problem(one.path, one.message)
 
 
 def _check_resources(spec: SweepSpec) -> Iterator[Problem]:
@@ -195,8 +151,8 @@ def _check_resources(spec: SweepSpec) -> Iterator[Problem]:
 
 
 def _check_deepspeed(spec: SweepSpec) -> Iterator[Problem]:
-    for path, message in deepspeed_faults(spec.repair.deepspeed):
-        yield Problem(("repair", "deepspeed", *path), message)
+    for problem in deepspeed_faults(spec.repair.deepspeed):
+        yield Problem(("repair", "deepspeed", *problem.path), problem.message)
 
 
 def _reserved(data: DataRef) -> str:
@@ -481,15 +437,16 @@ def _check_field(
     variant = spec.model_copy(update={"prune": prune, "repair": repair})
     for problem in _check_fields(variant):
         if problem not in base:
-            field = ".".join(map(str, problem.path))
-            about = "" if field == name else f"{field}: "
-            yield Problem(path, f"{about}{problem.message}")
+            is_own = ".".join(map(str, problem.path)) == name
+            yield Problem(path, problem.message if is_own else str(problem))
 
 
 def _check_fields(spec: SweepSpec) -> Iterator[Problem]:
     yield from _check_prune(spec)
     yield from _check_repair_data(spec)
-    yield from _problems(repair_conflicts(spec), spec.space)
+    for problem in repair_conflicts(spec):
+        if len(problem.fields.intersection(spec.space)) < 2:  # of several, each point is judged
+            yield problem
 
 
 def _check_size(spec: SweepSpec, name: str, entry: Choices | Range) -> Iterator[Problem]:
@@ -535,9 +492,9 @@ def _check_search(spec: SweepSpec) -> Iterator[Problem]:
     sizes = [axis.size or 1 for axis in spec.dimensions]
     if spec.points is not None:
         sizes = [len(spec.points), spec.replicates]
-    if max(sizes) <= _MOST_VALUES < math.prod(sizes):
+    if max(sizes) <= _MOST_VALUES < count_points(spec):
         message = (
-            f"a grid of {math.prod(sizes)} points; at most {_MOST_VALUES}. Take larger steps, or "
+            f"a grid of {count_points(spec)} points; at most {_MOST_VALUES}. Take larger steps, or "
             "search.sampler: tpe."
         )
         yield Problem(("space",), message)
@@ -605,7 +562,7 @@ def _check_constraints(spec: SweepSpec) -> Iterator[Problem]:
 
 
 def _check_early_stopping(spec: SweepSpec) -> Iterator[Problem]:
-    yield from _problems(stopping_conflicts(spec))
+    yield from stopping_conflicts(spec)
     if spec.early_stopping is None or spec.repair.method == "none":
         return
     rungs, steps = spec.early_stopping.rungs, spec.repair.steps
@@ -636,8 +593,8 @@ _CHECKS: tuple[tuple[_Check, tuple[str, ...]], ...] = (
     (_check_data, ("data",)),
     (_check_prune, ("data",)),
     (_check_repair_data, ("data",)),
-    (_check_repair, ("repair", "resources")),
-    (_check_precision, ("repair", "resources", "model")),
+    (training_conflicts, ("repair", "resources")),
+    (precision_conflicts, ("repair", "resources", "model")),
     (_check_resources, ("resources",)),
     (_check_deepspeed, ("repair",)),
     (_check_evaluate, ("evaluate", "data")),
@@ -653,132 +610,3 @@ _CHECKS: tuple[tuple[_Check, tuple[str, ...]], ...] = (
     (_check_early_stopping, ("early_stopping", "repair", "objective")),
     (_check_baselines, ("baselines", "repair")),
 )
-
-
-def _check_targets(spec: SweepSpec, inventory: Inventory) -> Iterator[Problem]:
-    repair = spec.repair
-    trained = [layer for layer in inventory.layers if layer.tower in repair.train]
-    names = [layer.name for layer in trained]
-    towers = [tower for tower in TOWERS if tower in repair.train]
-    for index, target in enumerate(repair.targets):
-        if not any(matches(target, name) for name in names):
-            message = (
-                f"no layer of {' or '.join(towers)} is called so, got {target!r}."
-                f"{did_you_mean(target, endings(names))} Their names end in "
-                f"{', '.join(endings(names))}."
-            )
-            yield Problem(("repair", "targets", index), message)
-            return
-    for tower in towers:
-        own = [layer.name for layer in trained if layer.tower == tower]
-        if own and not any(map(repair.reaches, own)):
-            message = (
-                f"{tower} is trained but has none of these layers. Its names end in "
-                f"{', '.join(endings(own))}; or leave {tower} out of repair.train."
-            )
-            yield Problem(("repair", "targets"), message)
-
-
-def check_inventory(spec: SweepSpec, inventory: Inventory) -> Iterator[Problem]:
-    """Yields every fault that shows in the model's layers.
-
-    Ragged patterns, budgets out of reach, targets and tables of layers that name none or cannot
-    be met.
-
-    Args:
-        spec: a spec that `check_spec` finds nothing in.
-        inventory: the layers of its model.
-    """
-    yield from _check_targets(spec, inventory)
-    problems = [*_check_patterns(spec, inventory), *_check_tables(spec, inventory)]
-    if not problems and spec.budget is not None:
-        reasons = [_out_of_reach(spec, inventory, scalar_text(share)) for share in spec.budget]
-        if all(reasons):
-            problems.append(Problem((BUDGET,), f"no point of the space meets it: {reasons[0]}"))
-    yield from problems or _check_points(spec, inventory)
-
-
-def _check_patterns(spec: SweepSpec, inventory: Inventory) -> Iterator[Problem]:
-    for name in (*SPARSITIES, SPARSITY):
-        layers = [x for x in inventory.layers if name in (SPARSITY, f"{x.tower}_sparsity")]
-        entry = spec.space.get(name)
-        for inner, value in _values(entry) if isinstance(entry, Choices) else ():
-            pattern = Target.parse(value).pattern
-            if pattern is None:
-                continue
-            try:
-                check_pattern(layers, pattern)
-            except InfeasibleAllocation as error:
-                yield Problem(("space", name, *inner), str(error))
-
-
-def _check_tables(spec: SweepSpec, inventory: Inventory) -> Iterator[Problem]:
-    for path, section in _prune_sections(spec).items():
-        table = section.layers
-        if not isinstance(table, dict):
-            continue
-        layers = inventory.tower(str(path[1])) if path[1:] else inventory.layers
-        for entry in table:
-            if not any(fnmatchcase(layer.name, entry) for layer in layers):
-                names = [layer.name for layer in layers]
-                hint = did_you_mean(entry, names) or f" Such as {names[0]!r}."
-                message = f"names no layer of {path[-1] if path[1:] else 'the model'}.{hint}"
-                yield Problem((*path, "layers", entry), message)
-        try:
-            listed_layers(layers, table)
-        except SpecError as error:
-            yield Problem((*path, "layers"), str(error))
-
-
-def _check_points(spec: SweepSpec, inventory: Inventory) -> Iterator[Problem]:
-    """Looks for one point that can be, where the space can be listed."""
-    sizes = [axis.size for axis in spec.dimensions]
-    if None in sizes or math.prod(filter(None, sizes)) > _MOST_VALUES:
-        return
-    reason = no_point(spec, inventory)
-    if reason is not None:
-        sections = _prune_sections(spec).items()
-        tables = [path for path, section in sections if isinstance(section.layers, dict)]
-        path: Path = (*tables[0], "layers") if tables else ("space",)
-        free = spec.model_copy(update={"constraints": ()})
-        if spec.constraints and no_point(free, inventory) is None:
-            path = ("constraints",)
-        yield Problem(path, f"no point of the space can be: {reason}")
-
-
-def unreachable_budgets(spec: SweepSpec, inventory: Inventory) -> list[str]:
-    """Returns a warning for each budget that no point of the space meets."""
-    found = []
-    for share in spec.budget or ():
-        reason = _out_of_reach(spec, inventory, scalar_text(share))
-        if reason:
-            found.append(f"budget {scalar_text(share)}: no point of the space meets it: {reason}")
-    return found
-
-
-def _out_of_reach(spec: SweepSpec, inventory: Inventory, budget: str) -> str | None:
-    """Says why no point of the space meets a budget; None if one does."""
-    name = next(name for name in SPARSITIES if name in spec.space)
-    axis = next(axis for axis in spec.dimensions if axis.name == name)
-    reason = ""
-    for value in axis.values or (scalar_text(axis.low), scalar_text(axis.high)):
-        try:
-            allocate(spec, inventory, {name: value, BUDGET: budget})
-        except InfeasibleAllocation as error:
-            reason = str(error)
-        else:
-            return None
-    if axis.size is None and _is_between(spec, inventory, budget, (axis.low, axis.high)):
-        return None
-    return reason
-
-
-def _is_between(
-    spec: SweepSpec, inventory: Inventory, budget: str, ends: tuple[Decimal, Decimal]
-) -> bool:
-    """Whether values between two ends, both infeasible, meet a budget."""
-    solved: Tower = spec.solved_tower or "language"
-    given: Tower = "vision" if solved == "language" else "language"
-    zeros = exact_fraction(budget) * inventory.prunable()
-    left = [zeros - Fraction(end) * inventory.prunable(given) for end in ends]
-    return left[0] > inventory.prunable(solved) and left[1] < 0

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ressa.errors import did_you_mean
-from ressa.spec.yaml import Path
+from ressa.spec.yaml import Path, Problem
 
 _BATCHES = "follows from repair.batch_size, repair.micro_batch and resources.workers"
 _OURS: dict[Path, str] = {
@@ -53,22 +53,22 @@ _ALLOWED: dict[Path, tuple[type, ...]] = {
 _SECTIONS = {path[0] for path in (*_ALLOWED, *_OURS) if len(path) == 2}
 
 
-def deepspeed_faults(settings: Mapping[str, Any]) -> Iterator[tuple[Path, str]]:
+def deepspeed_faults(settings: Mapping[str, Any]) -> Iterator[Problem]:
     """Yields what is wrong with which setting."""
     for path, value in _leaves(settings):
         name = ".".join(map(str, path))
         if path in _OURS:
-            yield path, f"{_OURS[path]}. Leave it out."
+            yield Problem(path, f"{_OURS[path]}. Leave it out.")
         elif path not in _ALLOWED:
             known = [".".join(map(str, other)) for other in _ALLOWED]
-            yield (
+            yield Problem(
                 path,
                 f"no setting that can be overridden.{did_you_mean(name, known)} "
                 f"Known: {', '.join(known)}.",
             )
         elif not _is_of(value, _ALLOWED[path]):
             kinds = " or ".join(kind.__name__ for kind in _ALLOWED[path])
-            yield path, f"must be {kinds}, got {value!r}."
+            yield Problem(path, f"must be {kinds}, got {value!r}.")
 
 
 def _leaves(settings: Mapping[str, Any]) -> Iterator[tuple[Path, Any]]:

@@ -1,33 +1,23 @@
 """Fields of `repair` that exclude each other: judged in a file, and at points that set them."""
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
 from ressa.spec.schema import SweepSpec
-from ressa.spec.yaml import Path
+from ressa.spec.yaml import Path, Problem
 
 
-class Conflict(NamedTuple):
-    """Values that cannot be together."""
-
-    path: Path
-    message: str
-    fields: frozenset[str]
-    """The fields of repair that take part, by their dotted names."""
+def _conflict(path: Path, message: str, *fields: str) -> Problem:
+    return Problem(path, message, frozenset(f"repair.{field}" for field in fields))
 
 
-def _conflict(path: Path, message: str, *fields: str) -> Conflict:
-    return Conflict(path, message, frozenset(f"repair.{field}" for field in fields))
-
-
-def repair_conflicts(spec: SweepSpec) -> Iterator[Conflict]:
+def repair_conflicts(spec: SweepSpec) -> Iterator[Problem]:
     """Yields which fields of `repair` exclude each other, or others of the spec, and why."""
     yield from training_conflicts(spec)
     yield from precision_conflicts(spec)
     yield from stopping_conflicts(spec)
 
 
-def training_conflicts(spec: SweepSpec) -> Iterator[Conflict]:
+def training_conflicts(spec: SweepSpec) -> Iterator[Problem]:
     """Yields those of steps, batches, methods and objectives."""
     repair, workers = spec.repair, spec.resources.workers
     if repair.warmup_steps > repair.steps:
@@ -58,7 +48,7 @@ def training_conflicts(spec: SweepSpec) -> Iterator[Conflict]:
         yield _conflict(("repair", "zero_stage"), message, "distillation.reduction", "zero_stage")
 
 
-def precision_conflicts(spec: SweepSpec) -> Iterator[Conflict]:
+def precision_conflicts(spec: SweepSpec) -> Iterator[Problem]:
     """Yields those of types of numbers and of where they lie."""
     repair, on_gpus = spec.repair, bool(spec.resources.gpus_per_worker)
     if repair.dtype == "float16" and not on_gpus:
@@ -97,7 +87,7 @@ def precision_conflicts(spec: SweepSpec) -> Iterator[Conflict]:
         yield _conflict(("repair", "zero_stage"), message, "zero_stage", "dtype")
 
 
-def stopping_conflicts(spec: SweepSpec) -> Iterator[Conflict]:
+def stopping_conflicts(spec: SweepSpec) -> Iterator[Problem]:
     """Yields what of `repair` leaves early stopping nothing to look at."""
     if spec.early_stopping is None:
         return

@@ -5,6 +5,7 @@ from decimal import Decimal
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from ressa.errors import did_you_mean
@@ -97,19 +98,14 @@ def keys_at(path: Path) -> list[str]:
 
 
 def _model_at(path: Path) -> type[SpecModel] | None:
+    if path[:1] == ("space",):
+        return Range if len(path) == 2 else None
     model: type[SpecModel] | None = SweepSpec
-    for index, key in enumerate(path):
-        if model is None or path[0] == "space":
-            break
-        if isinstance(key, str):
-            if key not in model.by_key():
-                return None
-            model = _model_in(model.by_key()[key].annotation)
-        elif index == 0:
-            return None
-    if path[:1] == ("space",) and len(path) == 2:
-        return Range
-    return model if path[:1] != ("space",) else None
+    for key in path:
+        if model is not None and isinstance(key, str):  # an entry of a list is what the list holds
+            field = model.by_key().get(key)
+            model = None if field is None else _model_in(field.annotation)
+    return model
 
 
 def _model_in(annotation: Any) -> type[SpecModel] | None:
@@ -131,10 +127,14 @@ def _all_paths(
             yield from _all_paths(inner, (*prefix, name))
 
 
-def _description(path: Path) -> str:
+def _field_at(path: Path) -> FieldInfo | None:
     model = _model_at(path[:-1])
-    field = model.by_key().get(str(path[-1])) if model is not None else None
-    return field.description or "" if field is not None else ""
+    return model.by_key().get(str(path[-1])) if model is not None else None
+
+
+def _description(path: Path) -> str:
+    field = _field_at(path)
+    return (field.description or "") if field is not None else ""
 
 
 def _one_of(path: Path, given: Any, expected: str) -> str:
@@ -147,8 +147,7 @@ def _one_of(path: Path, given: Any, expected: str) -> str:
 
 
 def _number(path: Path) -> str:
-    model = _model_at(path[:-1])
-    field = model.by_key().get(str(path[-1])) if model is not None else None
+    field = _field_at(path)
     return "a number" if field is not None and _holds_float(field.annotation) else "an integer"
 
 

@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
@@ -39,8 +39,8 @@ from ressa.spec.schema import (
     Repair,
     SweepSpec,
 )
-from ressa.spec.space import BUDGET, REPLICATE, SPARSITIES, SPARSITY, parse_scalar
-from ressa.spec.yaml import Path
+from ressa.spec.space import BUDGET, REPLICATE, SPARSITIES, SPARSITY, grid, parse_scalar
+from ressa.spec.yaml import Path, Problem
 
 Point = Mapping[str, Any]
 """A value for every dimension, by name: text, or what the text stands for."""
@@ -121,8 +121,8 @@ def apply_point(spec: SweepSpec, inventory: Inventory, point: Point) -> Effectiv
         prune, repair = override(spec, fields)
     except ValidationError as error:
         raise SpecError(f"a value does not suit its field: {error}") from error
-    for path, message in conflicts(spec.model_copy(update={"prune": prune})):
-        raise InfeasibleAllocation(f"{'.'.join(map(str, path))}: {message}")
+    for problem in conflicts(spec.model_copy(update={"prune": prune})):
+        raise InfeasibleAllocation(str(problem))
     reason = _repair_reason(spec, fields)
     if reason is not None:
         raise InfeasibleAllocation(reason)
@@ -148,7 +148,7 @@ def _repair_reason(spec: SweepSpec, fields: Mapping[str, Any]) -> str | None:
     _, repair = override(spec, own)
     for one in repair_conflicts(spec.model_copy(update={"repair": repair})):
         if len(one.fields & own.keys()) > 1:
-            return f"{'.'.join(map(str, one.path))}: {one.message}"
+            return str(one)
     return None
 
 
@@ -174,7 +174,7 @@ def no_pattern_for_all(target: Target) -> str:
     )
 
 
-def conflicts(spec: SweepSpec) -> Iterator[tuple[Path, str]]:
+def conflicts(spec: SweepSpec) -> Iterator[Problem]:
     """Yields which fields of `prune` exclude each other, or do not suit the space, and why."""
     prune = spec.prune
     for tower in TOWERS:
@@ -185,13 +185,13 @@ def conflicts(spec: SweepSpec) -> Iterator[tuple[Path, str]]:
             is_own = getattr(prune, tower).layers is not None
             path: Path = ("prune", tower) if is_own else ("prune",)
             what = layers if isinstance(layers, str) else "a table"
-            yield (
+            yield Problem(
                 (*path, "layers"),
                 f"with group: {group} one threshold decides what each layer loses: uniform, got "
                 f"{what}. Take group row or matrix for {what}.",
             )
         if prune.calibration.activations != "dense":
-            yield (
+            yield Problem(
                 ("prune", "calibration", "activations"),
                 f"with group: {group} all layers are compared before one is pruned: dense, got "
                 f"{prune.calibration.activations!r}. Take group row or matrix for the others.",
@@ -201,9 +201,9 @@ def conflicts(spec: SweepSpec) -> Iterator[tuple[Path, str]]:
     towers = [tower for tower in TOWERS if getattr(prune, tower).group is not None]
     own: Path = ("prune", towers[0], "group") if towers else ("prune", "group")
     if len(_groups(prune)) == 2:
-        yield own, "group: all is for both towers together. Give it under prune alone."
+        yield Problem(own, "group: all is for both towers together. Give it under prune alone.")
     elif SPARSITY not in spec.space:
-        yield (
+        yield Problem(
             own,
             "with group: all both towers lose one share together: the space has one sparsity "
             "instead of vision_sparsity, language_sparsity or a budget.",
@@ -211,7 +211,7 @@ def conflicts(spec: SweepSpec) -> Iterator[tuple[Path, str]]:
     for field in ("method", "initial"):
         values = {prune.of(tower, field) for tower in TOWERS}
         if len(values) > 1 and (field == "method" or prune.of("vision", "method") == "dsnot"):
-            yield (
+            yield Problem(
                 own,
                 "with group: all saliencies of both towers are compared: one method for both, got "
                 f"{' and '.join(sorted(values))}.",
@@ -224,14 +224,7 @@ def baseline(spec: SweepSpec, name: str) -> Effective:
     effective = _effective(
         spec.prune, spec.repair, spec, Allocation(vision=nothing, language=nothing)
     )
-    if name == "dense_repaired":
-        return effective
-    return Effective(
-        vision=effective.vision,
-        language=effective.language,
-        calibration=effective.calibration,
-        repair=None,
-    )
+    return effective if name == "dense_repaired" else replace(effective, repair=None)
 
 
 def _effective(
@@ -443,14 +436,10 @@ def _grid(spec: SweepSpec) -> Iterator[dict[str, str]]:
             runs = {REPLICATE: str(run)} if spec.replicates > 1 else {}
             yield {**{name: point[name] for name in spec.space}, **runs}
         return
-    axes = []
     for dimension in spec.dimensions:
-        if dimension.values is None:
+        if dimension.size is None:
             raise SpecError(f"{dimension.name} is continuous: a grid needs a step or choices.")
-        axes.append(dimension.values)
-    names = [dimension.name for dimension in spec.dimensions]
-    for values in itertools.product(*axes):
-        yield dict(zip(names, values, strict=True))
+    yield from grid(spec.dimensions)
 
 
 def _reason(spec: SweepSpec, inventory: Inventory, point: Point) -> str | None:

@@ -1,6 +1,5 @@
 """From a sweep file to a resolved spec: read, `--set`, defaults, checks; every fault at once."""
 
-import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,18 +13,13 @@ from pydantic_core import ErrorDetails
 from ressa.catalog import FORMATS, MODELS, task_facts
 from ressa.errors import SpecError, did_you_mean
 from ressa.sparsity import Inventory
-from ressa.spec.check import (
-    Problem,
-    check_inventory,
-    check_spec,
-    unmapped,
-    unreachable_budgets,
-)
+from ressa.spec.check import check_spec, unmapped
 from ressa.spec.faults import explain, path_of, slugify
-from ressa.spec.points import grid_points
+from ressa.spec.inventory import check_inventory, unreachable_budgets
+from ressa.spec.points import count_points, grid_points
 from ressa.spec.schema import QUESTION_LENGTH, SweepSpec, is_integer
 from ressa.spec.space import SPARSITIES, SPARSITY, scalar_text
-from ressa.spec.yaml import MAX_BYTES, Fault, Node, Path, parse
+from ressa.spec.yaml import MAX_BYTES, Fault, Node, Path, Problem, parse
 
 _Place = TypeVar("_Place", str, str | None)
 
@@ -45,8 +39,6 @@ class LoadedSpec:
 
     spec: SweepSpec
     warnings: tuple[str, ...]
-    source: str
-    """The sweep file, as messages name it."""
     inventory: Inventory | None
     """The model's layers, if the catalog knows them."""
     tree: Node = field(repr=False)
@@ -79,13 +71,13 @@ def load_spec(path: str | FilePath, sets: Sequence[str] = ()) -> LoadedSpec:
         raise AssertionError("a file without a tree has a fault")
     for text in sets:
         faults += _set(tree, text)
-    return _resolve(tree, source, faults, stem=FilePath(path).stem, question=_question(content))
+    return _resolve(tree, faults, stem=FilePath(path).stem, question=_question(content))
 
 
 def spec_from_mapping(content: Mapping[str, Any], name: str = "sweep") -> LoadedSpec:
     """Completes and checks a sweep given as nested Python values, as `load_spec` does a file."""
     tree = _tree(dict(content), "spec")
-    return _resolve(tree, "spec", [], stem=name)
+    return _resolve(tree, [], stem=name)
 
 
 def spec_from_yaml(text: str) -> SweepSpec:
@@ -206,9 +198,7 @@ def _question(text: str) -> str:
     return " ".join(filter(None, lines))[:QUESTION_LENGTH]
 
 
-def _resolve(
-    tree: Node, source: str, faults: list[Fault], stem: str, question: str = ""
-) -> LoadedSpec:
+def _resolve(tree: Node, faults: list[Fault], stem: str, question: str = "") -> LoadedSpec:
     content = tree.plain()
     asked_trials = "trials" in _mapping(content.get("search"))
     complete(content, stem)
@@ -224,7 +214,7 @@ def _resolve(
         spec = _with_grid_trials(spec, inventory)
     spec = _anchored(spec)
     warnings = (*_warnings(spec), *(unreachable_budgets(spec, inventory) if inventory else ()))
-    return LoadedSpec(spec=spec, warnings=warnings, source=source, inventory=inventory, tree=tree)
+    return LoadedSpec(spec=spec, warnings=warnings, inventory=inventory, tree=tree)
 
 
 def _anchored(spec: SweepSpec) -> SweepSpec:
@@ -254,10 +244,8 @@ def _absolute(place: _Place) -> _Place:
 def _with_grid_trials(spec: SweepSpec, inventory: Inventory | None) -> SweepSpec:
     if inventory is not None:
         trials = len(grid_points(spec, inventory)[0])
-    elif spec.points is not None:
-        trials = len(spec.points) * spec.replicates
     else:  # an upper bound; the layers of the model are not known yet
-        trials = math.prod(axis.size or 1 for axis in spec.dimensions)
+        trials = int(count_points(spec))
     return spec.model_copy(update={"search": spec.search.model_copy(update={"trials": trials})})
 
 
@@ -461,18 +449,17 @@ def _warnings(spec: SweepSpec) -> list[str]:
             f"{', '.join(shapes)}: {_SHAPES}, coloured shapes of 64 pixels, which a section takes "
             f"that names no task. For {spec.model.id} name your own: docs/tasks.md."
         )
-    sizes = [axis.size for axis in spec.dimensions]
-    points = math.prod(size or 0 for size in sizes)
+    points = count_points(spec)
     lines, sampler = len(spec.budget or ()), spec.search.sampler
     looks = sampler in ("tpe", "gp", "nsga2") and len(spec.objectives) == 1
-    if lines > 1 and looks and (None in sizes or spec.search.trials < points):
+    if lines > 1 and looks and spec.search.trials < points:
         by_line = "map looks for the best of each line; " if unmapped(spec) is None else ""
         found.append(
             f"search.sampler: {sampler} looks for the best score of all, which lies on the line of "
             f"the smallest budget, and leaves the other {lines - 1} few trials. {by_line}grid and "
             "qmc treat lines alike."
         )
-    if None not in sizes and spec.search.trials > points:
+    if spec.search.trials > points:
         found.append(
             f"search: {spec.search.trials} trials asked for, the space has {points} points; "
             "the sweep ends when each has run."

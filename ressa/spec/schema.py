@@ -1,7 +1,8 @@
 """The fields of a sweep file: their types, ranges and defaults, and one line on each.
 
 Every model is strict, frozen and refuses keys that it does not know. What needs more than one
-field, a name from the catalog or the model's layers to be judged is in `check.py`.
+field or a name from the catalog to be judged is in `check.py`, what needs the model's layers in
+`inventory.py`.
 """
 
 import hashlib
@@ -322,6 +323,15 @@ class Prune(SpecModel):
         """Returns what one tower's section says of a field, else what holds for both."""
         own = getattr(getattr(self, tower), field)
         return getattr(self, field) if own is None else own
+
+    @property
+    def sections(self) -> "dict[tuple[str, ...], Prune | TowerPrune]":
+        """What holds for both towers and for each alone, by where it stands in a sweep file."""
+        return {
+            ("prune",): self,
+            ("prune", "vision"): self.vision,
+            ("prune", "language"): self.language,
+        }
 
 
 class Rank(SpecModel):

@@ -4,7 +4,9 @@ A value of a point is text throughout ("0.5", "2:4", "100", "wanda"): it survive
 Parquet and Optuna unchanged, where a float does not.
 """
 
+import itertools
 import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from fractions import Fraction
@@ -235,3 +237,10 @@ class Dimension:
             return cls(name=name, choices=tuple(map(scalar_text, entry.choices)))
         step = Decimal(1) if integer and entry.step is None else entry.step
         return cls(name=name, low=entry.low, high=entry.high, step=step, log=entry.log)
+
+
+def grid(dimensions: Sequence[Dimension]) -> Iterator[dict[str, str]]:
+    """Yields every point of a discrete space, the last dimension running fastest."""
+    names = [dimension.name for dimension in dimensions]
+    for values in itertools.product(*(dimension.values or () for dimension in dimensions)):
+        yield dict(zip(names, values, strict=True))

@@ -37,6 +37,19 @@ Path = tuple[str | int, ...]
 
 
 @dataclass(frozen=True, slots=True)
+class Problem:
+    """What is wrong with which field, wherever that stands."""
+
+    path: Path
+    message: str
+    fields: frozenset[str] = field(default=frozenset(), compare=False)
+    """Of values that cannot be together: the dotted names of the fields that take part."""
+
+    def __str__(self) -> str:
+        return f"{'.'.join(map(str, self.path))}: {self.message}"
+
+
+@dataclass(frozen=True, slots=True)
 class Fault:
     """One thing that is wrong: where it stands, which field it is, and what to do."""
 

@@ -9,13 +9,22 @@ from ressa.store.lease import Holder, Lease, Wish, acquire, ask, holder
 from ressa.store.logs import LogName, get_log, logs_of, put_log
 from ressa.store.query import matching, parquet_bytes, query
 from ressa.store.rows import is_null
-from ressa.store.schema import ENDED_WELL, SCHEMA_VERSION, SUCCESSFUL, TABLES, Column, Table
+from ressa.store.schema import (
+    ENDED_WELL,
+    PACKAGES,
+    SCHEMA_VERSION,
+    SUCCESSFUL,
+    TABLES,
+    Column,
+    Table,
+)
 from ressa.store.stages import StageFiles, StageStore, StoredStage
 from ressa.store.status import Ended, SweepStatus
 from ressa.store.store import Store, SweepStore, open_store
 
 __all__ = [
     "ENDED_WELL",
+    "PACKAGES",
     "SCHEMA_VERSION",
     "SUCCESSFUL",
     "TABLES",

@@ -17,7 +17,7 @@ import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import LocalStore, from_url
 
-from ressa.errors import FullStore, NotFoundError, StoreError
+from ressa.errors import FullStore, NotFoundError, StoreError, first_line
 
 if TYPE_CHECKING:
     from obstore.store import RetryConfig
@@ -284,7 +284,7 @@ def _reason(error: Exception) -> str:
     """Returns an error's first line, or the operating system's words if it has them."""
     number = _errno(error)
     if number is None:
-        line = str(error).strip().split("\n")[0].strip() or type(error).__name__
+        line = first_line(error)
         return line if line.endswith(".") else f"{line}."
     hints = {
         "ENOSPC": " Free some space or name another store.",

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from ressa.errors import StoreError, did_you_mean
+from ressa.errors import StoreError, did_you_mean, first_line
 from ressa.store.schema import SCHEMA_VERSION, TABLES, Column, arrow_schema, plain_schema
 
 if TYPE_CHECKING:
@@ -207,7 +207,7 @@ def _opened(name: str, source: Any) -> "tuple[pyarrow.parquet.ParquetFile, pyarr
 
 
 def _damaged(error: Exception) -> NotOurs:
-    return NotOurs(f"not a whole Parquet file: {[*str(error).splitlines(), '?'][0]}")
+    return NotOurs(f"not a whole Parquet file: {first_line(error)}")
 
 
 def newest(table: "pyarrow.Table", key: Sequence[str]) -> "pyarrow.Table":

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 
+PACKAGES = ("ressa", "python", "torch", "ray", "deepspeed", "transformers", "optuna")
+"""What a trial's row names the versions of, each in a column `<package>_version`."""
+
 Kind = Literal["text", "integer", "float", "boolean", "time", "texts", "json"]
 
 
@@ -151,10 +154,7 @@ _CIRCUMSTANCES = (
     Column("traceback", "text", "where it happened"),
     Column("point", "json", "the proposed point: field → value"),
     Column("ressa_commit", "text", "git commit of the checkout that ressa ran from, if it did"),
-    *(
-        Column(f"{package}_version", "text", f"version of {package}")
-        for package in ("ressa", "python", "torch", "ray", "deepspeed", "transformers", "optuna")
-    ),
+    *(Column(f"{package}_version", "text", f"version of {package}") for package in PACKAGES),
 )
 
 SUCCESSFUL = ("succeeded", "reused")

@@ -73,7 +73,7 @@ def sweep_status(sweep: SweepStore) -> SweepStatus:
 
     unfinished = pa.array([*running, *queued], pa.string())
     over = trials.filter(~pc.field("trial").isin(unfinished))
-    counts = Counter({row["values"]: row["counts"] for row in _counted(over["state"])})
+    counts = Counter(over["state"].to_pylist())
     counts |= {"queued": len(queued), "running": len(running)}
     life = events.filter(pc.field("kind").isin(_LIFE)).sort_by(EVENTS_ORDER).to_pylist()
     times = [pc.max(table["committed"]).as_py() for table in (events, trials)]
@@ -118,12 +118,6 @@ def _without(table: "pyarrow.Table", attempts: "pyarrow.Table") -> set[str]:
     newest = wanted.group_by("trial").aggregate([("attempt", "max")]).rename_columns(_ATTEMPT)
     left = newest.join(others, keys=_ATTEMPT, join_type="left anti")
     return set(left["trial"].to_pylist())
-
-
-def _counted(values: "pyarrow.ChunkedArray") -> list[dict[str, Any]]:
-    import pyarrow.compute as pc
-
-    return list(pc.value_counts(values).to_pylist())
 
 
 def _state(

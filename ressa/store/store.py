@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import pandas
     import pyarrow
 
+    from ressa.spec import SweepSpec
     from ressa.store.status import SweepStatus
 
 _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -143,6 +144,16 @@ class SweepStore:
             return content.decode()
         except UnicodeDecodeError as error:
             raise StoreError(f"sweep {self.name}: spec.yaml is damaged: {error}") from error
+
+    def spec(self) -> "SweepSpec":
+        """Returns the spec that the sweep began with.
+
+        Raises:
+            SpecError: what is stored is none.
+        """
+        from ressa.spec import spec_from_yaml
+
+        return spec_from_yaml(self.spec_text())
 
     def commit(
         self,

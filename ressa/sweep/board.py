@@ -1,7 +1,7 @@
 """What people see while a sweep runs: a live board on a terminal, plain lines elsewhere."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -29,10 +29,15 @@ class Board:
     Args:
         spec: the sweep.
         console: where to write; words go to stderr, data never come from here.
+        started: is called when the driver goes about what is left to do.
     """
 
-    def __init__(self, spec: SweepSpec, console: Console) -> None:
-        self._spec, self._console = spec, console
+    has_started = False
+
+    def __init__(
+        self, spec: SweepSpec, console: Console, started: Callable[[], None] = lambda: None
+    ) -> None:
+        self._spec, self._console, self._on_start = spec, console, started
         self._planned = 0
         self._best = ""
         self._finished: dict[str, Mapping[str, Any]] = {}
@@ -67,7 +72,7 @@ class Board:
         self,
         trials: int,
         finished: Mapping[str, Mapping[str, Any]],
-        first: Sequence[Again] = (),
+        first: Sequence[Again],
     ) -> None:
         """Is told how many trials there are to be, which are there, and which run again first."""
         ran = {trial: row for trial, row in finished.items() if row["state"] != "reused"}
@@ -84,6 +89,8 @@ class Board:
 
     def started(self) -> None:
         """Is told that something is left to do, and that the driver goes about it."""
+        self.has_started = True
+        self._on_start()
 
     def began(self, attempt: Attempt) -> None:
         """Is told that an attempt started."""

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from ressa.doctor import Finding, examine
-from ressa.errors import NotFoundError, RessaError
+from ressa.errors import NotFoundError, RessaError, first_line
 from ressa.store import Store, open_store
 from ressa.sweep.joined_ray import joined_ray, node_name
+from ressa.sweep.places import meeting_place, node_address
 from ressa.sweep.versions import differences, installed
 
 _PATIENCE_SECONDS = 300.0
@@ -49,21 +50,14 @@ class Examiner:
 
     def meet_at(self) -> tuple[str, int]:
         """Offers an address and a port of this node to meet at."""
-        from ressa import workers
-
-        return self._address(), workers.free_port(self._address())
+        return meeting_place()
 
     def sum(self, rank: int, size: int, address: str, port: int) -> tuple[str, float]:
         """Joins the others and sums ones with them; returns over what, and the sum."""
         from ressa import workers
 
-        workers.join(rank, size, address, port, own=self._address())
+        workers.join(rank, size, address, port, own=node_address())
         return workers.sum_of_ones()
-
-    def _address(self) -> str:
-        import ray
-
-        return str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
 
 
 def examine_cluster(address: str, store: str | None) -> Iterator[tuple[str, Finding]]:
@@ -278,4 +272,4 @@ def _meeting(examiners: Sequence[Any]) -> Finding:
 
 def _line(error: Exception) -> str:
     cause = getattr(error, "cause", None) or error
-    return next(iter(str(cause).strip().splitlines()), "") or type(cause).__name__
+    return first_line(cause)

@@ -18,9 +18,11 @@ from ressa.data import picture_of
 from ressa.errors import ConflictError, InfeasibleAllocation, NotFoundError, SpecError
 from ressa.landscape.tables import LINE_COLUMNS, asked_lines
 from ressa.sparsity import Target, solve_language
-from ressa.spec import SweepSpec, apply_point, spec_from_yaml
-from ressa.spec.check import Problem, check_inventory, check_spec
+from ressa.spec import SweepSpec, apply_point
+from ressa.spec.check import check_spec
+from ressa.spec.inventory import check_inventory
 from ressa.spec.space import BUDGET, REPLICATE, SPARSITIES, SPARSITY
+from ressa.spec.yaml import Problem
 from ressa.store import SweepStore
 from ressa.sweep.driver import current_spec
 from ressa.sweep.plan import SweepPlan, make_plan
@@ -135,14 +137,14 @@ def confirmations(sweep: SweepStore) -> list[SweepStore]:
             if not sweep.store.has_sweep(name):
                 break
             one = sweep.store.sweep(name)
-            if spec_from_yaml(one.spec_text()).confirms == sweep.name:
+            if one.spec().confirms == sweep.name:
                 found.append(one)
     return found
 
 
 def searched(sweep: SweepStore) -> SweepStore:
     """Returns the sweep that one confirms; itself if it confirms none."""
-    origin = spec_from_yaml(sweep.spec_text()).confirms
+    origin = sweep.spec().confirms
     return sweep if origin is None else sweep.store.sweep(origin)
 
 
@@ -322,7 +324,7 @@ def _check(spec: SweepSpec, plan: SweepPlan) -> None:
     known = problems_of(plan.spec)
     problems = [problem for problem in problems_of(spec) if problem not in known]
     if problems:
-        lines = [f"{'.'.join(map(str, problem.path))}: {problem.message}" for problem in problems]
+        lines = list(map(str, problems))
         raise SpecError("\n".join(lines), lines)
 
 

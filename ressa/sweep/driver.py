@@ -7,12 +7,11 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ressa.errors import ConflictError, NotFoundError, SpecError, TooManyFailures
-from ressa.spec import StopWhen, SweepSpec, load_spec, spec_from_yaml
+from ressa.spec import StopWhen, SweepSpec, load_spec
 from ressa.store import Ended, Lease, Store, SweepStore, acquire, holder, open_store
 from ressa.sweep import joined_ray, local_ray
 from ressa.sweep.location import at_its_place
@@ -108,17 +107,16 @@ def start(
             plan = SweepPlan(known, plan.inventory, plan.fingerprint)
         else:
             plan = make_plan(known)  # of the commits that it began with, not today's
-        grown = growth(stored_spec(there), plan.spec) | _pin(known, plan)
+        grown = growth(there.spec(), plan.spec) | _pin(known, plan)
         if _is_over(there, plan, watcher):
             return there
     plan.check_model()
-    data = plan.data  # reads the data sets: faults show before anything is written
+    _ = plan.data  # reads the data sets: faults show before anything is written
     store = open_store(spec.store, create=True)
     # Where it lies is not part of it: a store may be moved.
     text = spec.model_copy(update={"store": "."}).to_yaml()
     sweep = store.create_sweep(spec.name, text) if there is None else there
-    work = _Work(data=data, grown=grown, redo=None, fresh=fresh, address=address)
-    _drive(plan, store, sweep, watcher, work)
+    _drive(plan, sweep, watcher, grown=grown, address=address, fresh=fresh)
     return sweep
 
 
@@ -155,8 +153,7 @@ def resume(
     if _is_over(sweep, plan, watcher, redo):
         return sweep
     plan.check_model()
-    work = _Work(data=plan.data, grown=_pin(spec, plan), redo=redo, address=address)
-    _drive(plan, store, sweep, watcher, work)
+    _drive(plan, sweep, watcher, grown=_pin(spec, plan), address=address, redo=redo)
     return sweep
 
 
@@ -165,7 +162,7 @@ def _pin(spec: SweepSpec, plan: SweepPlan) -> dict[str, Any]:
     return dict(commits_of(plan.spec).items() - commits_of(spec).items())
 
 
-def foretell(store: Store, name: str, watcher: Any, *, redo: "Redo | None" = None) -> None:
+def foretell(store: Store, name: str, watcher: Any, *, redo: "Redo | None") -> None:
     """Tells the watcher what `resume` would do, and does nothing."""
     from ressa.sweep.ledger import Ledger
 
@@ -192,28 +189,27 @@ def _tell(ledger: "Ledger", watcher: Any) -> None:
     watcher.planned(ledger.planned, dict(ledger.results), tuple(ledger.left_over))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Work:
-    """What a driver is to do beside what the plan says, and where."""
-
-    data: list[dict[str, Any]]
-    grown: dict[str, Any]
-    redo: "Redo | None"
-    fresh: bool = False
-    address: str | None
-
-
 @local_ray.environment_kept()
-def _drive(plan: SweepPlan, store: Store, sweep: SweepStore, watcher: Any, work: _Work) -> None:
+def _drive(
+    plan: SweepPlan,
+    sweep: SweepStore,
+    watcher: Any,
+    *,
+    grown: dict[str, Any],
+    address: str | None,
+    redo: "Redo | None" = None,
+    fresh: bool = False,
+) -> None:
+    data = plan.data
     _check_contents(sweep, plan)
-    (local_ray if work.address is None else joined_ray).prepare()
+    (local_ray if address is None else joined_ray).prepare()
     from ressa.sweep.ledger import Ledger
     from ressa.sweep.tuner import Cancelled, run_trials
 
     lease = acquire(sweep)
     try:
-        _tidy(store, sweep)
-        ledger = Ledger(sweep, plan, epoch=lease.epoch, redo=work.redo)
+        _tidy(sweep)
+        ledger = Ledger(sweep, plan, epoch=lease.epoch, redo=redo)
         _tell(ledger, watcher)
         if ledger.is_complete:
             if sweep.status().state != "finished":  # a driver died before it could say so
@@ -224,20 +220,20 @@ def _drive(plan: SweepPlan, store: Store, sweep: SweepStore, watcher: Any, work:
         before = "resumed" if len(sweep.events()) else "started"
         told = {"planned": ledger.planned, "contents": plan.contents}
         sweep.event(before, told, epoch=lease.epoch)
-        if work.grown:
-            sweep.event("grown", work.grown, epoch=lease.epoch)
-        sweep.commit("data", work.data, epoch=lease.epoch)
+        if grown:
+            sweep.event("grown", grown, epoch=lease.epoch)
+        sweep.commit("data", data, epoch=lease.epoch)
         watcher.started()
         ended: Ended = "interrupted"
         with (
             _stopped_by_signals() as listen,
-            _ray(work.address, threads=plan.spec.resources.cpus_per_worker) as session,
+            _ray(address, threads=plan.spec.resources.cpus_per_worker) as session,
         ):
             try:
                 listen()
                 if not joined_ray.grows():
                     check_fits(plan.spec.resources, joined_ray.places())
-                run_trials(plan, store, ledger, lease, watcher, session, fresh=work.fresh)
+                run_trials(plan, sweep.store, ledger, lease, watcher, session, fresh=fresh)
                 ended = _ending(ledger, lease)
             except Cancelled:
                 ended = "cancelled"
@@ -279,8 +275,9 @@ def _end(ended: Ended, sweep: SweepStore, ledger: "Ledger", lease: Lease) -> Non
     sweep.event(ended, decision.to_row() if decision else None, epoch=lease.epoch)
 
 
-def _tidy(store: Store, sweep: SweepStore) -> None:
+def _tidy(sweep: SweepStore) -> None:
     """Removes what killed writers left of stages; newly written, if nobody else can be at it."""
+    store = sweep.store
     if store.folder is None:
         return  # a bucket has no such leftovers, and to look at every sweep there takes long
     others = (holder(store.sweep(name)) for name in store.sweeps() if name != sweep.name)
@@ -310,11 +307,6 @@ def _too_many_failures(ledger: "Ledger", sweep: SweepStore, spec: SweepSpec) -> 
     )
 
 
-def stored_spec(sweep: SweepStore) -> SweepSpec:
-    """Returns the spec that a sweep began with."""
-    return spec_from_yaml(sweep.spec_text())
-
-
 def current_spec(sweep: SweepStore) -> SweepSpec:
     """Returns a sweep's spec with what it has grown by since."""
     return specs_of(sweep)[-1]
@@ -322,7 +314,7 @@ def current_spec(sweep: SweepStore) -> SweepSpec:
 
 def specs_of(sweep: SweepStore) -> list[SweepSpec]:
     """Returns the spec that a sweep began with, and what it had become each time that it grew."""
-    specs = [stored_spec(sweep)]
+    specs = [sweep.spec()]
     events = sweep.events()
     for detail in events.loc[events["kind"] == "grown", "detail"]:
         specs.append(_grow(specs[-1], json.loads(detail)))
@@ -337,7 +329,7 @@ def continued(sweep: SweepStore, asked: SweepSpec) -> SweepSpec:
         SpecError: it asks for more parallel trials than the stored window allows.
     """
     stored = current_spec(sweep)
-    if stored_spec(sweep).identity != asked.identity:
+    if sweep.spec().identity != asked.identity:
         raise ConflictError(
             f"sweep {sweep.name!r} in {sweep.store.location} was made from another spec; "
             f"{_differences(stored, asked)}. Give this one another name, such as --set "
@@ -435,14 +427,12 @@ def _check_here(spec: SweepSpec, address: str | None) -> None:
         check_fits(resources, [here])
 
 
-@contextlib.contextmanager
-def _ray(address: str | None, *, threads: int) -> Iterator[local_ray.Session]:
+def _ray(
+    address: str | None, *, threads: int
+) -> contextlib.AbstractContextManager[local_ray.Session]:
     if address is None:
-        with local_ray.local_ray(cpus=available_cpus(), threads=threads) as session:
-            yield session
-    else:
-        with joined_ray.joined_ray(address, threads=threads) as joined:
-            yield joined
+        return local_ray.local_ray(cpus=available_cpus(), threads=threads)
+    return joined_ray.joined_ray(address, threads=threads)
 
 
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ from ressa.spec import Resources
 from ressa.store import open_store
 from ressa.sweep.diary import Diary, Subject
 from ressa.sweep.kills import memory_kills, this_node
-from ressa.sweep.places import bundle
+from ressa.sweep.places import bundle, meeting_place, node_address
 
 if TYPE_CHECKING:
     from ressa.kept import Kept
@@ -110,23 +110,14 @@ class Worker:
 
     def rendezvous(self) -> tuple[str, int]:
         """Offers this worker's address and a free port of it for the gang to meet at."""
-        from ressa import workers
-
-        address = self._address()
-        return address, workers.free_port(address)
-
-    def _address(self) -> str:
-        """This worker's node's address, as Ray knows it."""
-        import ray
-
-        return str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
+        return meeting_place()
 
     def join(self, rank: int, world_size: int, address: str, port: int) -> None:
         """Joins the process group; rank, size and rendezvous come from Ray, never host names."""
         from ressa import workers
 
         self._settle()
-        workers.join(rank, world_size, address, port, own=self._address())
+        workers.join(rank, world_size, address, port, own=node_address())
 
     def _settle(self) -> None:
         """Takes the share of this machine that the trial was given."""

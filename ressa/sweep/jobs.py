@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote, unquote
 
-from ressa.errors import ClusterError, ConflictError, SpecError
+from ressa.errors import ClusterError, ConflictError, SpecError, first_line
 from ressa.sweep.joined_ray import TOKEN, is_autoscaled, node_name, refused, use_token
 from ressa.sweep.places import Place
 
@@ -402,5 +402,4 @@ def _why(error: BaseException) -> str:
     """The innermost reason of an error, in one line."""
     while error.__cause__ is not None or error.__context__ is not None:
         error = error.__cause__ or error.__context__  # type: ignore[assignment]
-    line = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
-    return line.rpartition("] ")[2].rstrip(".")
+    return first_line(error).rpartition("] ")[2].rstrip(".")

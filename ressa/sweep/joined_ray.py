@@ -12,12 +12,11 @@ import shutil
 import socket
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ressa.errors import ClusterError, SpecError
-from ressa.sweep.local_ray import OF_DRIVERS, OF_TRIALS
+from ressa.errors import ClusterError, SpecError, first_line
+from ressa.sweep.local_ray import OF_DRIVERS, OF_TRIALS, Session
 from ressa.sweep.places import Place
 
 _PATIENCE_SECONDS = 10.0
@@ -47,19 +46,8 @@ def refused(address: str) -> ClusterError:
     return ClusterError(f"the Ray at {address} refuses our token, or wants one. {TOKEN}")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JoinedSession:
-    """A driver's place in a Ray that it did not start."""
-
-    folder: Path
-    """Where Tune keeps its files here; it goes when the session does."""
-
-    def check(self) -> None:
-        """Ray ends a driver whose node or head is gone."""
-
-
 @contextlib.contextmanager
-def joined_ray(address: str, *, threads: int) -> Iterator[JoinedSession]:
+def joined_ray(address: str, *, threads: int) -> Iterator[Session]:
     """Joins a Ray for the length of a `with` block.
 
     Args:
@@ -83,7 +71,7 @@ def joined_ray(address: str, *, threads: int) -> Iterator[JoinedSession]:
                 configure_logging=False,
                 runtime_env={"env_vars": {**OF_TRIALS, "OMP_NUM_THREADS": str(threads)}},
             )
-        yield JoinedSession(folder=folder)
+        yield Session(folder=folder)  # Ray ends a driver whose node or head is gone
     finally:
         ray.shutdown()
         shutil.rmtree(folder, ignore_errors=True)
@@ -119,7 +107,7 @@ def _explained(address: str) -> Iterator[None]:
     except Exception as error:
         if type(error).__name__ == "AuthenticationError" or "nauthenticated" in str(error):
             raise refused(address) from error
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        reason = first_line(error)
         raise ClusterError(
             f"cannot join the Ray at {address}: {reason} This machine must be one of its nodes."
         ) from error

@@ -7,14 +7,13 @@ stored before its trial starts, so a driver killed at any time proposes the same
 import json
 import math
 from collections import deque
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from ressa.errors import NotFoundError, SpecError, did_you_mean
 from ressa.records import Progress, TrialSpec
 from ressa.search import Seen
-from ressa.search.halving import threshold
 from ressa.store import ENDED_WELL, SweepStore
 from ressa.sweep import rows
 from ressa.sweep.mapped import Decision, Lines, proposer
@@ -278,7 +277,7 @@ class Ledger:
 
     def _more_repeats(self) -> bool:
         """Whether the next point of a sampler that looks at no result comes to an earlier trial."""
-        if not self._proposer.is_fixed:
+        if not self._plan.spec.search.is_fixed:
             return False
         proposal = self._proposer.propose(len(self._points), ())
         return proposal is not None and self._is_known(proposal.point)
@@ -298,10 +297,10 @@ class Ledger:
             return self._start(self.left_over.popleft())
         while True:
             number, enough = len(self._points), self._executions >= self._plan.spec.search.trials
-            if self._exhausted or (enough and not self._proposer.is_fixed):
+            if self._exhausted or (enough and not self._plan.spec.search.is_fixed):
                 return "finished"
             # A sampler that looks at no result waits for none; what may end early does.
-            looks = not self._proposer.is_fixed
+            looks = not self._plan.spec.search.is_fixed
             spec = self._plan.spec
             waits = looks or spec.early_stopping is not None or self._lines is not None
             visible = self._visible(number) if waits else ()
@@ -433,7 +432,7 @@ class Ledger:
             for n in before
             if n in here and n != number and self._points[n].get("budget") == line
         ]
-        lowest = threshold(others, stopping.reduction)
+        lowest = _threshold(others, stopping.reduction)
         ends = lowest is not None and value < lowest
         row = {
             "number": number,
@@ -473,6 +472,12 @@ class Ledger:
         self._sweep.commit(
             table, rows, epoch=self._epoch, trial=attempt.trial, attempt=attempt.attempt
         )
+
+
+def _threshold(values: Sequence[float], reduction: float) -> float | None:
+    """Returns the lowest of the best 1/reduction of the values; None if that is not even one."""
+    best = math.floor(len(values) / reduction)
+    return sorted(values, reverse=True)[best - 1] if best else None
 
 
 def _whole(value: Any) -> int | None:

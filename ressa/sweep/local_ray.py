@@ -7,18 +7,16 @@ import secrets
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from ressa.errors import ClusterError
-from ressa.sweep.reaper import clear, end_processes
+from ressa.errors import ClusterError, first_line
+from ressa.sweep.reaper import SESSION_VARIABLE, clear, end_processes
 
 _STARTS = 3  # on a machine that others keep busy
 _TOKEN = secrets.token_hex(32)  # one a process: Ray reads it once
-SESSION_VARIABLE = "RESSA_SESSION"
-"""Set for every process of one session, so that the reaper finds them all and no others."""
 
 OF_TRIALS = {
     "TOKENIZERS_PARALLELISM": "false",
@@ -86,43 +84,31 @@ def environment_kept() -> Iterator[None]:
         os.environ.update(before)
 
 
-class Session(Protocol):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Session:
     """A running Ray, as the driver sees it."""
 
-    @property
-    def folder(self) -> Path:
-        """Where Tune may keep its files; it goes when the session does."""
-
-    def check(self) -> None:
-        """Notices at once when Ray has ended, where that would be waited for in silence.
-
-        Raises:
-            ClusterError: it has.
-        """
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LocalSession:
-    """A running Ray of our own."""
-
     folder: Path
-    """Where Ray and Tune keep their files; it goes when the session does."""
+    """Where Tune keeps its files, and a Ray of our own too; it goes when the session does."""
+    check: Callable[[], None] = lambda: None
+    """Raises a `ClusterError` when Ray has ended, where that would be waited for in silence."""
 
-    def check(self) -> None:
-        """Notices at once when Ray itself has ended, which it may wait for in silence.
 
-        Raises:
-            ClusterError: it has.
-        """
-        from ray._private import worker
+def _check_ended() -> None:
+    """Notices at once when a Ray of our own has ended.
 
-        node: Any = worker._global_node
-        ended = {name for name, _ in node.dead_processes()}
-        for name in sorted(ended & {"raylet", "gcs_server"}):
-            raise ClusterError(
-                f"Ray's {name} on this machine has ended, killed or out of memory, and its trials "
-                "with it. What they had finished is in the store: resume the sweep to go on."
-            )
+    Raises:
+        ClusterError: it has.
+    """
+    from ray._private import worker
+
+    node: Any = worker._global_node
+    ended = {name for name, _ in node.dead_processes()}
+    for name in sorted(ended & {"raylet", "gcs_server"}):
+        raise ClusterError(
+            f"Ray's {name} on this machine has ended, killed or out of memory, and its trials "
+            "with it. What they had finished is in the store: resume the sweep to go on."
+        )
 
 
 @contextlib.contextmanager
@@ -166,7 +152,7 @@ def _temporary_files_in(folder: Path) -> Iterator[None]:
             os.environ["TMPDIR"] = before
 
 
-def _start(session: str, folder: Path, cpus: int, gpus: int | None) -> None:
+def _start(session: str, folder: Path, cpus: int) -> None:
     """Starts Ray; again where it found the half minute too short that it gives itself."""
     import ray
 
@@ -176,7 +162,6 @@ def _start(session: str, folder: Path, cpus: int, gpus: int | None) -> None:
                 ray.init(
                     address="local",
                     num_cpus=cpus,
-                    num_gpus=gpus,
                     include_dashboard=False,
                     log_to_driver=False,
                     configure_logging=False,
@@ -191,7 +176,7 @@ def _start(session: str, folder: Path, cpus: int, gpus: int | None) -> None:
 
 
 @contextlib.contextmanager
-def local_ray(*, cpus: int, gpus: int | None = None, threads: int = 1) -> Iterator[LocalSession]:
+def local_ray(*, cpus: int, threads: int = 1) -> Iterator[Session]:
     """Starts Ray for the length of a `with` block.
 
     A reaper process ends everything that is left when this process dies, even by SIGKILL.
@@ -215,15 +200,15 @@ def local_ray(*, cpus: int, gpus: int | None = None, threads: int = 1) -> Iterat
     logging.getLogger("ray").setLevel(logging.ERROR)
     try:
         try:
-            _start(session, folder, cpus, gpus)
+            _start(session, folder, cpus)
         except Exception as error:
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            reason = first_line(error)
             raise ClusterError(
                 f"Ray could not start on this machine: {reason} It keeps its files in {folder} and "
                 "takes free ports on loopback. Check that the disk is not full and the path not "
                 "long (TMPDIR=/tmp moves it), then run again."
             ) from error
-        yield LocalSession(folder=folder)
+        yield Session(folder=folder, check=_check_ended)
     finally:
         ray.shutdown()
         del os.environ[SESSION_VARIABLE]

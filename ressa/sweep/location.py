@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 from ressa.errors import ConflictError, NotFoundError, StoreError
-from ressa.spec import SweepSpec, spec_from_yaml
+from ressa.spec import SweepSpec
 from ressa.store import open_store
 
 
@@ -33,6 +33,5 @@ def at_its_place(spec: SweepSpec) -> SweepSpec:
 
 def _holds(place: str, spec: SweepSpec) -> bool:
     with contextlib.suppress(NotFoundError, StoreError):
-        sweep = open_store(place).sweep(spec.name)
-        return spec_from_yaml(sweep.spec_text()).identity == spec.identity
+        return open_store(place).sweep(spec.name).spec().identity == spec.identity
     return False

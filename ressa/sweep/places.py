@@ -19,6 +19,21 @@ class Place:
     has: Mapping[str, float]
 
 
+def node_address() -> str:
+    """Returns this node's address, as Ray knows it."""
+    import ray
+
+    return str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
+
+
+def meeting_place() -> tuple[str, int]:
+    """Returns this node's address and a free port of it, for processes to meet at."""
+    from ressa import workers
+
+    address = node_address()
+    return address, workers.free_port(address)
+
+
 def bundle(resources: Resources) -> dict[str, float]:
     """Returns what one worker of a trial asks of a node, in Ray's names and units."""
     asks = {"CPU": float(resources.cpus_per_worker), "GPU": float(resources.gpus_per_worker)}

@@ -7,9 +7,9 @@ from functools import cache, cached_property
 from itertools import combinations
 from typing import Any
 
-from ressa.data import picture_of
+from ressa.data import open_data, open_task, picture_of
 from ressa.errors import SpecError
-from ressa.models.identity import checked_folder
+from ressa.models.identity import checked_folder, fingerprint, is_on_hub, pinned
 from ressa.records import TaskData, TrialSpec, content_key, use_of
 from ressa.sparsity import TOWERS, Inventory, Tower, tower_zeros
 from ressa.spec import (
@@ -108,13 +108,11 @@ class SweepPlan:
         """The fingerprints of data sets' matching models."""
         if not self.reads_data:
             return {}
-        return {name: _fingerprint(ref) for name, ref in _matching_models(self.spec).items()}
+        return {name: fingerprint(ref) for name, ref in _matching_models(self.spec).items()}
 
     def _fingerprint_of(self, name: str, source: DataSource, use: Calibration | DataRef) -> str:
         if not self.reads_data:
             return "unread"
-        from ressa.data import open_data
-
         task = open_data(name, source)
         found: str = task.fingerprint(use.split, use.samples, use.seed)
         return found
@@ -146,7 +144,7 @@ class SweepPlan:
 
         They are equal wherever copies of these lie, and whenever they were made.
         """
-        found = {f"model {self.spec.model.id}": _fingerprint(self.spec.model, of_copies=True)}
+        found = {f"model {self.spec.model.id}": fingerprint(self.spec.model, of_copies=True)}
         uses = [use for _, use in draws(self.spec)]
         for name, source in self.spec.data.items():
             hashes = [self._fingerprint_of(name, source, use) for use in uses if use.task == name]
@@ -190,8 +188,6 @@ class SweepPlan:
 def _data_row(
     purpose: str, ref: Calibration | DataRef, source: DataSource | None
 ) -> dict[str, Any]:
-    from ressa.data import open_data, open_task  # needs packages that only running trials needs
-
     draw = (ref.split, ref.samples, ref.seed)
     left_out: Sequence[Any] = ()
     if source is None:
@@ -209,12 +205,6 @@ def _data_row(
         "left_out": len(left_out),
         "left_out_ids": [f"{item.id}: {item.reason}" for item in left_out],
     }
-
-
-def _fingerprint(model: ModelRef, *, of_copies: bool = False) -> str:
-    from ressa.models.identity import fingerprint
-
-    return fingerprint(model, of_copies=of_copies)
 
 
 def make_plan(spec: SweepSpec, *, reads_data: bool = True) -> SweepPlan:
@@ -235,15 +225,13 @@ def make_plan(spec: SweepSpec, *, reads_data: bool = True) -> SweepPlan:
         load_inventory(spec.model)  # whether it can look at such pictures the catalog does not say
     problems = list(check_inventory(spec, inventory))
     if problems:
-        lines = [f"{'.'.join(map(str, problem.path))}: {problem.message}" for problem in problems]
+        lines = list(map(str, problems))
         raise SpecError("\n".join(lines), lines)
-    return SweepPlan(spec, inventory, _fingerprint(spec.model), reads_data)
+    return SweepPlan(spec, inventory, fingerprint(spec.model), reads_data)
 
 
 def _with_commits(spec: SweepSpec, *, reads_data: bool) -> SweepSpec:
     """Names today's commit of each hub model, for all trials and whenever the sweep goes on."""
-    from ressa.models.identity import is_on_hub, pinned
-
     model = pinned(spec.model)[0] if is_on_hub(spec.model) else spec.model
     data = dict(spec.data)
     for name, ref in _matching_models(spec).items() if reads_data else ():

@@ -214,9 +214,7 @@ def _made(plan: SweepPlan, trials: list[TrialSpec]) -> dict[str, int]:
     """What is in the store already; nothing where there is no store or no way to ask."""
     try:
         return already_made(trials, plan.inventory, open_store(plan.spec.store))
-    except NotFoundError:
-        return {}
-    except ModuleNotFoundError:  # a base install, without what prunes
+    except (NotFoundError, ModuleNotFoundError):  # a base install lacks what prunes
         return {}
 
 

@@ -16,6 +16,9 @@ from pathlib import Path
 
 import psutil
 
+SESSION_VARIABLE = "RESSA_SESSION"
+"""Set for every process of one session, so that they all are found and no others."""
+
 _PROC = Path("/proc")
 _GLANCE_SECONDS = 0.2
 _GRACE_SECONDS = 1.0
@@ -46,7 +49,7 @@ def processes_of(session: str) -> list[int]:
     """Finds the processes whose environment names a session, other than this one."""
     if not _PROC.exists():  # not Linux
         return asked_one_by_one(session)
-    wanted = f"RESSA_SESSION={session}".encode()
+    wanted = f"{SESSION_VARIABLE}={session}".encode()
     found = []
     for entry in _PROC.iterdir():
         if not entry.name.isdigit() or int(entry.name) == os.getpid():
@@ -65,7 +68,7 @@ def asked_one_by_one(session: str) -> list[int]:
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):  # as above
-            if process.environ().get("RESSA_SESSION") == session and process.pid != os.getpid():
+            if process.environ().get(SESSION_VARIABLE) == session and process.pid != os.getpid():
                 found.append(process.pid)
     return found
 

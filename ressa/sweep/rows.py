@@ -15,15 +15,13 @@ import ressa
 from ressa.records import Failure, Outcome, Progress
 from ressa.sparsity import TOWERS
 from ressa.spec import Objective
-from ressa.store import SUCCESSFUL, TABLES, is_null
+from ressa.store import PACKAGES, SUCCESSFUL, TABLES, is_null
 from ressa.sweep.plan import SweepPlan
 
 if TYPE_CHECKING:
     from ressa.sweep.ledger import Attempt
 
 Rows = dict[str, list[dict[str, Any]]]
-
-_PACKAGES = ("ressa", "torch", "ray", "deepspeed", "transformers", "optuna")
 
 
 def succeeded(attempt: "Attempt", outcome: Outcome, plan: SweepPlan, *, started: datetime) -> Rows:
@@ -215,7 +213,6 @@ def _circumstances(attempt: "Attempt", started: datetime) -> dict[str, Any]:
     return {
         "started": started,
         "finished": datetime.now(UTC),
-        "python_version": platform.python_version(),
         "ressa_commit": _commit(),
         **_versions(),
     }
@@ -223,7 +220,10 @@ def _circumstances(attempt: "Attempt", started: datetime) -> dict[str, Any]:
 
 @cache
 def _versions() -> dict[str, str]:
-    return {f"{package}_version": version(package) for package in _PACKAGES}
+    return {
+        f"{name}_version": platform.python_version() if name == "python" else version(name)
+        for name in PACKAGES
+    }
 
 
 @cache

@@ -8,7 +8,6 @@ and of those that it may propose yet, as far as that can be told.
 import contextlib
 import itertools
 import json
-import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -17,16 +16,17 @@ from typing import Any
 
 from ressa.catalog import METHODS
 from ressa.errors import InfeasibleAllocation, RessaError
-from ressa.keys import NO_VERSIONS, Versions, stages_of
+from ressa.keys import FRESH_OUTCOME, NO_VERSIONS, Versions, stages_of
 from ressa.records import TrialSpec
+from ressa.search import Proposer
 from ressa.sparsity import TOWERS, Inventory
-from ressa.spec import grid_points
+from ressa.spec import count_points, grid_points
 from ressa.store import Store, StoredStage, SweepStore
 from ressa.sweep.driver import current_spec
 from ressa.sweep.plan import SweepPlan, make_plan
 
 OF_ONE_TRIAL = frozenset(
-    {"adapters", "outcome", "outcome-fresh", "repair-checkpoint", "repair-deepspeed"}
+    {"adapters", "outcome", FRESH_OUTCOME, "repair-checkpoint", "repair-deepspeed"}
 )
 """Stages that no two trials share; their keys begin with the trial's."""
 
@@ -168,10 +168,9 @@ def known_trials(sweep: SweepStore, plan: SweepPlan) -> Iterable[TrialSpec]:
         with contextlib.suppress(InfeasibleAllocation):  # by other rules
             trial = plan.trial(json.loads(text))
             found[trial.key] = trial
-    sizes = [dimension.size for dimension in plan.spec.dimensions]
     if plan.spec.search.is_fixed:
         found |= _in_turn(plan)
-    elif None not in sizes and math.prod(filter(None, sizes)) <= _MOST_LISTED:
+    elif count_points(plan.spec) <= _MOST_LISTED:
         points = grid_points(plan.spec, plan.inventory)[0]
         found |= {trial.key: trial for trial in map(plan.trial, points)}
     return found.values()
@@ -179,8 +178,6 @@ def known_trials(sweep: SweepStore, plan: SweepPlan) -> Iterable[TrialSpec]:
 
 def _in_turn(plan: SweepPlan) -> dict[str, TrialSpec]:
     """The trials of a sampler that looks at no result, as many as are asked for."""
-    from ressa.search import Proposer
-
     proposer, found = Proposer(plan.spec, plan.key_of), dict[str, TrialSpec]()
     baselines = {plan.baseline(name).key for name in plan.baselines}
     for number in itertools.count():

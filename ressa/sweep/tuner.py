@@ -24,6 +24,7 @@ from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 
 from ressa.errors import ConflictError, StoreError
+from ressa.keys import FRESH_OUTCOME
 from ressa.records import Failure, Outcome, Progress
 from ressa.store import Lease, Store
 from ressa.sweep import claims, rows
@@ -424,7 +425,7 @@ class StoreSearcher(Searcher):
         return Outcome(**json.loads(files["content"])["outcome"])
 
     def _outcome(self, attempt: Attempt) -> Outcome:
-        stage = "outcome-fresh" if self._fresh else "outcome"
+        stage = FRESH_OUTCOME if self._fresh else "outcome"
         files = self._store.stages.get(stage, attempt.spec.key)
         assert files is not None, "a trial stores its outcome before it reports its end"
         return Outcome.from_json(files["content"])

@@ -267,6 +267,18 @@ def test_listed_points_are_run_in_their_order_and_no_other():
         apply_point(loaded.spec, loaded.inventory, {**other, "replicate": "0"})
 
 
+def test_listed_points_are_counted_as_listed_not_by_the_values_of_their_fields():
+    warnings = spec_from_mapping(LISTED | {"search": {"trials": 5}}).warnings
+    assert "5 trials asked for, the space has 4 points" in warnings[-1]
+
+
+def test_many_listed_points_of_which_none_can_be_are_refused():
+    shares = [Decimal(share) / 1000 for share in range(101)]
+    points = [{"vision_sparsity": share, "language_sparsity": share} for share in shares]
+    with pytest.raises(SpecError, match="constraints: no point of the space can be"):
+        spec_from_mapping(LISTED | {"points": points, "constraints": ["sparsity >= 0.5"]})
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

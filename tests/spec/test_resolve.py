@@ -9,8 +9,7 @@ import pytest
 
 from ressa.errors import SpecError
 from ressa.spec import DataRef, Rank, load_spec, spec_from_mapping, spec_from_yaml
-from ressa.spec.check import Problem
-from ressa.spec.yaml import MAX_VALUES, count_values
+from ressa.spec.yaml import MAX_VALUES, Problem, count_values
 
 
 def test_three_keys_run_and_the_rest_follows(load, least):

@@ -20,11 +20,11 @@ def test_in_a_bucket_a_driver_looks_at_no_other_sweep(
     sweep, *others = (store.create_sweep(name, "ressa: 1") for name in "abc")
     looked: list[str] = []
     monkeypatch.setattr(driver, "holder", lambda one: looked.append(one.name))
-    driver._tidy(store, sweep)
+    driver._tidy(sweep)
     assert looked == [one.name for one in others]
     looked.clear()
     monkeypatch.setattr(store.objects, "folder", None)
-    driver._tidy(store, sweep)
+    driver._tidy(sweep)
     assert not looked
 
 

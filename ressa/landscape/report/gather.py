@@ -18,8 +18,8 @@ from ressa.landscape.surface import Surface, hull_of
 from ressa.landscape.tables import COLUMNS, STATES, About, results_table
 from ressa.landscape.together import owner, results_of
 from ressa.landscape.verdicts import allocation_rows, confirmed, judge
-from ressa.spec import SweepSpec, spec_from_yaml
-from ressa.store import SweepStore, is_null
+from ressa.spec import SweepSpec
+from ressa.store import PACKAGES, SweepStore, is_null
 
 if TYPE_CHECKING:
     import pandas
@@ -37,8 +37,6 @@ _STEPS = 120
 _FAILURES = 200
 _DIGITS = 6
 _UNCONFIRMED = "Best of the search, not confirmed; biased upwards: "
-
-_PACKAGES = ("ressa", "python", "torch", "ray", "deepspeed", "transformers", "optuna")
 
 
 def gather(
@@ -58,7 +56,7 @@ def gather(
         confidence: that all verdicts are right together.
     """
     frame = results_table(sweep)
-    spec = spec_from_yaml(sweep.spec_text())
+    spec = sweep.spec()
     detailed = [*frame.loc[frame["role"] == "baseline", "trial"], *ranked(frame)][:_DETAILED]
     failed, more = _failures(sweep)
     return {
@@ -100,7 +98,7 @@ def _map(
     best = ranked(frame)[:1]
     asked = sweeps[0] if not best else owner(sweeps, best[0])[0]
     surrogates = charts(sweeps, margin=margin)
-    questions = [_question(spec_from_yaml(sweep.spec_text()), about) for sweep in sweeps]
+    questions = [_question(sweep.spec(), about) for sweep in sweeps]
     return {
         "sweep": about.sweep,
         "question": " ".join(dict.fromkeys(questions)),
@@ -175,7 +173,7 @@ def _runs(count: int) -> str:
 
 def _tested(sweep: SweepStore) -> str:
     """On which examples a sweep was scored."""
-    splits = {one.split for one in spec_from_yaml(sweep.spec_text()).evaluate}
+    splits = {one.split for one in sweep.spec().evaluate}
     return f"the {' and '.join(sorted(splits))} split"
 
 
@@ -325,13 +323,13 @@ def _failures(sweep: SweepStore) -> tuple[list[dict[str, Any]], int]:
 
 
 def _provenance(sweep: SweepStore, spec: SweepSpec) -> list[tuple[str, str]]:
-    versions = [f"{package}_version" for package in _PACKAGES]
+    versions = [f"{package}_version" for package in PACKAGES]
     about = ["cpu", "gpu", "host", "started", "finished", "workers", "total_seconds", "cpu_seconds"]
     trials = sweep.trials([*versions, *about, "ressa_commit"])
     rows = [("store", sweep.store.location), ("model", _model(spec))]
     known = [
         f"{package} {_all(trials[column])}"
-        for package, column in zip(_PACKAGES, versions, strict=True)
+        for package, column in zip(PACKAGES, versions, strict=True)
         if trials[column].notna().any()
     ]
     workers = f"workers a trial: {_all(trials['workers']) or '?'}"
