@@ -148,8 +148,12 @@ def without_run(options: "pandas.Series") -> "pandas.Series[str]":
 
 
 def runs_and_rest(options: str) -> tuple[str, str]:
-    """Splits a trial's `options` into what tells runs of one allocation apart, and the rest."""
-    return "".join(_RUN.findall(options)).strip(), _RUN.sub("", options).strip()
+    """Splits a trial's `options` into what tells runs of one allocation apart, and the rest.
+
+    Two sweeps may list their axes in another order: both parts are in that of the alphabet.
+    """
+    run, rest = "".join(_RUN.findall(options)), _RUN.sub("", options)
+    return " ".join(sorted(run.split())), " ".join(sorted(rest.split()))
 
 
 def has_several(objectives: "pandas.Series") -> bool:

@@ -235,6 +235,17 @@ def test_seeds_tell_runs_apart_as_replicates_do_in_compare_and_order(tmp_path: P
     assert {(row["allocations"], row["runs"]) for row in both} == {(3, 3)}
 
 
+def test_sweeps_that_list_their_axes_in_another_order_are_compared(tmp_path: Path) -> None:
+    store = open_store(tmp_path, create=True)
+    axes = {"repair.steps": 50, "prune.method": "wanda"}
+    for name, order in (("one", sorted(axes)), ("other", sorted(axes, reverse=True))):
+        sweep = store.create_sweep(name, f"name: {name}\n")
+        for number, split in enumerate(SPLITS):
+            record(sweep, number, split, (0.5, 0.7), run=0, **{axis: axes[axis] for axis in order})
+    rows = compare(store, "one", "other", confidence=0.95)
+    assert [row["options"] for row in rows] == ["prune.method=wanda repair.steps=50"] * len(SPLITS)
+
+
 @pytest.mark.parametrize(
     ("count", "p", "shown"), [(1, 0.03, 0), (1, 0.024, 1), (10, 0.003, 0), (10, 0.0024, 1)]
 )
