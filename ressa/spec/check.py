@@ -17,12 +17,7 @@ from pydantic import ValidationError
 from ressa.catalog import METHODS, MODELS, TASKS, task_facts
 from ressa.errors import SpecError, UnknownNameError, did_you_mean
 from ressa.registry import Registry
-from ressa.sparsity import (
-    TOWERS,
-    Target,
-    exact_fraction,
-    out_of_range,
-)
+from ressa.sparsity import TOWERS, Target, exact_fraction, out_of_range
 from ressa.spec.constraints import parse_constraint
 from ressa.spec.data import HUB, SPLITS
 from ressa.spec.deepspeed import deepspeed_faults

@@ -295,13 +295,13 @@ class Ledger:
             self._is_settled = True
         if self.left_over:
             return self._start(self.left_over.popleft())
+        spec = self._plan.spec
+        looks = not spec.search.is_fixed
         while True:
-            number, enough = len(self._points), self._executions >= self._plan.spec.search.trials
-            if self._exhausted or (enough and not self._plan.spec.search.is_fixed):
+            number, enough = len(self._points), self._executions >= spec.search.trials
+            if self._exhausted or (enough and looks):
                 return "finished"
             # A sampler that looks at no result waits for none; what may end early does.
-            looks = not self._plan.spec.search.is_fixed
-            spec = self._plan.spec
             waits = looks or spec.early_stopping is not None or self._lines is not None
             visible = self._visible(number) if waits else ()
             if visible is None:
