@@ -12,14 +12,16 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import pandas
 import pytest
 
 import ressa as library
-from ressa.cli import following, main
+from ressa.cli import following, main, reading
 from ressa.errors import ConflictError
 from ressa.spec import load_spec
+from ressa.spec.schema import Sampler
 from ressa.store import LogName, SweepStore, lease, open_store, put_log
 from ressa.terminal import live
 from tests.landscape.conftest import commit
@@ -776,3 +778,7 @@ def test_how_old_is_a_number_with_a_unit(ressa: Ressa, tmp_path: Path, time: str
     said = ressa("stages", "gc", f"--older-than={time}")
     assert said.code == 2
     assert "such as 12h or 7d" in said.err
+
+
+def test_replay_asks_about_every_sampler_of_a_sweep_file():
+    assert get_args(reading.Sampler) == get_args(Sampler)

@@ -1,5 +1,6 @@
 """The command line's frame: the app, options that several verbs take, and what they share."""
 
+import json
 import os
 import shlex
 from collections.abc import Callable, Iterable, Sequence
@@ -14,7 +15,7 @@ from ressa.errors import NotFoundError
 from ressa.terminal import Output, draw, say, show, width
 
 if TYPE_CHECKING:
-    from ressa.spec import Resources, SweepSpec
+    from ressa.spec import LoadedSpec, Resources, SweepSpec
     from ressa.store import Store, SweepStore
 
 
@@ -71,13 +72,20 @@ class Client:
 client = Client()
 
 
-def load(file: Path, sets: list[str] | None) -> "SweepSpec":
-    """Reads a sweep file and checks it against its model's layers; warnings are said."""
+def read(file: Path, sets: list[str] | None, store: str | None = None) -> "LoadedSpec":
+    """Reads a sweep file; warnings are said. `--set` and `--store` change its fields."""
     from ressa.spec import load_spec
 
-    loaded = load_spec(file, sets or ())
+    of_store = [] if store is None else [f"store={json.dumps(store)}"]
+    loaded = load_spec(file, [*(sets or ()), *of_store])
     for warning in loaded.warnings:
         say(warning, "warning:", "yellow")
+    return loaded
+
+
+def load(file: Path, sets: list[str] | None, store: str | None = None) -> "SweepSpec":
+    """Reads a sweep file and checks it against its model's layers as well."""
+    loaded = read(file, sets, store)
     if loaded.inventory is None:
         from ressa.spec import check_inventory
         from ressa.sweep.plan import inventory_of

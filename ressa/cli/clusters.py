@@ -1,13 +1,12 @@
 """Sends sweeps to a cluster and follows them there."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ressa.cli.app import File, OutputOption, Sets, app, examples, warn_of_idle_gpus
+from ressa.cli.app import File, OutputOption, Sets, app, examples, read, warn_of_idle_gpus
 from ressa.cli.relay import Address, Wait, follow, results_of, terminal, there, told_address
 from ressa.errors import SpecError
 from ressa.terminal import Output, check_takes, say
@@ -48,17 +47,12 @@ def submit(
         )
     if wait:
         check_takes(output)
-    from ressa.spec import load_spec
     from ressa.sweep.driver import growing
     from ressa.sweep.jobs import Head, Request
     from ressa.sweep.location import placed
     from ressa.sweep.versions import installed
 
-    sets = [*(set_ or []), *([f"store={json.dumps(store)}"] if store is not None else [])]
-    loaded = load_spec(file, sets)
-    for warning in loaded.warnings:
-        say(warning, "warning:", "yellow")
-    spec = loaded.spec
+    spec = read(file, set_, store).spec
     place = there(placed(spec.store))
     spec = spec.model_copy(update={"store": place})
     code = _checkout() if ship_code else None

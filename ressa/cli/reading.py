@@ -1,8 +1,7 @@
 """Verbs that say what a store holds."""
 
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -28,25 +27,10 @@ if TYPE_CHECKING:
     from ressa.store import SweepStore
 
 
-class Shown(StrEnum):
-    """What `landscape` shows."""
-
-    map = "map"
-    lines = "lines"
-    layers = "layers"
-    curves = "curves"
-
-
-class Sampler(StrEnum):
-    """The samplers, as the command line takes them."""
-
-    grid = "grid"
-    random = "random"
-    qmc = "qmc"
-    tpe = "tpe"
-    gp = "gp"
-    nsga2 = "nsga2"
-    map = "map"
+Shown = Literal["map", "lines", "layers", "curves"]
+"""What `landscape` shows."""
+Sampler = Literal["grid", "random", "qmc", "tpe", "gp", "nsga2", "map"]
+"""Those of `search.sampler`, listed again: sweep files take long to import."""
 
 
 @app.command(
@@ -120,17 +104,17 @@ def replay(
 
     sweep = opened_store(store).sweep(name)
     plan, recorded = make_plan(current_spec(sweep)), sweep.trials().to_dict("records")
-    own, name = searches.itself(plan, recorded), sampler.value
-    with progress(f"replaying {sweep.name} with {name}", trials or len(own)) as moved:
+    own = searches.itself(plan, recorded)
+    with progress(f"replaying {sweep.name} with {sampler}", trials or len(own)) as moved:
         found = searches.replay(
-            plan, recorded, sampler=name, count=trials, seed=seed, nearest=nearest, moved=moved
+            plan, recorded, sampler=sampler, count=trials, seed=seed, nearest=nearest, moved=moved
         )
     if output is not Output.table:
         show([one.to_row() for one in found], output)
         return
     margin = plan.spec.verdict.margin
-    show(searches.summary(name, found, own, margin=margin), output)
-    say(searches.told(name, found, own, margin))
+    show(searches.summary(sampler, found, own, margin=margin), output)
+    say(searches.told(sampler, found, own, margin))
 
 
 @app.command(
@@ -181,7 +165,7 @@ def landscape(
             help="The map; the best along lines of equal size; layers of the best trial; curves of"
             " repair of the best.",
         ),
-    ] = Shown.map,
+    ] = "map",
     trials: Annotated[
         list[str] | None,
         typer.Option(
@@ -218,18 +202,18 @@ def landscape(
     from ressa.sweep.driver import current_spec
 
     named = tuple(trials or ())
-    check_shown(what.value, by, named)
+    check_shown(what, by, named)
     opened = opened_store(store)
     sweeps = [opened.sweep(name) for name in dict.fromkeys(names)]
     margin = current_spec(sweeps[0]).verdict.margin
-    if what is Shown.lines or (what is Shown.map and out is not None and by is None):
+    if what == "lines" or (what == "map" and out is not None and by is None):
         say("fitting the map …")
     if out is not None:
-        plot(sweeps, out, show=what.value, by=by, trials=named, margin=margin)
+        plot(sweeps, out, show=what, by=by, trials=named, margin=margin)
     if output is Output.table:
         _draw_landscape(sweeps, what, by, named, margin)
     else:
-        show(shown_rows(sweeps, what.value, by, named, margin, fitted=False), output)
+        show(shown_rows(sweeps, what, by, named, margin, fitted=False), output)
     if out is not None:
         say(f"wrote {out}")
 
@@ -246,7 +230,7 @@ def _draw_landscape(
 
     frame = results_of(sweeps, by=by)
     match what:
-        case Shown.lines:
+        case "lines":
             table = line_table(sweeps, margin=margin)
             rows, alike = _apart([_line(row, margin) for row in table.to_dict("records")])
             show(rows, Output.table)
@@ -258,18 +242,18 @@ def _draw_landscape(
                 "place here lies less than so many points below the true best; equal split: its "
                 "chance"
             )
-        case Shown.layers:
+        case "layers":
             title, shown = layered(layers_of(sweeps, frame, trials), frame)
             show(shown, Output.table, title=title)
             say(
                 "output_error: share of a layer's squared output that pruning loses, in %; of a "
                 "block its layers' mean. Names within their block; whole ones: -o csv"
             )
-        case Shown.curves:
+        case "curves":
             title, shown = curved(curves_of(sweeps, frame, trials), frame, chosen=bool(trials))
             show(shown, Output.table, title=title)
             say("each is noisy, of one batch; every step: -o csv, a picture: --out curves.png")
-        case Shown.map:
+        case "map":
             differ = mixed(frame) if by is None else None
             if differ is not None:
                 field = differ.partition(":")[0]

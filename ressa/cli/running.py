@@ -1,6 +1,5 @@
 """Verbs that run sweeps and steer them."""
 
-import json
 import math
 import shlex
 from collections.abc import Iterator
@@ -102,8 +101,7 @@ def run(
     output: OutputOption = Output.table,
 ) -> None:
     """Runs a sweep here, on a Ray of its own. Run again, it goes on where it was."""
-    sets = [*(set_ or []), *([f"store={json.dumps(store)}"] if store is not None else [])]
-    spec = load(file, sets)
+    spec = load(file, set_, store)
     from ressa.doctor import gpus
     from ressa.sweep.driver import start
     from ressa.sweep.location import at_its_place

@@ -1,8 +1,7 @@
 """Verbs that hand on what a sweep found: models with their certificate."""
 
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -10,13 +9,6 @@ from ressa.cli.app import Name, StoreOption, app, examples, opened_store, own_st
 from ressa.cli.relay import relayed
 from ressa.errors import NotFoundError
 from ressa.terminal import say
-
-
-class Form(StrEnum):
-    """What is written of a model."""
-
-    merged = "merged"
-    adapters = "adapters"
 
 
 @app.command(epilog=examples("export quickstart t003 --to model"))
@@ -33,19 +25,19 @@ def export(
         typer.Option("--to", metavar="DIR", help="The new folder.", show_default=False),
     ],
     form: Annotated[
-        Form,
+        Literal["merged", "adapters"],
         typer.Option(
             "--format",
             help="The merged model for transformers, or masks and adapters beside the dense one.",
         ),
-    ] = Form.merged,
+    ] = "merged",
     store: StoreOption = "results",
 ) -> None:
     """Writes a trial's model with a certificate of its zeros. Plain transformers loads it."""
     from ressa.sweep.shipping import export as ship
 
     sweep = own_store(store).sweep(name)
-    made = ship(sweep, trial, to, form=form.value, told=lambda text: say(f"{text} …"))
+    made = ship(sweep, trial, to, form=form, told=lambda text: say(f"{text} …"))
     size = sum(file["bytes"] for file in made["files"].values()) / 2**20
     pruned = sum(tower["pruned"] for tower in made["towers"].values())
     say(
