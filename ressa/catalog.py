@@ -56,7 +56,7 @@ class TaskFacts:
     """What a sweep file may say of a task, known without importing it."""
 
     metrics: tuple[str, ...]
-    """What an objective may name."""
+    """What an objective may name: of these more is better."""
     main: tuple[str, ...]
     """What stands for the task in a mean over tasks."""
     formats: tuple[str, ...] = ()
@@ -65,14 +65,12 @@ class TaskFacts:
     """Values of its entry in the sweep file's `data` section."""
 
 
-_CLOSED = TaskFacts(
-    metrics=("exact_match", "balanced_accuracy", "malformed"), main=("balanced_accuracy",)
-)
+_CLOSED = TaskFacts(metrics=("exact_match", "balanced_accuracy"), main=("balanced_accuracy",))
 
 # Prompts and decoding are those of the paper's code (docs/tasks.md says where they differ).
 _FACTS: Mapping[str, TaskFacts] = {
     "vqa": TaskFacts(
-        metrics=("accuracy", "exact_match", "empty"),
+        metrics=("accuracy", "exact_match"),
         main=("accuracy",),
         formats=("vqav2", "okvqa", "gqa", "datasets"),
         defaults={
@@ -86,7 +84,7 @@ _FACTS: Mapping[str, TaskFacts] = {
         },
     ),
     "captioning": TaskFacts(
-        metrics=("cider", "bleu4", "empty"),
+        metrics=("cider", "bleu4"),
         main=("cider",),
         formats=("karpathy", "coco_captions", "nocaps", "datasets"),
         defaults={
@@ -111,7 +109,7 @@ _FACTS: Mapping[str, TaskFacts] = {
         defaults={"prompt": "Question: {} Short answer:"},
     ),
     "perplexity": TaskFacts(
-        metrics=("likelihood", "perplexity"),
+        metrics=("likelihood",),
         main=("likelihood",),
         formats=("karpathy", "coco_captions", "nocaps", "datasets"),
         defaults={"prompt": "", "clean_text": False},

@@ -171,7 +171,6 @@ class Outcome:
     curves: list[dict[str, Any]] = field(default_factory=list)
     layers: list[dict[str, Any]] = field(default_factory=list)
     answers: list[dict[str, Any]] = field(default_factory=list)
-    data: list[dict[str, Any]] = field(default_factory=list)
 
     def to_json(self) -> bytes:
         """Writes the outcome as UTF-8 JSON."""
@@ -182,7 +181,12 @@ class Outcome:
     def from_json(cls, content: bytes) -> Self:
         """Reads what `to_json` wrote."""
         with as_stored("an outcome"):
-            return cls(**json.loads(content))
+            return cls.of(json.loads(content))
+
+    @classmethod
+    def of(cls, content: Mapping[str, Any]) -> Self:
+        """Reads its JSON; what an older version also wrote there is left out."""
+        return cls(**{name: content[name] for name in cls.__slots__})
 
 
 def content_key(*parts: Any) -> str:

@@ -399,19 +399,12 @@ class _Trial:
             for ref in self.spec.evaluate:
                 _, whole = self._data(ref)
                 few = min(self.spec.rung_samples, len(whole))
-                asked = ref.model_copy(update={"samples": few})
-                task, examples = self._data(asked)
-                measure = measure_of(task)
-                contents = contents_of(self.spec, ref)
-                name = content_key("rung", rank_and_world_size(), asked, contents)
-                keep = partial(self.kept.encoded, name)
-                answers = measure.answer(self.vlm, task, examples, blank=False, keep=keep)
-                found, _ = measure.score(task, examples, answers)
-                rows += _score_rows(ref, "rung", "real", found, len(examples))
-        scores = {
+                _, scores, *_ = self._answered(ref, blank=False, few=few)
+                rows += _score_rows(ref, "rung", "real", scores, few)
+        stand = {
             f"{row['task']}.{row['metric']}": row["value"] for row in rows if row["state"] == "rung"
         }
-        scores |= {r["metric"]: r["value"] for r in self._means(rows) if r["state"] == "rung"}
+        stand |= {r["metric"]: r["value"] for r in self._means(rows) if r["state"] == "rung"}
         zeros = {
             tower: sum(report.zeros for report in self.pruning.reports[tower]) for tower in TOWERS
         }
@@ -424,7 +417,7 @@ class _Trial:
             | {"mask_hash": mask_hash(self.pruning.masks)},
             curves=[*self.outcome.curves, *([] if last is None else [asdict(last)])],
         )
-        content = {"scores": scores, "outcome": asdict(so_far)}
+        content = {"scores": stand, "outcome": asdict(so_far)}
         self.rungs.leave("rung", self.spec.rung_key(step), json.dumps(content).encode())
 
     def score_model(self, state: str) -> None:
@@ -449,22 +442,11 @@ class _Trial:
             macs[layer.tower] += kept * positions[layer.name]
             self.outcome.layers.append(
                 {
-                    "name": report.name,
-                    "tower": report.tower,
-                    "block": report.block,
-                    "rows": report.rows,
-                    "columns": report.columns,
-                    "method": report.method,
-                    "group": report.group,
-                    "pattern": report.pattern,
-                    "requested_zeros": report.requested_zeros,
-                    "zeros": report.zeros,
+                    **asdict(report),
                     "requested_sparsity": report.requested_zeros / count.weights,
                     "sparsity": report.zeros / count.weights,
                     "zeros_after_merge": count.zeros,
                     "positions": positions[report.name],
-                    "output_error": report.output_error,
-                    "seconds": report.seconds,
                 }
             )
         pruned = {t: sum(c.pruned for c in counts if c.tower == t) for t in TOWERS}
@@ -511,17 +493,11 @@ class _Trial:
         return self.vlm.positions(batch, [layer.name for layer in self.inventory.layers])
 
     def _scores(self, state: str, ref: DataRef, blank: bool) -> list[dict[str, Any]]:
-        """Lets the workers answer, scores it, and keeps the answers to real images."""
-        task, examples = self._data(ref)
-        measure = measure_of(task)
-        if blank and not measure.reads_pictures:
+        """Scores the model as it is, and keeps the answers to real images."""
+        if blank and not measure_of(self._data(ref)[0]).reads_pictures:
             return []
         image = "blank" if blank else "real"
-        part = rank_and_world_size()
-        name = content_key("questions", part, ref, contents_of(self.spec, ref), blank)
-        keep = partial(self.kept.encoded, name)
-        answers = measure.answer(self.vlm, task, examples, blank=blank, keep=keep)
-        scores, each = measure.score(task, examples, answers)
+        examples, scores, answers, each = self._answered(ref, blank=blank)
         if not blank and state != "dense":
             self.outcome.answers.extend(
                 {
@@ -539,6 +515,24 @@ class _Trial:
                 for example, given, value in zip(examples, answers, each, strict=True)
             )
         return _score_rows(ref, state, image, scores, len(examples))
+
+    def _answered(
+        self, ref: DataRef, *, blank: bool, few: int | None = None
+    ) -> tuple[Sequence[Example], Scores, list[Answer], list[float | None]]:
+        """Lets the workers answer all questions, or so few, and scores that.
+
+        Returns:
+            The examples, their scores, and each one's answer and value.
+        """
+        asked = ref if few is None else ref.model_copy(update={"samples": few})
+        task, examples = self._data(asked)
+        measure = measure_of(task)
+        own = rank_and_world_size()
+        name = content_key("questions", own, asked, contents_of(self.spec, ref), blank)
+        keep = partial(self.kept.encoded, name)
+        answers = measure.answer(self.vlm, task, examples, blank=blank, keep=keep)
+        scores, each = measure.score(task, examples, answers)
+        return examples, scores, answers, each
 
     def _means(self, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         """Means over tasks, where there are several."""

@@ -1,5 +1,6 @@
 """A trial's identity: what changes its key and what does not."""
 
+import json
 import pickle
 from dataclasses import replace
 
@@ -174,3 +175,9 @@ def test_other_contents_of_its_data_make_another_trial(trial):
 
     assert key("1") != key("2")
     assert key("1") == key("1", "/there")
+
+
+def test_an_outcome_of_an_older_version_is_read_without_what_it_had_more() -> None:
+    outcome = Outcome(summary={"sparsity": 0.5}, scores=[{"value": 0.9}])
+    older = {**json.loads(outcome.to_json()), "data": []}
+    assert Outcome.from_json(json.dumps(older).encode()) == outcome

@@ -158,7 +158,7 @@ def test_a_rung_asks_no_more_questions_than_there_are(files, tmp_path):
     spec = make_plan(specify(files, **asked)).trial(POINT)
     rung = next(step.rung for step in trial.run(spec, str(tmp_path)) if step.stage == "rung")
     found = json.loads(Stages(open_store(tmp_path)).find("rung", spec.rung_key(0)))
-    pruned = scores(Outcome(**found["outcome"]), "pruned")
+    pruned = scores(Outcome.of(found["outcome"]), "pruned")
     assert rung["vqav2.accuracy"] == pytest.approx(pruned["vqav2.accuracy"])
     assert pruned["vqav2.accuracy"] > 0, "or no answer was counted"
 

@@ -25,16 +25,12 @@ from pathlib import Path
 import easy_vqa
 from PIL import Image
 
-from ressa.errors import SpecError
+from ressa.data.files import DataError
 from ressa.records import Example
 
 _DATA = Path(easy_vqa.__file__).parent / "data"
 _MEAN_COLOUR = (231, 231, 229)  # of the train split's pixels; a test counts it again
 _SHAPES = frozenset({"circle", "rectangle", "triangle"})
-
-
-class DataError(SpecError):
-    """The sweep file asks a task for examples that it does not have."""
 
 
 class EasyVQA:

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ressa.evaluate.predictions import Pictures, batches, encoded
+from ressa.evaluate.predictions import batches, encoded
 from ressa.memory import in_batches
-from ressa.models.vlm import NO_LABEL, VLM
+from ressa.models.vlm import NO_LABEL, VLM, Pictures, evaluating
 from ressa.records import Example
 
 
@@ -63,12 +63,8 @@ def likelihoods(
                 found[int(example.id)] = Likelihood(-part.sum().item(), len(part))
         return found
 
-    training = vlm.model.training
-    vlm.model.eval()
-    try:
+    with evaluating(vlm.model):
         found = in_batches(likelihood_of, batch_size)
-    finally:
-        vlm.model.train(training)
     return [found[number] for number in range(len(examples))]
 
 

@@ -1,15 +1,13 @@
-"""How each kind of task is answered and scored: one measure a kind, found by its name.
-
-A measure lets the workers answer, each its part of the examples, and turns all answers into scores.
-"""
+"""How each kind of task is answered and scored: one measure a kind, found by its name."""
 
 import math
+from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from ressa.errors import UnknownNameError
 from ressa.evaluate import captions, vqa
-from ressa.evaluate.answers import Answer
+from ressa.evaluate.answers import Answer, Measure
 from ressa.evaluate.likelihood import choices_of, likelihoods
 from ressa.evaluate.metrics import Scores, averaged, clustered_error, mean, score
 from ressa.evaluate.predictions import Keep, generated, predictions
@@ -19,37 +17,6 @@ from ressa.records import Example
 from ressa.workers import spread
 
 EASY_BATCH = 256  # questions per forward pass; scores depend on it only by rounding
-
-
-class Measure(Protocol):
-    """Answers and scores the examples of one kind of task."""
-
-    reads_pictures: bool
-    """Whether its score on a blank picture says anything."""
-
-    def answer(
-        self,
-        vlm: VLM,
-        task: Any,
-        examples: Sequence[Example],
-        *,
-        blank: bool,
-        keep: Keep | None = None,
-    ) -> list[Answer]:
-        """Answers all examples, in order, with all workers.
-
-        Args:
-            vlm: the model, left as it is.
-            task: opens the pictures, and says how to ask.
-            examples: those about one picture are next to each other.
-            blank: True shows the task's blank picture instead of each.
-            keep: where a small data set's questions may be kept as tensors, for the next trial.
-        """
-
-    def score(
-        self, task: Any, examples: Sequence[Example], answers: Sequence[Answer]
-    ) -> tuple[Scores, list[float | None]]:
-        """Returns the scores, and what each example contributes to the main one, if anything."""
 
 
 def measure_of(task: Any) -> Measure:
@@ -64,10 +31,8 @@ def measure_of(task: Any) -> Measure:
     return _MEASURES[name]
 
 
-class Closed:
-    """Questions with few answers, all known: easy-VQA, and tasks of plug-ins."""
-
-    reads_pictures = True
+class _Shared(Measure):
+    """Each worker answers its part of the examples by itself."""
 
     def answer(
         self,
@@ -78,13 +43,25 @@ class Closed:
         blank: bool,
         keep: Keep | None = None,
     ) -> list[Answer]:
+        """See `Measure`."""
+        return spread(examples, lambda own: self.part(vlm, task, own, blank=blank, keep=keep))
+
+    @abstractmethod
+    def part(
+        self, vlm: VLM, task: Any, own: Sequence[Example], *, blank: bool, keep: Keep | None
+    ) -> list[Answer]:
+        """Answers one worker's part of the examples; arguments as of `answer`."""
+
+
+class Closed(_Shared):
+    """Questions with few answers, all known: easy-VQA, and tasks of plug-ins."""
+
+    def part(
+        self, vlm: VLM, task: Any, own: Sequence[Example], *, blank: bool, keep: Keep | None
+    ) -> list[Answer]:
         """Answers greedily."""
-
-        def part(own: Sequence[Example]) -> list[Answer]:
-            given = predictions(vlm, task, own, batch_size=EASY_BATCH, blank=blank, keep=keep)
-            return [Answer(text) for text in given]
-
-        return spread(examples, part)
+        given = predictions(vlm, task, own, batch_size=EASY_BATCH, blank=blank, keep=keep)
+        return [Answer(text) for text in given]
 
     def score(
         self, task: Any, examples: Sequence[Example], answers: Sequence[Answer]
@@ -95,30 +72,16 @@ class Closed:
         return score(examples, texts, task.answers), [*right]
 
 
-class _Generated:
+class _Generated(_Shared):
     """Open answers, generated as the data set's `decoding` says."""
 
-    reads_pictures = True
-
-    def answer(
-        self,
-        vlm: VLM,
-        task: Any,
-        examples: Sequence[Example],
-        *,
-        blank: bool,
-        keep: Keep | None = None,
+    def part(
+        self, vlm: VLM, task: Any, own: Sequence[Example], *, blank: bool, keep: Keep | None
     ) -> list[Answer]:
         """Generates an answer to each example."""
-        source = task.source
-
-        def part(own: Sequence[Example]) -> list[Answer]:
-            given = generated(
-                vlm, task, own, source.decoding, batch_size=source.batch_size, blank=blank
-            )
-            return [Answer(text) for text in given]
-
-        return spread(examples, part)
+        decoding, size = task.source.decoding, task.source.batch_size
+        given = generated(vlm, task, own, decoding, batch_size=size, blank=blank)
+        return [Answer(text) for text in given]
 
 
 class OpenAnswers(_Generated):
@@ -158,36 +121,23 @@ class Captions(_Generated):
         return scores, [*each]
 
 
-class Choices:
+class Choices(_Shared):
     """Questions with choices, of which the likeliest is the answer."""
 
-    reads_pictures = True
-
-    def answer(
-        self,
-        vlm: VLM,
-        task: Any,
-        examples: Sequence[Example],
-        *,
-        blank: bool,
-        keep: Keep | None = None,
+    def part(
+        self, vlm: VLM, task: Any, own: Sequence[Example], *, blank: bool, keep: Keep | None
     ) -> list[Answer]:
         """Takes each example's likeliest choice; its value is the likeliest per token, a number."""
-
-        def part(own: Sequence[Example]) -> list[Answer]:
-            every = [choice for example in own for choice in choices_of(example)]
-            found = iter(
-                likelihoods(vlm, task, every, batch_size=task.source.batch_size, blank=blank)
-            )
-            answers = []
-            for example in own:
-                each = [next(found) for _ in example.choices]
-                best = max(range(len(each)), key=lambda i: each[i].log_probability)
-                per_token = max(range(len(each)), key=lambda i: each[i].per_token)
-                answers.append(Answer(example.choices[best], (per_token,)))
-            return answers
-
-        return spread(examples, part)
+        every = [choice for example in own for choice in choices_of(example)]
+        size = task.source.batch_size
+        found = iter(likelihoods(vlm, task, every, batch_size=size, blank=blank))
+        answers = []
+        for example in own:
+            each = [next(found) for _ in example.choices]
+            best = max(range(len(each)), key=lambda i: each[i].log_probability)
+            per_token = max(range(len(each)), key=lambda i: each[i].per_token)
+            answers.append(Answer(example.choices[best], (per_token,)))
+        return answers
 
     def score(
         self, task: Any, examples: Sequence[Example], answers: Sequence[Answer]
@@ -203,28 +153,15 @@ class Choices:
         return scores, [*right]
 
 
-class TextLikelihood:
+class TextLikelihood(_Shared):
     """Texts, by how likely the model finds them."""
 
-    reads_pictures = True
-
-    def answer(
-        self,
-        vlm: VLM,
-        task: Any,
-        examples: Sequence[Example],
-        *,
-        blank: bool,
-        keep: Keep | None = None,
+    def part(
+        self, vlm: VLM, task: Any, own: Sequence[Example], *, blank: bool, keep: Keep | None
     ) -> list[Answer]:
         """Gives each text's log-probability and number of tokens; there is no answer."""
-
-        def part(own: Sequence[Example]) -> list[Answer]:
-            size = task.source.batch_size
-            found = likelihoods(vlm, task, own, batch_size=size, blank=blank)
-            return [Answer("", (each.log_probability, each.tokens)) for each in found]
-
-        return spread(examples, part)
+        found = likelihoods(vlm, task, own, batch_size=task.source.batch_size, blank=blank)
+        return [Answer("", (each.log_probability, each.tokens)) for each in found]
 
     def score(
         self, task: Any, examples: Sequence[Example], answers: Sequence[Answer]

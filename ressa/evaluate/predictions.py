@@ -6,10 +6,9 @@ from itertools import groupby
 from typing import Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import torch
-from PIL.Image import Image
 
 from ressa.memory import in_batches
-from ressa.models.vlm import GREEDY, VLM, Batch
+from ressa.models.vlm import GREEDY, VLM, Batch, Pictures, evaluating
 from ressa.records import Example
 from ressa.spec import Decoding
 
@@ -19,15 +18,6 @@ _CPU = torch.device("cpu")
 _SPARE_TOKENS = 1  # beyond the longest answer and its end: room to be wrong at length
 
 Keep: TypeAlias = Callable[[Callable[[], Iterable[Batch]]], Iterable[Batch]]
-
-
-@runtime_checkable
-class Pictures(Protocol):
-    """What is asked of a task here: its pictures."""
-
-    def image(self, image_id: str) -> Image: ...
-
-    def blank_image(self) -> Image: ...
 
 
 @runtime_checkable
@@ -92,12 +82,8 @@ def generated(
             found.update(zip((_key(example, blank) for example in chunk), answers, strict=True))
         return found
 
-    training = vlm.model.training
-    vlm.model.eval()
-    try:
+    with evaluating(vlm.model):
         answer_of = in_batches(answers_to, batch_size)
-    finally:
-        vlm.model.train(training)
     return [answer_of[_key(example, blank)] for example in examples]
 
 

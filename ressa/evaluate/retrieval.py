@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ressa.errors import EvaluationError, SpecError
-from ressa.evaluate.answers import Answer
+from ressa.evaluate.answers import Answer, Measure
 from ressa.evaluate.metrics import Scores, clustered_error, mean
 from ressa.evaluate.predictions import Keep
 from ressa.models.loading import reading
@@ -38,7 +38,7 @@ _RANKS = (1, 5, 10)
 _TOWERS = ("Blip2VisionModel", "InstructBlipVisionModel")
 
 
-class RetrievalMeasure:
+class RetrievalMeasure(Measure):
     """Pictures found by captions and captions by pictures."""
 
     reads_pictures = False

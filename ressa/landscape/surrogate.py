@@ -2,7 +2,10 @@ r"""The map as a Gaussian process: what any allocation would score, and how sure
 
 A run of an allocation x = (vision sparsity, language sparsity) scores s with
 
-.. math:: \operatorname{logit} s = g(x) + r, \qquad r \sim N(0, \tau^2(x)).
+.. math:: \operatorname{logit} s/c = g(x) + r, \qquad r \sim N(0, \tau^2(x)).
+
+The ceiling c is 1 for shares. Where scores lie above 1 (CIDEr, shares of the dense model's) it is
+the least power of two above them, so that the map is nearly linear in them at the top.
 
 g is what the sweep's questions say of the allocation whichever its seeds: a constant plus a process
 with a Matérn 5/2 kernel, a length for each tower (scikit-learn's kernels). Its axes are warped
@@ -18,9 +21,10 @@ picture's influence on it follows from its influence on each score (`items.Items
 each other share it, as in the paired bootstrap over pictures.
 
 Dimensions: trial; cell = an allocation that was run, once or often; place = where the map is asked;
-draw; picture. Scores and sparsities are fractions.
+draw; picture. Sparsities are fractions, and so are scores where they are shares.
 """
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -56,7 +60,7 @@ class Observed:
     language: Floats
     """[trial]: the same of the language tower."""
     score: Floats
-    """[trial]: in [0, 1]."""
+    """[trial]: ≥ 0."""
     influence: Floats | None = None
     """[trial picture]: how far each picture moves the score; None if the score is no mean."""
 
@@ -79,13 +83,10 @@ def fit(observed: Observed) -> "Surrogate":
     """Fits the map to what trials scored; the same trials in any order give the same map.
 
     Raises:
-        SpecError: there are fewer than `LEAST_CELLS` allocations, or a score outside [0, 1].
+        SpecError: there are fewer than `LEAST_CELLS` allocations, or a score is below 0.
     """
-    if len(observed.score) and not 0 <= observed.score.min() <= observed.score.max() <= 1:
-        raise SpecError(
-            f"the map is of scores in [0, 1], got {observed.score.min():g} to "
-            f"{observed.score.max():g}: choose an objective that is a share, such as an accuracy."
-        )
+    if len(observed.score) and not observed.score.min() >= 0:
+        raise SpecError(f"the map is of scores of at least 0, got {observed.score.min():g}.")
     cells = _Cells.of(observed)
     if len(cells.runs) < LEAST_CELLS:
         raise SpecError(
@@ -99,6 +100,8 @@ def fit(observed: Observed) -> "Surrogate":
 class _Cells:
     """Trials by allocation; logits are clipped."""
 
+    ceiling: float
+    """What scores are shares of."""
     places: Floats
     """[cell tower]: sparsities."""
     runs: Floats
@@ -112,7 +115,8 @@ class _Cells:
 
     @classmethod
     def of(cls, observed: Observed) -> "_Cells":
-        score = np.clip(observed.score, _LOWEST, _HIGHEST)
+        ceiling = _ceiling(float(observed.score.max(initial=0.0)))
+        score = np.clip(observed.score / ceiling, _LOWEST, _HIGHEST)
         order = np.lexsort((score, observed.language, observed.vision))
         score, logit = score[order], np.log(score / (1 - score))[order]
         where = np.column_stack([observed.vision, observed.language])[order].round(6)
@@ -122,10 +126,11 @@ class _Cells:
         mean = np.bincount(at, logit) / runs
         influence = None
         if observed.influence is not None:
-            moved = observed.influence[order] / (score * (1 - score))[:, None]
+            moved = observed.influence[order] / (ceiling * score * (1 - score))[:, None]
             influence = np.zeros((len(runs), moved.shape[1]))
             np.add.at(influence, at, moved / runs[at][:, None])
         return cls(
+            ceiling=ceiling,
             places=places,
             runs=runs,
             logit=mean,
@@ -159,14 +164,15 @@ class Surrogate:
 
         mean, variance = self.logits(np.column_stack([vision, language]))
         spread = np.sqrt(variance + self.noise(mean))
-        scores = _share(mean[:, None] + spread[:, None] * _NODES)
+        ceiling = self.cells.ceiling
+        scores = ceiling * _share(mean[:, None] + spread[:, None] * _NODES)
         expected = scores @ _WEIGHTS
         reach = spread * float(ndtri((1 + CONFIDENCE) / 2))
         return Predicted(
             mean=expected,
             deviation=np.sqrt(np.maximum(((scores - expected[:, None]) ** 2) @ _WEIGHTS, 0)),
-            low=_share(mean - reach),
-            high=_share(mean + reach),
+            low=ceiling * _share(mean - reach),
+            high=ceiling * _share(mean + reach),
         )
 
     @one_thread()
@@ -191,7 +197,7 @@ class Surrogate:
             moved = weights @ self.cells.influence  # [place picture]
             found += draw.standard_normal((count, moved.shape[1])) @ moved.T
         spread = np.sqrt(self.noise(mean))[:, None] * _NODES
-        return np.asarray(_share(found[:, :, None] + spread) @ _WEIGHTS)
+        return np.asarray(self.cells.ceiling * _share(found[:, :, None] + spread) @ _WEIGHTS)
 
     def logits(self, places: Floats) -> tuple[Floats, Floats]:
         """Returns mean and variance of g, [place] each; `places` is [place tower]."""
@@ -266,6 +272,11 @@ def _fitted(cells: _Cells, shape: Floats | None, start: Floats | None) -> Surrog
     )
     kernel.theta = found.x[:-2]
     return Surrogate(cells=cells, parameters=found.x, level=level, _kernel=kernel, _shape=shape)
+
+
+def _ceiling(highest: float) -> float:
+    """What scores are shares of, by the highest of them."""
+    return 1.0 if highest <= 1 else 2.0 ** (math.floor(math.log2(highest)) + 1)
 
 
 def _warped(places: Floats) -> Floats:

@@ -17,7 +17,7 @@ from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from threading import Lock
-from typing import Any, Literal, TypeAlias, cast
+from typing import Any, Literal, Protocol, TypeAlias, cast, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -67,6 +67,17 @@ _SHARED_BEHIND_CONNECTOR = ("blip-2", "llava")
 
 _Pictures: TypeAlias = tuple[dict[str, Tensor], dict[str, tuple[int, ...]] | None]
 """What pictures become, and how many rows of it are whose, as a batch has them."""
+
+
+@runtime_checkable
+class Pictures(Protocol):
+    """What a task is asked for beside its examples: their pictures."""
+
+    def image(self, image_id: str) -> Image:
+        """Opens a picture by its id."""
+
+    def blank_image(self) -> Image:
+        """Returns what stands in for a picture where there is nothing to see."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -560,6 +571,17 @@ class VLM:
             _shown.reset(token)
             for hook in hooks:
                 hook.remove()
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Turns dropout off meanwhile."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
 
 
 def _shift_places(inputs: dict[str, Tensor], rows: Mapping[str, Sequence[int]]) -> None:

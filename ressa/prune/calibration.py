@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from ressa.errors import CalibrationError
 from ressa.memory import free_cache, halved, is_out_of_memory
 from ressa.models.opened import is_expert, tokens_of
-from ressa.models.vlm import NO_LABEL, VLM, Batch
+from ressa.models.vlm import NO_LABEL, VLM, Batch, evaluating
 from ressa.prune.passes import Pass, on_device, stopping_before
 from ressa.prune.statistics import (
     LayerStatistics,
@@ -196,7 +196,7 @@ def _walk(
             each.go_on()
 
     with (
-        _evaluating(vlm.model),
+        evaluating(vlm.model),
         stopping_before(blocks, device),
         observer.watching(),
         ExitStack() as cleanup,
@@ -528,16 +528,6 @@ def _language_encoder(vlm: VLM) -> nn.Module | None:
     encoder = inside.get_encoder() if inside.get_encoder() is not inside else model.get_encoder()
     assert isinstance(encoder, nn.Module)
     return encoder
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
 
 
 def _zeros(sums: _Sums) -> _Sums:

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from ressa.errors import CalibrationError
 from ressa.memory import in_batches
-from ressa.models.vlm import NO_LABEL, VLM, Batch
+from ressa.models.vlm import NO_LABEL, VLM, Batch, evaluating
 from ressa.prune.layers import layer_generator
 from ressa.records import Example
 from ressa.sparsity import LayerShape
@@ -69,12 +69,8 @@ def importances(
                 found[layer.name] += float((above - below).abs().sum()) / (2 * epsilon)
         return found
 
-    was_training = vlm.model.training
-    vlm.model.eval()
-    try:
+    with evaluating(vlm.model):
         found = in_batches(measured, chunk)
-    finally:
-        vlm.model.train(was_training)
     found = {name: total(value) for name, value in found.items()}  # all but one add nothing
     broken = [name for name, value in found.items() if not value < float("inf")]
     if broken:

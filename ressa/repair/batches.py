@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from ressa.errors import RepairError
-from ressa.models.vlm import NO_LABEL, VLM, Batch
+from ressa.models.vlm import NO_LABEL, VLM, Batch, Pictures
 from ressa.records import Example
-from ressa.repair.distillation import AnyTeacher, Pictures, StoredTeacher, trimmed
+from ressa.repair.distillation import AnyTeacher, StoredTeacher, trimmed
 from ressa.repair.engine import accumulation
 from ressa.spec import Repair
 from ressa.workers import rank_and_world_size

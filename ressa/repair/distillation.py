@@ -26,36 +26,24 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from tempfile import TemporaryFile, gettempdir
-from typing import Protocol, TypeAlias, runtime_checkable
+from typing import TypeAlias
 from weakref import finalize
 
 import safetensors.torch
 import torch
 from jaxtyping import Float, Int
-from PIL.Image import Image
 from torch import Tensor
 from torch.nn import functional
 
 from ressa.errors import RepairError, as_stored
 from ressa.memory import in_batches
-from ressa.models.vlm import NO_LABEL, VLM, Batch
+from ressa.models.vlm import NO_LABEL, VLM, Batch, Pictures
 from ressa.records import Example
 from ressa.spec import Distillation
 from ressa.workers import gather, rank_and_world_size
 
 CHUNK = 64
 """Examples per teacher pass; fixed, so that logits do not depend on the number of workers."""
-
-
-@runtime_checkable
-class Pictures(Protocol):
-    """What repair asks of a task: its pictures."""
-
-    def image(self, image_id: str) -> Image:
-        """Opens a picture by its id."""
-
-    def blank_image(self) -> Image:
-        """Returns what stands in for a picture where there is nothing to see."""
 
 
 def cross_entropy(

@@ -9,13 +9,13 @@ from torch import Tensor, distributed
 
 from ressa.errors import RepairError
 from ressa.memory import forget_peak, free_cache, peak_gib
-from ressa.models.vlm import VLM, Batch
+from ressa.models.vlm import VLM, Batch, Pictures
 from ressa.records import Example
 from ressa.repair.adapted import Adapters
 from ressa.repair.batches import RepairData
 from ressa.repair.checkpoint import Checkpoint, Checkpoints, recipe_hash
 from ressa.repair.curve import RepairStep, check_divergence, learning_rate
-from ressa.repair.distillation import AnyTeacher, FeatureTeacher, Pictures
+from ressa.repair.distillation import AnyTeacher, FeatureTeacher
 from ressa.repair.engine import Engine, Moment, recomputed
 from ressa.repair.fitting import answered, smaller, what_fits
 from ressa.spec import Repair

@@ -50,8 +50,6 @@ from ressa.spec.yaml import MAX_VALUES, Path, Problem, count_values
 
 COUNTED = ("sparsity", "vision_sparsity", "language_sparsity", "whole_sparsity")
 """Objectives that are counted, not measured."""
-_SHARES = ("accuracy", "balanced_accuracy", "exact_match")
-"""Metrics that lie in [0, 1] and of which more is better."""
 _MOST_VALUES = 10_000  # of one axis, and points of a grid
 _MOST_DRAWS = 256  # of calibration examples, and of repair's
 _DATA_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
@@ -507,7 +505,6 @@ def _check_map(spec: SweepSpec) -> Iterator[Problem]:
 
 def unmapped(spec: SweepSpec) -> str | None:
     """Says why a sweep has no lines on a map; None if it has."""
-    objective = spec.objectives[0].maximize
     others = [name for name in spec.space if name not in SPARSITIES]
     values = [value for name in SPARSITIES if name in spec.space for value in _texts(spec, name)]
     pattern = next((value for value in values if ":" in value), None)
@@ -516,9 +513,6 @@ def unmapped(spec: SweepSpec) -> str | None:
         return "decides lines of equal size, and there is no budget. Give one, or several."
     if len(spec.objectives) > 1:
         return "a line's best is of one objective, there are several. One of the two."
-    if not _is_share(spec):
-        shares = f"{', '.join(_SHARES)}, or macro over such"
-        return f"the map is of scores in [0, 1]: {shares}; got {objective}."
     if others:
         return f"one map is of one recipe, and the space has {others[0]} too. Leave it out."
     if pattern is not None:
@@ -528,15 +522,6 @@ def unmapped(spec: SweepSpec) -> str | None:
     if spec.early_stopping is not None:
         return "the map needs whole trials, and early_stopping ends some early. One of the two."
     return None
-
-
-def _is_share(spec: SweepSpec) -> bool:
-    """Whether the objective lies in [0, 1], also if it is the mean over tasks that do."""
-    objective = spec.objectives[0]
-    if objective.maximize != "macro":
-        return objective.metric in _SHARES
-    kinds = {_kind(spec, ref.task) for ref in spec.evaluate}
-    return all({*task_facts(kind).main} <= {*_SHARES} for kind in kinds)
 
 
 def _texts(spec: SweepSpec, name: str) -> Iterator[str]:

@@ -422,7 +422,7 @@ class StoreSearcher(Searcher):
     def _so_far(self, attempt: Attempt, rung: Progress) -> Outcome:
         files = self._store.stages.get("rung", attempt.spec.rung_key(rung.step))
         assert files is not None, "a trial stores what it has before it reports a rung"
-        return Outcome(**json.loads(files["content"])["outcome"])
+        return Outcome.of(json.loads(files["content"])["outcome"])
 
     def _outcome(self, attempt: Attempt) -> Outcome:
         stage = FRESH_OUTCOME if self._fresh else "outcome"

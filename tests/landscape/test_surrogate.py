@@ -1,5 +1,6 @@
 """The map says what allocations would score, and how sure that is."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -140,10 +141,23 @@ def test_pictures_blur_scores_but_not_what_places_share() -> None:
     )
 
 
-def test_scores_that_are_no_shares_are_refused() -> None:
-    observed = _observed()
-    with pytest.raises(SpecError, match=r"scores in \[0, 1\], got .* choose an objective"):
-        fit(Observed(vision=observed.vision, language=observed.language, score=3 * observed.score))
+def test_scores_below_0_are_refused() -> None:
+    seen = _observed(6)
+    with pytest.raises(SpecError, match=r"at least 0, got -0\.1"):
+        fit(replace(seen, score=seen.score - seen.score.min() - 0.1))
+
+
+def test_scores_above_1_are_shares_of_a_ceiling() -> None:
+    seen = _observed(pictures=30)
+    assert 0.5 < seen.score.max() < 1
+    assert seen.influence is not None
+    twice = replace(seen, score=2 * seen.score, influence=2 * seen.influence)
+    share, cider = fit(seen), fit(twice)
+    places = seen.vision[:5], seen.language[:5]
+    assert np.allclose(cider.draws(*places, 20), 2 * share.draws(*places, 20))
+    for name in ("mean", "deviation", "low", "high"):
+        one, other = (getattr(found.predict(*places), name) for found in (share, cider))
+        assert np.allclose(other, 2 * one)
 
 
 def test_three_allocations_are_no_map() -> None:
