@@ -60,7 +60,7 @@ def ordered(rows: Sequence[Row], by: str | None) -> tuple[str, list[Row]]:
             "one": row["one"],
             "other": row["other"],
             "scope": row["scope"],
-            **{name: f"{row[name]:.2f}" for name in ("tau", "low", "high")},
+            **{n: None if math.isnan(row[n]) else f"{row[n]:.2f}" for n in ("tau", "low", "high")},
             "swapped": f"{row['swapped']} of {row['pairs']}",
             **{n: row[n] for n in ("swapped_models", "swapped_allocations")},
             **{n: row[n] for n in ("allocations", "runs", "pictures")},

@@ -127,7 +127,9 @@ class Orders:
             if not len(pairs) or (scope == "lines" and chosen.all()):
                 continue
             taus = _taus(resampled[0], resampled[1], pairs)
+            taus = taus[~np.isnan(taus)]  # of draws in which not all scores were equal
             tail = (1 - confidence) / 2
+            low, high = np.quantile(taus, (tail, 1 - tail)) if len(taus) else (np.nan, np.nan)
             signs = [_signs(score, pairs) for score in scores]
             swapped = pairs[signs[0] * signs[1] < 0]
             shown = partial(
@@ -138,8 +140,8 @@ class Orders:
                 "other": other.name,
                 "scope": scope,
                 "tau": float(_tau(*signs)),
-                "low": float(np.nanquantile(taus, tail)),
-                "high": float(np.nanquantile(taus, 1 - tail)),
+                "low": float(low),
+                "high": float(high),
                 "pairs": len(pairs),
                 "swapped": len(swapped),
                 "swapped_models": shown(_models),

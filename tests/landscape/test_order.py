@@ -235,6 +235,14 @@ def test_seeds_tell_runs_apart_as_replicates_do_in_compare_and_order(tmp_path: P
     assert {(row["allocations"], row["runs"]) for row in both} == {(3, 3)}
 
 
+def test_scores_that_are_all_equal_have_no_order(tmp_path: Path) -> None:
+    sweep = open_store(tmp_path, create=True).create_sweep("equal", "name: equal\n")
+    for number, split in enumerate(SPLITS):
+        record(sweep, number, split, (1.0, 1.0), run=0)
+    (row,) = orders([sweep]).rows(confidence=0.95)
+    assert all(math.isnan(row[name]) for name in ("tau", "low", "high"))
+
+
 def test_sweeps_that_list_their_axes_in_another_order_are_compared(tmp_path: Path) -> None:
     store = open_store(tmp_path, create=True)
     axes = {"repair.steps": 50, "prune.method": "wanda"}
