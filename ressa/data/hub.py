@@ -153,9 +153,12 @@ class HuggingFace:
     def _tables(self, split: str) -> list[str]:
         """Finds a split's own tables beside folders of pictures.
 
-        `datasets` would read such a folder as pictures alone, unless metadata.* says what they are.
+        `datasets` would read such a folder as pictures alone, unless metadata.* or a data set's
+        card says what they are.
         """
-        if self.source.subset is not None or any(self._folder.glob("metadata.*")):
+        card = self._folder / "README.md"
+        is_told = card.is_file() and card.read_bytes().startswith(b"---")
+        if is_told or self.source.subset is not None or any(self._folder.glob("metadata.*")):
             return []
         wanted = _WORDS.get(split, (split,))
         return sorted(
