@@ -280,9 +280,7 @@ class Pruning:
         return None
 
     def _weight(self, layer: LayerShape) -> Tensor:
-        weight = self.vlm.model.get_submodule(layer.name).weight
-        assert isinstance(weight, Tensor)
-        return weight
+        return self.vlm.model.get_parameter(f"{layer.name}.weight")
 
     def _walk(
         self, tower: Tower, *, prunes: bool, gram: bool | None = None

@@ -107,8 +107,7 @@ def probed(layers: Mapping[str, nn.Module]) -> dict[str, Float[Tensor, "probe ou
     """Asks each layer alone about random inputs that follow from its size, in the type it reads."""
     answers = {}
     for name, layer in layers.items():
-        weight = layer.weight
-        assert isinstance(weight, Tensor)
+        weight = layer.get_parameter("weight")
         generator = torch.Generator().manual_seed(weight.shape[1])
         inputs = torch.randn(_PROBES, weight.shape[1], generator=generator)
         dtype = layer.reads if isinstance(layer, AdaptedLinear) else weight.dtype

@@ -182,11 +182,10 @@ def _of_matrices(
     for matrix in said:
         name = matrix["name"]
         try:
-            weight = model.get_submodule(name).weight
+            weight = model.get_parameter(f"{name}.weight")
         except AttributeError:
             yield f"{name}: the model has no such layer"
             continue
-        assert isinstance(weight, Tensor)
         shape, dtype = [matrix["rows"], matrix["columns"]], matrix["dtype"]
         if list(weight.shape) != shape or str(weight.dtype) != f"torch.{dtype}":
             yield f"{name}: is {list(weight.shape)} of {weight.dtype}, not {shape} of torch.{dtype}"
@@ -272,9 +271,7 @@ def _adapted(
         kept, _ = unpack((folder / WEIGHTS).read_bytes())
         with torch.no_grad():
             for name, values in kept.items():
-                weight = vlm.model.get_submodule(name).weight
-                assert isinstance(weight, Tensor)
-                weight[masks[name]] = values
+                vlm.model.get_parameter(f"{name}.weight")[masks[name]] = values
     apply_masks(vlm.model, masks)
     if said["repair"] is None:
         return vlm, Adapters({})

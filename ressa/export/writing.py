@@ -3,9 +3,9 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from ressa.errors import SpecError, VerificationError
 from ressa.export import certificate
@@ -84,13 +84,15 @@ def merged(unmerged: Unmerged, probe: Callable[[], Tensor], form: Format = "merg
     learnt = adapters.to_bytes() if trained and is_written else None
     learnt_hash = adapters.digest() if trained else None
     kept = _kept(unmerged) if is_written else {}
-    zeros = {name: int((_weight(layer) == 0).sum()) for name, layer in layers.items()}
+    zeros = {
+        name: int((layer.get_parameter("weight") == 0).sum()) for name, layer in layers.items()
+    }
     logits, before = probe() if trained else None, certificate.probed(trained)
     merge(adapters)
     after = certificate.probed(trained)
     gaps = {name: certificate.gap(before[name], after[name]) for name in trained}
     matrices = [
-        _matrix(report, _weight(layers[report.name]), unmerged.masks, gaps)
+        _matrix(report, layers[report.name].get_parameter("weight"), unmerged.masks, gaps)
         | {"zeros_before_merge": zeros[report.name]}
         for report in unmerged.layers
     ]
@@ -193,7 +195,7 @@ def _kept(unmerged: Unmerged) -> dict[str, Tensor]:
     """The weights that stay, in row-major order, of layers where they are not the dense ones."""
     model, masks = unmerged.vlm.model, unmerged.masks
     return {
-        name: _weight(model.get_submodule(name)).detach().cpu()[masks[name]]
+        name: model.get_parameter(f"{name}.weight").detach().cpu()[masks[name]]
         for name in sorted(unmerged.changed)
     }
 
@@ -233,10 +235,6 @@ def _size(unmerged: Unmerged, form: Format, proof: Proof) -> int:
         return int(unmerged.vlm.model.get_memory_footprint()) + masks + _ROOM
     kept = sum(weights.nbytes for weights in proof.kept.values())
     return kept + len(proof.learnt or b"") + masks + _ROOM
-
-
-def _weight(layer: nn.Module) -> Tensor:
-    return cast(Tensor, layer.weight)
 
 
 def _failed(found: list[str]) -> str:

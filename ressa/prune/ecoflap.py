@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from jaxtyping import Float64
 from PIL.Image import Image
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from ressa.errors import CalibrationError
@@ -86,8 +86,7 @@ def _losses_around(
     vlm: VLM, batch: Batch, layer: LayerShape, epsilon: float, seed: int
 ) -> tuple[Float64[Tensor, " batch"], Float64[Tensor, " batch"]]:
     """Returns each question's loss with noise added to a layer's weights, and with it taken off."""
-    weight = vlm.model.get_submodule(layer.name).weight
-    assert isinstance(weight, nn.Parameter)
+    weight = vlm.model.get_parameter(f"{layer.name}.weight")
     dense = weight.detach().clone()
     generator = layer_generator(seed, layer.name)
     # In single precision: half of it would round much of W ± εz back to W.

@@ -58,7 +58,7 @@ class PrunedLayers:
     def apply(self, model: nn.Module) -> None:
         """Sets the model's weights to those that stay, in place."""
         for name in self.kept:
-            _weight(model, name).copy_(self._weight(name))
+            model.get_parameter(f"{name}.weight").copy_(self._weight(name))
         apply_masks(model, self.masks)
 
     @classmethod
@@ -183,7 +183,8 @@ def prune_layers(
     asked = map(zeros_of, layers, removals) if requested is None else requested
     for layer, removal, zeros in zip(layers, removals, asked, strict=True):
         began = time.perf_counter()
-        weight, known = _weight(model, layer.name), _statistics(method, layer, statistics)
+        weight = model.get_parameter(f"{layer.name}.weight")
+        known = _statistics(method, layer, statistics)
         with _naming(method, layer):
             pruned = method.prune(weight, known, removal, layer_generator(seed, layer.name))
         mask = masks[layer.name] = pruned.keep_mask.cpu()
@@ -223,8 +224,9 @@ def saliency_of(
 ) -> Float[Tensor, "out in"]:
     """Asks a method how much each weight of a layer matters, as `prune_layers` would."""
     known = _statistics(method, layer, statistics)
+    weight = model.get_parameter(f"{layer.name}.weight")
     with _naming(method, layer):
-        return method.saliency(_weight(model, layer.name), known, layer_generator(seed, layer.name))
+        return method.saliency(weight, known, layer_generator(seed, layer.name))
 
 
 def _statistics(
@@ -287,7 +289,7 @@ def layer_generator(seed: int, name: str) -> torch.Generator:
 def apply_masks(model: nn.Module, masks: Mapping[str, Bool[Tensor, "_ _"]]) -> None:
     """Sets every pruned weight of the model to zero, in place."""
     for name, mask in masks.items():
-        weight = _weight(model, name)
+        weight = model.get_parameter(f"{name}.weight")
         zero_pruned_(weight, mask.to(weight.device))
 
 
@@ -298,7 +300,7 @@ def count_zeros(
     """Counts the zeros of each layer, and the pruned weights that are not exactly +0.0."""
     counts = []
     for layer in layers:
-        weight = _weight(model, layer.name)
+        weight = model.get_parameter(f"{layer.name}.weight")
         zero = weight == 0
         mask = masks.get(layer.name)
         pruned = torch.zeros_like(zero) if mask is None else ~mask.to(zero.device)
@@ -314,9 +316,3 @@ def count_zeros(
             )
         )
     return tuple(counts)
-
-
-def _weight(model: nn.Module, name: str) -> Tensor:
-    weight = model.get_submodule(name).weight
-    assert isinstance(weight, Tensor)
-    return weight
