@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ressa.catalog import METHODS, TASKS
-from ressa.evaluate import predictions, score
+from ressa.evaluate import closed_scores, predictions
 from ressa.models import VLM, load_vlm
 from ressa.prune import PackedMasks, Statistics, mask_hash, prune_layers, removals, walk
 from ressa.prune.removal import requested_zeros
@@ -88,7 +88,7 @@ def _scores(trial: TrialSpec, vlm: VLM) -> tuple[float, float]:
     task = TASKS[ref.task]()
     examples = task.examples(ref.split, ref.samples, ref.seed)
     real, blank = (
-        score(examples, predictions(vlm, task, examples, blank=shown), task.answers)
+        closed_scores(examples, predictions(vlm, task, examples, blank=shown), task.answers)
         for shown in (False, True)
     )
     return real["balanced_accuracy"], blank["balanced_accuracy"]

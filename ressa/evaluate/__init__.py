@@ -3,7 +3,7 @@
 from ressa.evaluate.aggregates import aggregates
 from ressa.evaluate.answers import Answer
 from ressa.evaluate.measures import measure_of
-from ressa.evaluate.metrics import Scores, score
+from ressa.evaluate.metrics import Scores, closed_scores
 from ressa.evaluate.predictions import predictions
 
-__all__ = ["Answer", "Scores", "aggregates", "measure_of", "predictions", "score"]
+__all__ = ["Answer", "Scores", "aggregates", "closed_scores", "measure_of", "predictions"]

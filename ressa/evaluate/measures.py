@@ -9,7 +9,7 @@ from ressa.errors import UnknownNameError
 from ressa.evaluate import captions, vqa
 from ressa.evaluate.answers import Answer, Measure
 from ressa.evaluate.likelihood import choices_of, likelihoods
-from ressa.evaluate.metrics import Scores, averaged, clustered_error, mean, score
+from ressa.evaluate.metrics import Scores, averaged, closed_scores, clustered_error, mean
 from ressa.evaluate.predictions import Keep, generated, predictions
 from ressa.evaluate.retrieval import RetrievalMeasure
 from ressa.models.vlm import VLM
@@ -69,7 +69,7 @@ class Closed(_Shared):
         """Counts answers that are exactly right."""
         texts = [answer.text for answer in answers]
         right = [float(e.answer == text) for e, text in zip(examples, texts, strict=True)]
-        return score(examples, texts, task.answers), [*right]
+        return closed_scores(examples, texts, task.answers), [*right]
 
 
 class _Generated(_Shared):

@@ -20,7 +20,7 @@ Scores = dict[str, float]
 picture), and `<metric>/<kind>` over the examples of one kind."""
 
 
-def score(
+def closed_scores(
     examples: Sequence[Example], predictions: Sequence[str], answers: Collection[str]
 ) -> Scores:
     """Scores answers against the right ones.
@@ -42,10 +42,9 @@ def score(
         for example, prediction in zip(examples, predictions, strict=True)
     ]
     images = [example.image_id for example in examples]
-    overall = mean(right)
+    overall, error = mean_and_error(right, images)
     by_answer = grouped(right, [example.answer for example in examples])
     recalls = {answer: mean(values) for answer, values in by_answer.items()}
-    influence = [(x - overall) / len(right) for x in right]
     balanced_influence = [
         (x - recalls[e.answer]) / (len(recalls) * len(by_answer[e.answer]))
         for x, e in zip(right, examples, strict=True)
@@ -54,7 +53,7 @@ def score(
     known = frozenset(answers)
     return {
         "exact_match": overall,
-        "exact_match_standard_error": clustered_error(influence, images),
+        "exact_match_standard_error": error,
         "balanced_accuracy": mean(list(recalls.values())),
         "balanced_accuracy_standard_error": clustered_error(balanced_influence, images),
         "malformed": mean([float(prediction not in known) for prediction in predictions]),
@@ -67,18 +66,23 @@ def averaged(metric: str, values: Sequence[float], examples: Sequence[Example]) 
 
     Its standard error is clustered by picture; kinds have their means where there are several.
     """
-    middle = mean(values)
-    influence = [(value - middle) / len(values) for value in values]
+    middle, error = mean_and_error(values, [example.image_id for example in examples])
     by_kind = grouped(values, [example.kind for example in examples])
     return {
         metric: middle,
-        f"{metric}_standard_error": clustered_error(influence, [e.image_id for e in examples]),
+        f"{metric}_standard_error": error,
         **(
             {f"{metric}/{kind}": mean(by_kind[kind]) for kind in sorted(by_kind)}
             if len(by_kind) > 1
             else {}
         ),
     }
+
+
+def mean_and_error(values: Sequence[float], images: Sequence[str]) -> tuple[float, float]:
+    """Returns the mean of some values, each of a picture, and its standard error."""
+    middle = mean(values)
+    return middle, clustered_error([(value - middle) / len(values) for value in values], images)
 
 
 def clustered_error(influence: Sequence[float], images: Sequence[str]) -> float:

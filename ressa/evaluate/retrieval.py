@@ -24,7 +24,7 @@ from torch.nn import functional
 
 from ressa.errors import EvaluationError, SpecError
 from ressa.evaluate.answers import Answer, Measure
-from ressa.evaluate.metrics import Scores, clustered_error, mean
+from ressa.evaluate.metrics import Scores, mean_and_error
 from ressa.evaluate.predictions import Keep
 from ressa.models.loading import reading
 from ressa.models.vlm import VLM
@@ -96,10 +96,7 @@ class RetrievalMeasure(Measure):
                 ("ir", image_place, images),
             ):
                 found = [float(place < rank) for place in places]
-                middle = mean(found)
-                influence = [(value - middle) / len(found) for value in found]
-                scores[f"{name}{rank}"] = middle
-                error = clustered_error(influence, clusters)
+                scores[f"{name}{rank}"], error = mean_and_error(found, clusters)
                 scores[f"{name}{rank}_standard_error"] = error
         return scores, [float(place < 1) for place in image_place]
 

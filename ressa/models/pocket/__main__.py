@@ -10,7 +10,7 @@ import platform
 from pathlib import Path
 
 from ressa.data.easy_vqa import EasyVQA
-from ressa.evaluate import predictions, score
+from ressa.evaluate import closed_scores, predictions
 from ressa.models.pocket.card import Run, model_card, read_runs, write_runs
 from ressa.models.pocket.recipe import RECIPES, train
 from ressa.models.towers import find_towers
@@ -40,7 +40,7 @@ def train_and_save(name: str, seed: int, task: EasyVQA, folder: Path, *, keep: i
     scores = {}
     for split in ("validation", "test"):
         examples = task.examples(split)
-        scores[split] = score(examples, predictions(vlm, task, examples), task.answers)
+        scores[split] = closed_scores(examples, predictions(vlm, task, examples), task.answers)
     log.info(
         "%s seed %d: %.0f CPU-s, validation %.4f, test %.4f",
         *(name, seed, cpu_seconds),
@@ -67,7 +67,9 @@ def train_and_save(name: str, seed: int, task: EasyVQA, folder: Path, *, keep: i
 def floor(task: EasyVQA) -> dict[str, float]:
     """Scores, on the test split, each question's most frequent answer in training."""
     examples = task.examples("test")
-    return score(examples, [task.majority_answer(e.question) for e in examples], task.answers)
+    return closed_scores(
+        examples, [task.majority_answer(e.question) for e in examples], task.answers
+    )
 
 
 if __name__ == "__main__":
