@@ -30,10 +30,10 @@ from torch.nn import functional
 from benchmarks.report import Row, interleaved
 from ressa.data.easy_vqa import EasyVQA
 from ressa.models import VLM, load_vlm
-from ressa.repair import Adapters, Teacher, attach, bits, teacher_logits, train
+from ressa.repair import Adapters, Teacher, attach, teacher_logits, train
 from ressa.repair.batches import global_batches
 from ressa.repair.distillation import loss_parts
-from ressa.repair.sparselora import sparselora_linear
+from ressa.repair.sparselora import SparseLoRALinear
 from ressa.spec import Repair, spec_from_mapping
 
 RANK = 16
@@ -103,18 +103,20 @@ def _layer_steps(
     full = nn.Parameter(weight.clone())
     full.register_hook(lambda gradient: gradient * keep)
     x, grad_output = draw(tokens, columns).requires_grad_(), draw(tokens, out)
-    packed = bits.pack(keep)
+    ours = SparseLoRALinear.adopt(
+        _linear(weight, bias), keep, rank=RANK, scale=SCALE, generator=generator
+    )
+    ours.lora_a, ours.lora_b = lora_a, lora_b
     trained = [x, lora_a, lora_b, full]
     forward: dict[str, Callable[[], Tensor]] = {
-        "ours": lambda: sparselora_linear(x, weight, packed, lora_a, lora_b, bias, SCALE),
+        "ours": lambda: ours(x),
         "masked fine-tuning": lambda: functional.linear(x, full, bias),
         "the paper's form": lambda: functional.linear(
             x, (weight + lora_b @ lora_a * SCALE) * keep, bias
         ),
     }
     if peft is not None:
-        linear = nn.Linear(columns, out)
-        linear.load_state_dict({"weight": weight, "bias": bias})
+        linear = _linear(weight, bias)
         config = peft.LoraConfig(
             r=RANK, lora_alpha=SCALE * RANK, lora_dropout=0.0, target_modules=["0"]
         )
@@ -134,6 +136,12 @@ def _layer_steps(
         return step
 
     return {name: step_of(compute) for name, compute in forward.items()}, forget
+
+
+def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
+    linear = nn.Linear(weight.shape[1], weight.shape[0])
+    linear.load_state_dict({"weight": weight, "bias": bias})
+    return linear
 
 
 def _peak_mib(step: Step, forget: Callable[[], None]) -> float:

@@ -30,8 +30,6 @@ class AdaptedLinear(nn.Linear):
 
     trains: ClassVar[tuple[str, ...]]
     """Names of its trained parameters."""
-    drops_out: ClassVar[bool] = False
-    """Whether it has a place for dropout."""
 
     keep_bits: UInt8[Tensor, "out byte"] | None
     """Which weights stay, one bit each; None where nothing was pruned."""

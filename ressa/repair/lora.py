@@ -25,7 +25,6 @@ class LoRALinear(AdaptedLinear):
     """A frozen linear layer with a low-rank update beside it: A kaiming-uniform(a = √5), B zero."""
 
     trains: ClassVar[tuple[str, ...]] = ("lora_a", "lora_b")
-    drops_out: ClassVar[bool] = True
 
     lora_a: nn.Parameter
     lora_b: nn.Parameter

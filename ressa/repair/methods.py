@@ -60,15 +60,9 @@ def attach(
         seed: a layer's initial values follow from this and its name, whatever the layers' order.
 
     Raises:
-        RepairError: a layer has no mask though others have; the method has no place for dropout;
-            or as of `trained_layers`.
+        RepairError: a layer has no mask though others have; or as of `trained_layers`.
     """
     method = REPAIR_METHODS[repair.method]
-    if repair.dropout and not method.drops_out:
-        raise RepairError(
-            f"repair.method {repair.method} has no place for dropout, got {repair.dropout}. "
-            "Set repair.dropout to 0; lora alone has an input of its own to thin."
-        )
     chosen = trained_layers(model, towers, repair)
     model.requires_grad_(False)
     layers: dict[str, AdaptedLinear] = {}

@@ -28,11 +28,12 @@ from ressa.repair.lora import LoRALinear
 
 
 class _MaskedUpdateLinear(torch.autograd.Function):
-    """A linear layer that keeps its input alone for backward.
+    """Computes x (M ⊙ (W + s·B·A))ᵀ + b; only x, A and B receive gradients.
 
-    Autograd on the plain formula would keep one out × in matrix per layer. With G = dYᵀX:
-    dA = s Bᵀ(M⊙G), dB = s (M⊙G)Aᵀ, dX = dY·W'; each row of W' and of G is needed once, so that
-    both exist for a run of rows only.
+    It keeps its input alone for backward: autograd on the plain formula would keep one out × in
+    matrix per layer. With G = dYᵀX: dA = s Bᵀ(M⊙G), dB = s (M⊙G)Aᵀ, dX = dY·W'; each row of W' and
+    of G is needed once, so that both exist for a run of rows only. `straight_through` takes A's
+    and B's gradients as if there were no mask: two thin products, inexact, instead of one with G.
     """
 
     @staticmethod
@@ -112,30 +113,6 @@ def _masked(
     return space
 
 
-def sparselora_linear(
-    x: Float[Tensor, "*token in"],
-    weight: Float[Tensor, "out in"],
-    keep_bits: UInt8[Tensor, "out byte"],
-    lora_a: Float[Tensor, "rank in"],
-    lora_b: Float[Tensor, "out rank"],
-    bias: Float[Tensor, " out"] | None,
-    scale: float,
-    *,
-    straight_through: bool = False,
-) -> Float[Tensor, "*token out"]:
-    """Computes x (M ⊙ (W + s·B·A))ᵀ + b; only x, A and B receive gradients.
-
-    Args:
-        keep_bits: M, packed by `bits.pack`.
-        straight_through: takes A's and B's gradients as if there were no mask. They are then two
-            thin products instead of one with the whole out × in gradient, and inexact.
-    """
-    output = _MaskedUpdateLinear.apply(  # type: ignore[no-untyped-call]
-        x, weight, keep_bits, lora_a, lora_b, bias, scale, straight_through
-    )
-    return cast(Tensor, output)
-
-
 class SparseLoRALinear(LoRALinear):
     """A frozen linear layer that is trained through a masked low-rank update.
 
@@ -144,13 +121,12 @@ class SparseLoRALinear(LoRALinear):
     weight are one matrix by the time that an input meets them.
     """
 
-    drops_out: ClassVar[bool] = False
     straight_through: ClassVar[bool] = False
 
     def forward(self, x: Float[Tensor, "*token in"]) -> Float[Tensor, "*token out"]:
         if self.keep_bits is None:
             return super().forward(x)
-        return sparselora_linear(
+        output = _MaskedUpdateLinear.apply(  # type: ignore[no-untyped-call]
             x,
             self.weight,
             self.keep_bits,
@@ -158,8 +134,9 @@ class SparseLoRALinear(LoRALinear):
             self.lora_b,
             self.bias,
             self.scale,
-            straight_through=self.straight_through,
+            self.straight_through,
         )
+        return cast(Tensor, output)
 
 
 class StraightThroughLinear(SparseLoRALinear):

@@ -6,7 +6,7 @@ from pruned import dense_vlm, prune, questions, repair_plan, state, task
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ressa.errors import RepairError
+from ressa.errors import RepairError, SpecError
 from ressa.repair import (
     REPAIR_METHODS,
     AdaptedLinear,
@@ -20,7 +20,7 @@ from ressa.repair import (
 from ressa.repair.lora import LoRALinear
 from ressa.repair.sparselora import StraightThroughLinear
 from ressa.repair.spp import row_vectors
-from ressa.spec import Rank
+from ressa.spec import Rank, spec_from_mapping
 
 IN, OUT, RANK, SCALE = 13, 6, 3, 0.7  # IN is no multiple of eight: a row's last byte is padded
 METHODS = sorted(REPAIR_METHODS)
@@ -214,10 +214,10 @@ def test_dropout_thins_what_the_update_sees_and_nothing_else(half: Tensor) -> No
 
 @pytest.mark.parametrize("method", sorted({*METHODS} - {"lora"}))
 def test_dropout_is_refused_where_it_has_no_place(method: str) -> None:
-    vlm = dense_vlm()
-    plan = repair_plan(method=method, dropout=0.1)
-    with pytest.raises(RepairError, match=f"{method} has no place for dropout"):
-        attach(vlm.model, prune(vlm), vlm.towers, plan, seed=0)
+    space = {"vision_sparsity": 0.5, "language_sparsity": 0.5}
+    repair = {"method": method, "dropout": 0.1}
+    with pytest.raises(SpecError, match=f"{method} has no place for dropout"):
+        spec_from_mapping({"ressa": 1, "model": "pocket-blip2", "space": space, "repair": repair})
 
 
 def test_dropout_acts_in_training_and_is_the_same_twice() -> None:

@@ -4,11 +4,12 @@ import pytest
 import torch
 from pruned import dense_vlm, prune, questions, repair_plan, state, task
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional
 
 from ressa.errors import RepairError
 from ressa.repair import attach, bits, merge
-from ressa.repair.sparselora import SparseLoRALinear, sparselora_linear
+from ressa.repair.sparselora import SparseLoRALinear
 
 IN, OUT, RANK, SCALE = 10, 6, 3, 0.7
 
@@ -90,9 +91,9 @@ def test_gradients_match_finite_differences(half: Tensor) -> None:
         values = torch.randn(*shape, generator=generator, dtype=torch.float64)
         return values.requires_grad_()
 
-    weight, bias = matrix(OUT, IN).detach() * half, matrix(OUT).detach()
+    layer = adapted(half, dtype=torch.float64)
     assert torch.autograd.gradcheck(
-        lambda x, a, b: sparselora_linear(x, weight, bits.pack(half), a, b, bias, SCALE),
+        lambda x, a, b: functional_call(layer, {"lora_a": a, "lora_b": b}, x),
         (matrix(4, IN), matrix(RANK, IN), matrix(OUT, RANK)),
     )
 
