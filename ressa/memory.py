@@ -61,6 +61,12 @@ def on_disk(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         return torch.from_file(file.name, shared=True, size=count, dtype=dtype).view(*shape)
 
 
+def bytes_of(tensor: Tensor) -> memoryview:
+    """Returns a tensor's values as bytes, row after row; copied only where they do not lie so."""
+    flat = tensor.detach().cpu().contiguous().flatten()
+    return flat.view(torch.uint8).numpy().data
+
+
 def in_batches(work: Callable[[int], T], size: int) -> T:
     """Does work so many at a time, and all of it again with half as many where memory ran out."""
     while True:

@@ -19,6 +19,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from ressa.errors import VerificationError
+from ressa.memory import bytes_of
 from ressa.prune import mask_hash
 from ressa.repair import AdaptedLinear
 from ressa.sparsity import Pattern, Target
@@ -27,11 +28,6 @@ NAME = "certificate.json"
 VERSION = 1
 _PROBES = 8  # inputs to each layer
 _NOT_OURS = frozenset({".cache", ".gitattributes"})  # a download from the hub brings them
-
-
-def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a certificate with its digest."""
-    return {**content, "digest": digest(content)}
 
 
 def digest(certificate: Mapping[str, Any]) -> str:
@@ -122,8 +118,7 @@ def gap(before: Float[Tensor, "probe out"], after: Float[Tensor, "probe out"]) -
 
 def tensor_hash(tensor: Tensor) -> str:
     """Returns the SHA-256 of a tensor's bytes."""
-    flat = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
-    return hashlib.sha256(flat.numpy().data).hexdigest()
+    return hashlib.sha256(bytes_of(tensor)).hexdigest()
 
 
 def tensors_of(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -151,7 +151,8 @@ def write(
     with new_folder(target, needs=_size(unmerged, form, proof)) as folder:
         _write_weights(folder, unmerged, proof, form, shard)
         (folder / CARD).write_text(model_card(content), encoding="utf-8")
-        done = certificate.sealed(content | _hashes(folder))
+        done = content | _hashes(folder)
+        done["digest"] = certificate.digest(done)
         certificate.write(folder, done)
         found = faults(folder)
         if found:

@@ -5,8 +5,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor, nn
+
+from ressa.memory import bytes_of
 
 _WEIGHTS = 2  # a trial before repair and after it
 
@@ -24,7 +25,7 @@ def asked_once(module: nn.Module, seen: dict[bytes, Any], most_bytes: int) -> It
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         output = seen.pop(weights) if weights in seen else ask(*args, **kwargs)
-        if _bytes_of(output) <= most_bytes:
+        if _size(output) <= most_bytes:
             seen[weights] = output
             while len(seen) > _WEIGHTS:
                 del seen[next(iter(seen))]
@@ -41,13 +42,12 @@ def _digest(module: nn.Module) -> bytes:
     """Tells a module's weights, adapters' among them, from any others."""
     digest = hashlib.blake2b()
     for tensor in (*module.parameters(), *module.buffers()):
-        data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
-        digest.update(data.numpy().tobytes())
+        digest.update(bytes_of(tensor))
     return digest.digest()
 
 
-def _bytes_of(output: Any) -> int:
+def _size(output: Any) -> int:
     if isinstance(output, Tensor):
         return output.nbytes
     parts = output.values() if isinstance(output, Mapping) else output
-    return sum(map(_bytes_of, parts)) if isinstance(output, Mapping | tuple | list) else 0
+    return sum(map(_size, parts)) if isinstance(output, Mapping | tuple | list) else 0

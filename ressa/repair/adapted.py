@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 
 from ressa.errors import RepairError, as_stored
+from ressa.memory import bytes_of
 from ressa.repair.bits import pack, unpack
 
 
@@ -175,9 +176,7 @@ class Adapters:
         found = hashlib.sha256()
         for name, tensor in sorted(self._named().items()):
             found.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-            found.update(
-                tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
-            )
+            found.update(bytes_of(tensor))
         return found.hexdigest()
 
     @torch.no_grad()
