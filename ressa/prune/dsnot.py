@@ -15,7 +15,7 @@ Dimensions: out, in = weight rows and columns of one linear layer; candidate = w
 in which a cycle would take them; cycle.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,7 +24,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ressa.catalog import METHODS, Need
-from ressa.prune.masks import Removal, keep_mask
+from ressa.prune.masks import Removal, cache_fuls, keep_mask
 from ressa.prune.method import Pruned, PruneMethod
 from ressa.prune.statistics import LayerStatistics
 from ressa.prune.wanda import Wanda
@@ -36,7 +36,6 @@ CYCLES = 50
 # the weights, one seed). 1 to 5 lost less of the output than Wanda, 10 more, 50 four times as much
 # in vision; at 2:4 even 5 lost more. Hence 3 for 64 inputs, and the paper's 50 from 1,000 on.
 _INPUTS_PER_CYCLE = 20
-_CACHE_VALUES = 2**17  # half a megabyte of floats, and what is made of them
 
 
 class DSnoT(PruneMethod):
@@ -210,7 +209,7 @@ class _Layer:
         The largest contribution per variance comes first: of those < 0, then of those > 0.
         """
         errors, negative, positive = [], [], []
-        for rows in self._parts():
+        for rows in cache_fuls(self.weight):
             lost = self.weight[rows] * self.mean * ~self.kept[rows]
             errors.append(lost.sum(dim=1))
             lost /= self.variance
@@ -223,7 +222,7 @@ class _Layer:
         positive: list[_Candidates] = []
         negative: list[_Candidates] = []
         highest = torch.finfo(self.saliency.dtype).max
-        for rows in self._parts():
+        for rows in cache_fuls(self.weight):
             contribution = self.weight[rows] * self.mean
             for side, eligible in ((positive, contribution > 0), (negative, contribution < 0)):
                 eligible &= self.kept[rows]
@@ -232,13 +231,6 @@ class _Layer:
                 saliency = torch.maximum(self.saliency[rows], excluded)
                 side.append(_least(saliency, count, below=highest))
         return [_Candidates.cat(positive), _Candidates.cat(negative)]
-
-    def _parts(self) -> Iterator[slice]:
-        """Cuts the rows into parts that a processor's cache holds; elsewhere they are one."""
-        rows, columns = self.weight.shape
-        height = max(_CACHE_VALUES // columns, 1) if self.weight.device.type == "cpu" else rows
-        for first in range(0, rows, height):
-            yield slice(first, first + height)
 
 
 @dataclass(frozen=True, slots=True)

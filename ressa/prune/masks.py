@@ -70,7 +70,7 @@ def check_finite(saliency: Float[Tensor, "out in"]) -> None:
         is_finite = bool(saliency.isfinite().all())
     else:
         array = _to_numpy(saliency)
-        is_finite = all(np.isfinite(array[rows]).all() for rows in _cache_fuls(array))
+        is_finite = all(np.isfinite(array[rows]).all() for rows in cache_fuls(array))
     if not is_finite:
         raise PruneError("a saliency is not finite: check the weights for NaN.", "numeric")
 
@@ -131,9 +131,16 @@ def _to_numpy(saliency: Float[Tensor, "out in"]) -> Float[np.ndarray, "out in"]:
     return array
 
 
-def _cache_fuls(values: Float[np.ndarray, "row column"]) -> Iterator[slice]:
-    """Cuts an array into rows that a processor's cache holds, so that passes over them are fast."""
-    height = max(_CACHE_VALUES // max(values.shape[1], 1), 1)
+def cache_fuls(
+    values: Float[np.ndarray, "row column"] | Float[Tensor, "row column"],
+) -> Iterator[slice]:
+    """Cuts a matrix into rows that a processor's cache holds, so that passes over them are fast.
+
+    One on a GPU, which is kept busy by whole matrices, is left whole.
+    """
+    is_on_gpu = isinstance(values, Tensor) and values.device.type != "cpu"
+    height = len(values) if is_on_gpu else _CACHE_VALUES // max(values.shape[1], 1)
+    height = max(height, 1)
     for first in range(0, len(values), height):
         yield slice(first, first + height)
 
@@ -148,7 +155,7 @@ def _last_pruned(
     last = np.maximum(zeros, 1) - 1
     places = np.unique(last)
     found = np.empty(last.shape, dtype=values.dtype)
-    for rows in _cache_fuls(values):
+    for rows in cache_fuls(values):
         # One place is found faster than all are sorted; two are not.
         one = len(places) == 1
         ordered = np.partition(values[rows], places) if one else np.sort(values[rows])
@@ -178,7 +185,7 @@ def _keep_pattern(
 ) -> Bool[np.ndarray, "row column"]:
     """Keeps the N highest of each row of M values, the later ones among equals."""
     kept = np.empty(values.shape, dtype=bool)
-    for rows in _cache_fuls(values):
+    for rows in cache_fuls(values):
         columns = np.ascontiguousarray(values[rows].T)  # long rows, so that numpy vectorises
         rank = np.zeros(columns.shape, dtype=np.int16 if pattern.group > 127 else np.int8)
         for late in range(pattern.group):
@@ -195,11 +202,8 @@ def zero_pruned_(weight: Float[Tensor, "out in"], keep: Bool[Tensor, "out in"]) 
     # Products of integers: those of floats would leave -0.0, and on a CPU `masked_fill_` takes
     # seven times as long.
     bits = weight.detach().view(_INTEGERS[weight.element_size()])
-    height = max(_CACHE_VALUES // max(weight.shape[1], 1), 1)
-    if weight.device.type != "cpu":  # a GPU is kept busy by whole matrices
-        height = max(len(weight), 1)
-    for part, stays in zip(bits.split(height), keep.split(height), strict=True):
-        part.mul_(stays)
+    for rows in cache_fuls(weight):
+        bits[rows].mul_(keep[rows])
 
 
 def mask_bits(mask: Bool[Tensor, "_ _"]) -> UInt8[Tensor, " byte"]:
