@@ -28,7 +28,7 @@ def fingerprint(ref: ModelRef, *, of_copies: bool = False) -> str:
         of_copies: whether copies have one fingerprint. Of a large file some places are then read;
             otherwise its time counts, by which a small change is seen too.
     """
-    folder = _folder(ref)
+    folder = _folder(ref.id)
     if not folder.is_dir():
         return f"hub:{ref.id}@{ref.revision or 'newest'}"
     digest = hashlib.sha256()
@@ -59,7 +59,7 @@ def file_hashes(ref: ModelRef) -> dict[str, str]:
 
     Of a hub model those of the local copy.
     """
-    folder = _folder(ref)
+    folder = _folder(ref.id)
     if not folder.is_dir():
         try:
             from huggingface_hub import try_to_load_from_cache
@@ -82,19 +82,16 @@ def checked_folder(name: str) -> Path | None:
     Raises:
         SpecError: they are not there, or it can be no name of a model.
     """
-    if name in MODELS and not MODELS[name].is_on_hub:
-        folder = MODELS[name].folder
-    else:
-        folder = Path(os.path.expanduser(name))
-        if not folder.is_dir():
-            if name.startswith((".", "/", "~")) or name.count("/") > 1:
-                raise SpecError(
-                    f"model {name}: there is no such folder. Write a folder that save_pretrained "
-                    f"wrote, a hub id organisation/name, or one of: {', '.join(MODELS)}."
-                )
-            if "/" not in name:
-                raise UnknownNameError("model", name, known=MODELS)
-            return None
+    folder = _folder(name)
+    if not folder.is_dir() and not _ships(name):
+        if name.startswith((".", "/", "~")) or name.count("/") > 1:
+            raise SpecError(
+                f"model {name}: there is no such folder. Write a folder that save_pretrained "
+                f"wrote, a hub id organisation/name, or one of: {', '.join(MODELS)}."
+            )
+        if "/" not in name:
+            raise UnknownNameError("model", name, known=MODELS)
+        return None
     if not (folder / "config.json").is_file():
         raise SpecError(
             f"model {name}: {folder} has no config.json. Write the folder that the model's and the "
@@ -103,9 +100,12 @@ def checked_folder(name: str) -> Path | None:
     return folder
 
 
-def _folder(ref: ModelRef) -> Path:
-    ships = ref.id in MODELS and not MODELS[ref.id].is_on_hub
-    return MODELS[ref.id].folder if ships else Path(os.path.expanduser(ref.id))
+def _ships(name: str) -> bool:
+    return name in MODELS and not MODELS[name].is_on_hub
+
+
+def _folder(name: str) -> Path:
+    return MODELS[name].folder if _ships(name) else Path(os.path.expanduser(name))
 
 
 def _files(folder: Path) -> list[Path]:
@@ -117,7 +117,7 @@ def is_on_hub(ref: ModelRef) -> bool:
     """Whether a model comes from the hub, and not with ressa or from a folder."""
     if ref.id in MODELS:
         return MODELS[ref.id].is_on_hub
-    return not os.path.isdir(os.path.expanduser(ref.id))
+    return not os.path.isdir(_folder(ref.id))
 
 
 def pinned(ref: ModelRef, *, weights: bool = False) -> tuple[ModelRef, bool]:
