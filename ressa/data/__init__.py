@@ -25,7 +25,7 @@ def open_task(name: str, data: TaskData | None = None) -> Any:
     return _own(name) if data is None else open_data(name, data.source)
 
 
-def examples_of(name: str, use: Calibration | DataRef, data: TaskData | None = None) -> Any:
+def examples_of(name: str, use: Calibration | DataRef, data: TaskData | None) -> Any:
     """Returns a task and the examples of it that a part of a spec asks for; each is drawn once."""
     task = open_task(name, data)
     if data is None:

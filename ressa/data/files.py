@@ -274,8 +274,8 @@ _NOTHING = str.maketrans("", "", _MARKS)
 _SPACES = str.maketrans(dict.fromkeys(_MARKS, " "))
 
 
-def _first_words(text: str, words: int = 50) -> str:
-    return " ".join(text.split(" ")[:words])
+def _first_words(text: str) -> str:
+    return " ".join(text.split(" ")[:50])
 
 
 def most_frequent(answers: Sequence[str]) -> str:

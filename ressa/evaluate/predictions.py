@@ -62,7 +62,7 @@ def generated(
     decoding: Decoding,
     *,
     batch_size: int,
-    blank: bool = False,
+    blank: bool,
     keep: Keep | None = None,
 ) -> list[str]:
     """Answers as `predictions` does, but as `decoding` says and to the length it says."""

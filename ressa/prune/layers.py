@@ -158,7 +158,7 @@ def prune_layers(
     *,
     requested: Sequence[int] | None = None,
     group: Group = "row",
-    statistics: Mapping[str, LayerStatistics] | None = None,
+    statistics: Mapping[str, LayerStatistics] | None,
     seed: int = 0,
 ) -> PrunedLayers:
     """Chooses what stays of some layers, those of a block or of a whole tower.
