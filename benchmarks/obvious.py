@@ -32,12 +32,13 @@ def main(file: str, vision: str, language: str) -> None:
     teacher = None
     found: dict[str, Any] = {"floor_dense_blank": _scores(trial, vlm)[1]}
     if trial.repair is not None:
-        from ressa.repair import teacher_logits
+        from ressa.repair import Teacher, teacher_parts
 
         data = trial.repair.data
         task = TASKS[data.task]()
         examples = task.examples(data.split, data.samples, data.seed)
-        teacher = teacher_logits(vlm, examples, task)
+        parts = teacher_parts(vlm, examples, task)
+        teacher = Teacher({id: rows for part in parts for id, rows in part.rows.items()})
     masks = _prune(trial, vlm)
     found |= {"mask_hash": mask_hash(masks), "score_pruned": _scores(trial, vlm)[0]}
     if trial.repair is not None:

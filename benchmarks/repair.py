@@ -30,7 +30,7 @@ from torch.nn import functional
 from benchmarks.report import Row, interleaved
 from ressa.data.easy_vqa import EasyVQA
 from ressa.models import VLM, load_vlm
-from ressa.repair import Adapters, Teacher, attach, teacher_logits, train
+from ressa.repair import Adapters, Teacher, attach, teacher_parts, train
 from ressa.repair.batches import global_batches
 from ressa.repair.distillation import loss_parts
 from ressa.repair.sparselora import SparseLoRALinear
@@ -165,7 +165,8 @@ def _whole_step(name: str, peft: Any) -> Iterator[Row]:
     plan = spec.repair.model_copy(update={"steps": STEPS})
     task = EasyVQA()
     examples = task.examples("train", 2000, seed=0)
-    teacher = teacher_logits(load_vlm(spec.model), examples, task)
+    parts = teacher_parts(load_vlm(spec.model), examples, task)
+    teacher = Teacher({id: rows for part in parts for id, rows in part.rows.items()})
     steps = {"ours": _our_steps, "plain torch, SparseLoRA": _plain_steps}
     if peft is not None:
         steps["plain torch, PEFT LoRA"] = lambda *given: _plain_steps(*given, peft=peft)

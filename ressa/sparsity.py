@@ -166,11 +166,6 @@ class Target:
     def __str__(self) -> str:
         return str(self.pattern) if self.pattern else format_fraction(self.sparsity)
 
-    @property
-    def is_dense(self) -> bool:
-        """Whether the target asks for no zero at all."""
-        return self.sparsity == 0
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Allocation:

@@ -15,7 +15,7 @@ from transformers.utils import logging as transformers_logging
 from benchmarks.zoo.configs import small_config
 from benchmarks.zoo.tensors import Tensors
 from ressa.models import VLM, find_towers
-from ressa.prune import PackedMasks, apply_masks, calibrate, count_zeros, prune_tower
+from ressa.prune import PackedMasks, Statistics, apply_masks, count_zeros, prune_tower, walk
 from ressa.prune.wanda import Wanda
 from ressa.records import Example
 from ressa.repair import attach, merge, train
@@ -96,9 +96,8 @@ def build(kind: str) -> VLM:
 
 def _calibrate(state: dict[str, Any]) -> None:
     vlm, pictures = state["vlm"], Pictures()
-    state["known"] = {
-        tower: calibrate(vlm, EXAMPLES, pictures.image, tower, chunk=2) for tower in TOWERS
-    }
+    blocks = [b for tower in TOWERS for b in walk(vlm, EXAMPLES, pictures.image, tower, chunk=2)]
+    state["known"] = Statistics({n: known for block in blocks for n, known in block.layers.items()})
 
 
 def _prune(state: dict[str, Any]) -> None:
@@ -106,7 +105,7 @@ def _prune(state: dict[str, Any]) -> None:
     for tower in TOWERS:
         layers = vlm.towers.inventory.tower(tower)
         pruned = prune_tower(
-            vlm.model, layers, Wanda(), target=Target.parse("0.5"), statistics=state["known"][tower]
+            vlm.model, layers, Wanda(), target=Target.parse("0.5"), statistics=state["known"]
         )
         masks |= pruned.masks
     apply_masks(vlm.model, masks)

@@ -1,7 +1,7 @@
 """Pruning: statistics · masks · one module per method · calibration and layers, block by block."""
 
 from ressa.catalog import Need
-from ressa.prune.calibration import calibrate, walk
+from ressa.prune.calibration import walk
 from ressa.prune.layers import (
     LayerReport,
     PrunedLayers,
@@ -29,7 +29,6 @@ __all__ = [
     "Statistics",
     "ZeroCount",
     "apply_masks",
-    "calibrate",
     "count_zeros",
     "keep_mask",
     "mask_hash",

@@ -60,18 +60,6 @@ _Sums: TypeAlias = tuple[Tensor, ...]
 """What is summed up of a layer's inputs: moments in doubles, a Gram matrix in floats if wanted."""
 
 
-def calibrate(
-    vlm: VLM,
-    examples: Sequence[Example],
-    images: Callable[[str], Image],
-    tower: Tower,
-    **options: Any,
-) -> Statistics:
-    """Takes the statistics of a tower as the model stands; arguments as of `walk`."""
-    blocks = list(walk(vlm, examples, images, tower, **options))
-    return Statistics({name: known for block in blocks for name, known in block.layers.items()})
-
-
 def walk(
     vlm: VLM,
     examples: Sequence[Example],

@@ -9,7 +9,6 @@ from ressa.repair.distillation import (
     LiveTeacher,
     StoredTeacher,
     Teacher,
-    teacher_logits,
     teacher_parts,
 )
 from ressa.repair.loop import train
@@ -29,7 +28,6 @@ __all__ = [
     "attach",
     "merge",
     "remove_checkpoints",
-    "teacher_logits",
     "teacher_parts",
     "train",
     "trained_layers",

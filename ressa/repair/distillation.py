@@ -300,16 +300,6 @@ def teacher_parts(
         yield from filter(None, gather(own))
 
 
-def teacher_logits(
-    vlm: VLM, examples: Sequence[Example], task: Pictures, *, blank: bool = False
-) -> Teacher:
-    """Asks the dense model as `teacher_parts` does, and holds all that it says."""
-    rows: dict[str, Tensor] = {}
-    for part in teacher_parts(vlm, examples, task, blank=blank):
-        rows |= part.rows
-    return Teacher(rows)
-
-
 def _asked(
     vlm: VLM, examples: Sequence[Example], task: Pictures, blank: bool, size: int
 ) -> tuple[Teacher, int]:

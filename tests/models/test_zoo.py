@@ -6,7 +6,7 @@ from PIL import Image
 
 from benchmarks.zoo.stages import EXAMPLES, STAGES, Pictures, build, check_causal, quiet, run
 from ressa.models import vlm
-from ressa.prune import calibrate
+from ressa.prune import walk
 from ressa.sparsity import TOWERS
 
 NAMED = (
@@ -70,10 +70,16 @@ def test_sums_of_questions_together_are_those_of_each_alone(kind: str) -> None:
     quiet()
     model, pictures = build(kind), PicturesOfTwoSizes()
     for tower in TOWERS:
-        alone = calibrate(model, EXAMPLES, pictures.image, tower, chunk=1)
-        together = calibrate(model, EXAMPLES, pictures.image, tower, chunk=len(EXAMPLES))
-        for name, layer in alone.layers.items():
-            other, scale = together.layers[name], float(layer.square_sums.max())
+        alone, together = (
+            {
+                name: known
+                for block in walk(model, EXAMPLES, pictures.image, tower, chunk=chunk)
+                for name, known in block.layers.items()
+            }
+            for chunk in (1, len(EXAMPLES))
+        )
+        for name, layer in alone.items():
+            other, scale = together[name], float(layer.square_sums.max())
             assert other.tokens == layer.tokens, name
             np.testing.assert_allclose(
                 other.square_sums, layer.square_sums, rtol=1e-3, atol=1e-4 * scale, err_msg=name

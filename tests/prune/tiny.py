@@ -25,7 +25,6 @@ from ressa.prune import (
     PrunedLayers,
     PruneMethod,
     Statistics,
-    calibrate,
     mask_hash,
     prune_layers,
     walk,
@@ -135,8 +134,8 @@ def picture(image_id: str) -> Image.Image:
 def calibrate_all(vlm: VLM, examples: list[Example] | None = None, **options: Any) -> Statistics:
     """Takes the statistics of both towers, of all questions by default."""
     examples = questions() if examples is None else examples
-    towers = [calibrate(vlm, examples, picture, tower, **options) for tower in TOWERS]
-    return Statistics({name: known for tower in towers for name, known in tower.layers.items()})
+    blocks = [block for tower in TOWERS for block in walk(vlm, examples, picture, tower, **options)]
+    return Statistics({name: known for block in blocks for name, known in block.layers.items()})
 
 
 def calibrate_as_worker(rank: int, workers: int, folder: str) -> None:

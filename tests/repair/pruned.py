@@ -26,7 +26,7 @@ from ressa.repair import (
     Teacher,
     attach,
     merge,
-    teacher_logits,
+    teacher_parts,
     train,
 )
 from ressa.spec import Distillation, Rank, Repair
@@ -92,6 +92,14 @@ def repair_plan(**changes: Any) -> Repair:
 def state(model: torch.nn.Module) -> dict[str, Tensor]:
     """A copy of all weights."""
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def teacher_logits(
+    vlm: VLM, examples: Sequence[Example], task: EasyVQA, *, blank: bool = False
+) -> Teacher:
+    """All that a dense model says of some questions, in one."""
+    parts = teacher_parts(vlm, examples, task, blank=blank)
+    return Teacher({id: rows for part in parts for id, rows in part.rows.items()})
 
 
 def teacher_of(vlm: VLM, plan: Repair) -> Teacher | FeatureTeacher:

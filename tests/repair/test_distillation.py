@@ -6,7 +6,7 @@ from typing import cast
 
 import pytest
 import torch
-from pruned import dense_vlm, prune, questions, repair_plan, task
+from pruned import dense_vlm, prune, questions, repair_plan, task, teacher_logits
 from torch import Tensor
 from torch.nn import functional
 
@@ -21,7 +21,6 @@ from ressa.repair import (
     attach,
     distillation,
     merge,
-    teacher_logits,
     teacher_parts,
     train,
 )

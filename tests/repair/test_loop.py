@@ -17,6 +17,7 @@ from pruned import (
     repaired,
     state,
     task,
+    teacher_logits,
     teacher_of,
 )
 from torch import Tensor
@@ -32,7 +33,6 @@ from ressa.repair import (
     Teacher,
     attach,
     merge,
-    teacher_logits,
     train,
 )
 from ressa.repair.batches import global_batches

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from pruned import dense_vlm, prune, questions, repair_plan, repaired, task
+from pruned import dense_vlm, prune, questions, repair_plan, repaired, task, teacher_logits
 
 from ressa.errors import RepairError
 from ressa.memory import halved, is_out_of_memory
-from ressa.repair import attach, loop, teacher_logits
+from ressa.repair import attach, loop
 from ressa.repair.batches import RepairData
 from ressa.repair.fitting import largest_that_fits, probe_micro_batch
 from ressa.spec import Repair

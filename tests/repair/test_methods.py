@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from pruned import dense_vlm, prune, questions, repair_plan, state, task
+from pruned import dense_vlm, prune, questions, repair_plan, state, task, teacher_logits
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -13,7 +13,6 @@ from ressa.repair import (
     attach,
     bits,
     merge,
-    teacher_logits,
     train,
     trained_layers,
 )
