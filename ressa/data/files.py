@@ -16,7 +16,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import ClassVar, Protocol, TypeAlias
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from ressa.errors import SpecError, TrialError
 from ressa.records import Example
@@ -173,7 +173,7 @@ class FileTask(ABC):
         try:
             with Image.open(file) as image:
                 return ImageOps.exif_transpose(image).convert("RGB")
-        except (OSError, SyntaxError, UnidentifiedImageError) as error:
+        except Exception as error:  # of many kinds, each decoder's own; huge ones are refused
             raise DamagedData(
                 f"picture {image_id} of {self.name} cannot be read ({error}). `ressa data check` "
                 "finds all such pictures; take them out of the annotations.",
@@ -244,6 +244,12 @@ class FileTask(ABC):
                         bad.append(made)
                     else:
                         good.append(made)
+            repeated = [name for name, count in Counter(e.id for e in good).items() if count > 1]
+            if repeated:
+                raise DataError(
+                    f"{self.name}, {split}: {len(repeated)} ids stand for several examples, such "
+                    f"as {repeated[0]}. Trials are paired by them: each example needs its own."
+                )
             first: dict[str, int] = {}
             for example in good:
                 first.setdefault(example.image_id, len(first))
@@ -322,7 +328,7 @@ def _size(picture: Picture) -> int:
                 pass
     except FileNotFoundError:
         return -2
-    except (OSError, SyntaxError, UnidentifiedImageError):
+    except Exception:  # of many kinds, each decoder's own
         return -1
     end = _ENDS.get(head)
     return -1 if end is not None and end not in tail else size

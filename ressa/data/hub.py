@@ -3,6 +3,7 @@
 Pictures are kept as their files' bytes and decoded when they are shown.
 """
 
+import csv
 import os
 import re
 import sys
@@ -103,7 +104,13 @@ class HuggingFace:
         choices: tuple[str, ...] = ()
         answers: Any
         if self.source.task == "multiple_choice":
-            choices = tuple(map(str, value(columns.choices, ())))
+            given = value(columns.choices, ())
+            if isinstance(given, str):
+                raise DataError(
+                    f"{self.source.path}, {own}: column {columns.choices!r} holds a text, no list "
+                    "of choices. JSON lines and Parquet have lists, CSV has none."
+                )
+            choices = tuple(map(str, given))
             right = value(columns.correct, None)
             if isinstance(right, int):
                 answers = choices[right : right + 1] if right >= 0 else ()
@@ -168,6 +175,14 @@ class HuggingFace:
             and set(re.split(r"[^a-z0-9]+", file.stem.lower())) & set(wanted)
         )
 
+    def _as_text(self, table: str) -> dict[str, Any]:
+        """Has a CSV read as it is written: 007 is no 7, and None may be an answer."""
+        with open(table, newline="", encoding="utf-8-sig") as file:
+            names = next(csv.reader(file), [])
+        text = self._library.Value("string")
+        features = self._library.Features(dict.fromkeys(names, text))
+        return {"features": features, "keep_default_na": False}
+
     def _load(self, split: str) -> Any:
         source, library = self.source, self._library
         place = str(self._folder)
@@ -181,7 +196,10 @@ class HuggingFace:
                 return library.load_from_disk(str(self._folder))
             if not source.path.startswith(HUB) and (tables := self._tables(split)):
                 reader = _READERS[Path(tables[0]).suffix]
-                return library.load_dataset(reader, data_files={split: tables}, split=split)
+                as_text = self._as_text(tables[0]) if reader == "csv" else {}
+                return library.load_dataset(
+                    reader, data_files={split: tables}, split=split, **as_text
+                )
             return library.load_dataset(place, source.subset, split=split, revision=source.revision)
         except KeyError as error:
             known = ", ".join(splits)

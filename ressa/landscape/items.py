@@ -177,7 +177,18 @@ def _parts(trials: Mapping[SweepStore, "pandas.DataFrame"]) -> list[_Part]:
         if len(found) > 1:
             raise SpecError(f"these sweeps took {metrics[0]} over other tasks or dense scores.")
         return next(iter(found.values()))
+    if name == "exact_match" and any(_has_accuracy(sweep, task) for sweep in trials):
+        raise SpecError(
+            f"{metrics[0]} cannot be paired: each answer is kept with its accuracy, of which exact "
+            f"matches are no part. Choose {task}.accuracy as the objective."
+        )
     return [_part(task, name, 1.0, metrics[0])]
+
+
+def _has_accuracy(sweep: SweepStore, task: str) -> bool:
+    """Whether what answers to a task are worth is their accuracy, people's agreement."""
+    which = {"task": task, "metric": "accuracy"}
+    return bool(len(sweep.read("scores", columns=["metric"], where=which)))
 
 
 def _part(task: str, name: str, share: float, objective: str) -> _Part:

@@ -513,6 +513,8 @@ def unmapped(spec: SweepSpec) -> str | None:
         return "decides lines of equal size, and there is no budget. Give one, or several."
     if len(spec.objectives) > 1:
         return "a line's best is of one objective, there are several. One of the two."
+    if spec.objectives[0].metric == "likelihood":
+        return "scores below 2 % count as 2 % on the map, and likelihoods lie there. Another one."
     if others:
         return f"one map is of one recipe, and the space has {others[0]} too. Leave it out."
     if pattern is not None:

@@ -155,6 +155,39 @@ def test_a_split_s_table_is_read_beside_folders_of_pictures(tmp_path, ending):
         assert task.image(examples[0].image_id).size == (8, 8)
 
 
+def csv_of(folder, task="vqa", *, columns, **rows):
+    """Opens a table of a train split, without pictures."""
+    pandas.DataFrame(rows).to_csv(folder / "train.csv", index=False)
+    return open_(
+        task, "datasets", folder, columns={"image": None} | columns, splits={"train": "train"}
+    )
+
+
+def test_a_csv_is_read_as_it_is_written(tmp_path):
+    said = ["3", "007", "None", "1.50"]
+    task = csv_of(tmp_path, question=["what?"] * 4, answers=said, columns={})
+    assert [example.answer for example in task.examples("train")] == said
+
+
+def test_choices_that_are_no_list_and_ids_that_repeat_are_refused(tmp_path):
+    rows = {"question": ["which?"] * 2, "choices": ["cat|dog"] * 2, "answer": ["cat"] * 2}
+    with pytest.raises(DataError, match="'choices' holds a text, no list"):
+        csv_of(tmp_path, "multiple_choice", **rows, columns={}).examples("train")
+    rows = {"question": ["a?", "b?"], "answers": ["x", "y"], "number": ["1", "1"]}
+    with pytest.raises(DataError, match="1 ids stand for several examples, such as 1"):
+        csv_of(tmp_path, **rows, columns={"id": "number"}).examples("train")
+
+
+def test_a_picture_too_large_to_decode_is_a_damaged_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    Image.new("RGB", (8, 8)).save(tmp_path / "huge.png")
+    table = pandas.DataFrame([{"file": "huge.png", "question": "what?", "answers": "red"}])
+    table.to_csv(tmp_path / "train.csv", index=False)
+    task = open_("vqa", "datasets", tmp_path, columns={"image": "file"}, splits={"train": "train"})
+    with pytest.raises(DataError, match="damaged picture"):
+        task.examples("train")
+
+
 def test_a_picture_is_turned_as_its_camera_says(tmp_path):
     lies = Image.new("RGB", (16, 8), "blue")
     lies.putpixel((0, 7), (255, 0, 0))  # bottom left; stood up, top left

@@ -243,6 +243,15 @@ def test_scores_that_are_all_equal_have_no_order(tmp_path: Path) -> None:
     assert all(math.isnan(row[name]) for name in ("tau", "low", "high"))
 
 
+def test_exact_matches_of_answers_kept_with_their_accuracy_are_not_paired(
+    recorded: SweepStore,
+) -> None:
+    score = {"task": "easy-vqa", "metric": "accuracy", "value": 0.9, "state": "repaired"}
+    recorded.commit("scores", [score], trial="t000", epoch=1)
+    with pytest.raises(SpecError, match=r"Choose easy-vqa\.accuracy as the objective"):
+        orders([recorded]).rows(confidence=0.95)
+
+
 def test_sweeps_that_list_their_axes_in_another_order_are_compared(tmp_path: Path) -> None:
     store = open_store(tmp_path, create=True)
     axes = {"repair.steps": 50, "prune.method": "wanda"}

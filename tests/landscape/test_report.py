@@ -316,6 +316,22 @@ def test_it_loads_without_a_complaint_and_asks_for_nothing(shown: Browser) -> No
 
 
 @needs_chromium
+def test_the_first_repaired_trial_turns_the_map_and_then_the_reader_does(shown: Browser) -> None:
+    early = (
+        "(() => { const early = structuredClone(data), full = data;"
+        " early.trials.repaired = early.trials.repaired.map(() => null);"
+        " $('switch').hidden = true; state.after = false; take(early); everything();"
+        " const told = [[$('switch').hidden, state.after]];"
+        " take(full); everything(); told.push([$('switch').hidden, state.after]);"
+        " turn(false); take(full); everything(); told.push([$('switch').hidden, state.after]);"
+        " return told; })()"
+    )
+    assert not shown.run("$('switch').hidden")
+    assert shown.run("state.after")
+    assert shown.run(early) == [[True, False], [False, True], [False, False]]
+
+
+@needs_chromium
 def test_a_page_that_a_stranger_wrote_into_runs_nothing(
     kept: SweepStore, tmp_path: Path, chromium: Browser
 ) -> None:

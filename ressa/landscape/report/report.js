@@ -19,7 +19,7 @@ const COLUMNS = [ // field, heading, kind
 ];
 
 let data = JSON.parse(document.getElementById("data").textContent);
-const state = { after: true, layer: "score", kind: "parameters", sort: "score", down: true, filter: "", chosen: [] };
+const state = { after: false, layer: "score", kind: "parameters", sort: "score", down: true, filter: "", chosen: [] };
 let rows = [];      // the trials, as objects
 let shown = [];     // those that the filter leaves, in order
 let spots = [];     // where the map drew which trial
@@ -80,6 +80,9 @@ function take(found) {
       .filter(known).join(" ").toLowerCase();
     rows.push(row);
   }
+  const repaired = rows.some((row) => known(row.repaired));
+  if (repaired && $("switch").hidden) state.after = true; // the first that is repaired
+  $("switch").hidden = !repaired;
   const there = new Set(rows.map((row) => row.trial));
   state.chosen = state.chosen.filter((trial) => there.has(trial));
 }
@@ -597,8 +600,6 @@ function listen() {
 }
 
 take(data);
-state.after = rows.some((row) => known(row.repaired));
-$("switch").hidden = !state.after;
 listen();
 everything();
 if (data.watch) setInterval(look, 1000 * data.watch);
