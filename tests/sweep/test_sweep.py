@@ -138,8 +138,12 @@ def test_two_workers_come_to_the_same_masks_and_nearly_the_same_scores(
     assert list(curves[1]) == pytest.approx(list(curves[0]), rel=1e-3)
 
 
+ENDLESS = ("--set", "repair.steps=5000")
+"""Makes sure that a sweep is not over before it is interrupted."""
+
+
 def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(place: Place) -> None:
-    driver = place.start("run", "small.yaml")
+    driver = place.start("run", "small.yaml", *ENDLESS)
     wait_for(lambda: finished(place) >= 1)
     driver.send_signal(signal.SIGINT)
     _, stderr = driver.communicate(timeout=60)
@@ -160,7 +164,7 @@ def test_on_a_terminal_the_board_moves_and_the_last_words_stay(place: Place) -> 
 
     reader = threading.Thread(target=read, daemon=True)
     reader.start()
-    driver = place.start("run", "small.yaml", stderr=theirs)
+    driver = place.start("run", "small.yaml", *ENDLESS, stderr=theirs)
     os.close(theirs)
     wait_for(lambda: b"repair" in b"".join(shown) and finished(place) >= 1)
     driver.send_signal(signal.SIGINT)
