@@ -14,6 +14,7 @@ Prints the tables of docs/verdicts.md. Rates come with Wilson's 95 % interval.
 import argparse
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ from scipy.stats import t as student
 from ressa.landscape import Allocated, judge
 from ressa.landscape.items import Items, read_items
 from ressa.landscape.significance import Spread, allocations, same_checkpoints
-from ressa.landscape.verdicts import EQUAL_QUESTION
+from ressa.landscape.verdicts import EQUAL_QUESTION, LANGUAGE_QUESTION
 from ressa.store import open_store
 
 Floats = NDArray[np.float64]
@@ -71,6 +72,7 @@ def main() -> None:
         _print_recorded(given.store)
         return
     _print_simulated(given.pairs)
+    _print_beats(given.pairs)
     _print_verdicts()
 
 
@@ -146,6 +148,7 @@ def _said(
     return np.asarray(draw.binomial(QUESTIONS, expit(odds)) / QUESTIONS)
 
 
+@cache
 def _middle(world: World, seeds: float, mean: float | None = None) -> float:
     """The log-odds at which an allocation's mean score, over all effects, is the world's."""
     places, weights = np.polynomial.hermite_e.hermegauss(101)
@@ -158,6 +161,34 @@ def _middle(world: World, seeds: float, mean: float | None = None) -> float:
         return float(average - (world.mean if mean is None else mean))
 
     return float(brentq(off, -20, 20))
+
+
+def _print_beats(sweeps: int) -> None:
+    print(
+        f"\n\"{LANGUAGE_QUESTION}\" at 95 %, {sweeps:,} simulated sweeps a row: one line, 5 seeds, "
+        "400 pictures, all equally good\n"
+    )
+    print("| world | that prune both | says yes or no |")
+    print("|---|---|---|")
+    for world in WORLDS:
+        for others in (1, 2):
+            draw = np.random.default_rng((others, WORLDS.index(world)))
+            wrong = 0
+            for _ in range(sweeps):
+                (verdict,) = judge(_level_line(world, draw, others), margin=MARGIN, confidence=0.95)
+                wrong += verdict.answer != "not decided"
+            print(f"| {world.name} | {others} | {rate(wrong, sweeps)} |", flush=True)
+
+
+def _level_line(world: World, draw: np.random.Generator, others: int) -> list[Allocated]:
+    """Language alone and allocations that prune both, of one mean."""
+    alone, both = world.seeds
+    shared = draw.normal(0, world.pictures, 400)
+    found = []
+    for at, seeds in enumerate([alone] + [both] * others):
+        said = _said(world, draw, 5, shared, _middle(world, seeds), seeds)
+        found.append(_allocation(0.5, at / 10, 0.9 - at / 10, said))
+    return found
 
 
 def _print_verdicts() -> None:
@@ -200,29 +231,22 @@ def _sweep(
     found = []
     for line in (0.4, 0.5, 0.6):
         for at, gain in enumerate((0.0, *gains)):
-            middle = _cached_middle(world, round(world.mean + gain, 7))
+            middle = _middle(world, world.seeds[0], round(world.mean + gain, 7))
             said = _said(world, draw, runs, shared, middle, world.seeds[0])
-            seeds = [("s", str(run)) for run in range(runs)]
-            found.append(
-                Allocated(
-                    line=line,
-                    name=str(at),
-                    vision=line - at / 20,
-                    language=line,
-                    runs=dict.fromkeys(seeds, ("s", "t")),
-                    said=dict(zip(seeds, said, strict=True)),
-                )
-            )
+            found.append(_allocation(line, line - at / 20, line, said))
     return found
 
 
-_MIDDLES: dict[float, float] = {}
-
-
-def _cached_middle(world: World, mean: float) -> float:
-    if mean not in _MIDDLES:
-        _MIDDLES[mean] = _middle(world, world.seeds[0], mean)
-    return _MIDDLES[mean]
+def _allocation(line: float, vision: float, language: float, said: Floats) -> Allocated:
+    seeds = [("s", str(run)) for run in range(len(said))]
+    return Allocated(
+        line=line,
+        name=f"{100 * vision:.0f}:{100 * language:.0f}",
+        vision=vision,
+        language=language,
+        runs=dict.fromkeys(seeds, ("s", "t")),
+        said=dict(zip(seeds, said, strict=True)),
+    )
 
 
 def _print_recorded(folder: Path) -> None:

@@ -1,17 +1,19 @@
 """Verdicts: what a confirmed sweep says about its question, yes, no or not decided.
 
-Two questions on every line of equal size:
+Two questions on every line of equal size, of allocations alike in all but their split:
 
 - *Is the equal split near-optimal?* Yes if each other allocation of the line is shown to be less
   than the margin better: an intersection-union test, whose error is at most that of one of its
   parts, however many there are and whichever of them is the best. No if one of them is shown to be
-  more than the margin better, by Holm over them.
+  better by the margin or more, by Bonferroni over them.
 - *Does pruning language alone beat pruning both towers?* Yes if it is shown to be better than each
   allocation of the line that prunes both, no if one of those is shown to be better than it.
 
-What is not shown either way, at the sweep's confidence by Holm over all its questions, is not
-decided. Differences, their intervals and p are those of `significance.allocations`: over seeds and
-pictures.
+With a margin one of yes and no is right, whatever is so, and each is a one-sided claim at the full
+level. Without one both claim a difference: where there is none both are wrong, so that p is twice
+the smaller of theirs. What is not shown either way, at the sweep's confidence by Holm over all its
+questions, is not decided. Differences, their intervals and p are those of
+`significance.allocations`: over seeds and pictures.
 """
 
 import json
@@ -49,6 +51,8 @@ class Allocated:
     """Sparsity asked over all prunable weights; 0 is the dense model, repaired."""
     name: str
     """Its vision and language sparsity in percent, or patterns: 40:58; and what else it chose."""
+    also: str = ""
+    """What it chose besides its split, such as prune.method=wanda."""
     vision: float
     language: float
     runs: Mapping[tuple[str, str], Run]
@@ -85,6 +89,8 @@ class Verdict:
     """One question on one line, with its answer and what that rests on; points are of 100."""
 
     line: float
+    also: str
+    """What the allocations that are asked about chose alike, besides their split."""
     question: str
     answer: Answer
     why: str
@@ -96,7 +102,8 @@ class Verdict:
     """against − subject."""
     low_points: float | None
     high_points: float | None
-    """One-sided bounds of that difference, each at the confidence of one question alone."""
+    """Its bounds at the confidence of one question alone: one-sided each, or with a margin of 0
+    the ends of one interval."""
     p_value: float | None
     """Of the answer, for this question alone; Holm compares it with all of the sweep's."""
     margin_points: float
@@ -110,7 +117,8 @@ class Verdict:
     @property
     def sentence(self) -> str:
         """The verdict in words."""
-        return f"{self.question} on line {self.line:g}: {self.answer} ({self.why})"
+        where = f"{self.line:g}{self.also and f' with {self.also}'}"
+        return f"{self.question} on line {where}: {self.answer} ({self.why})"
 
 
 def confirmed(sweeps: Sequence[SweepStore]) -> tuple[Allocated, ...]:
@@ -138,6 +146,7 @@ def confirmed(sweeps: Sequence[SweepStore]) -> tuple[Allocated, ...]:
                 known = Allocated(
                     line=row["line"],
                     name=_name(row),
+                    also=row["rest"],
                     vision=_sparsity(row, "vision"),
                     language=_sparsity(row, "language"),
                     runs={},
@@ -158,8 +167,8 @@ def judge(found: Sequence[Allocated], *, margin: float, confidence: float) -> tu
         confidence: 1 − the chance that any of the answers is wrong.
     """
     asked = []
-    for line in sorted({one.line for one in found if one.line > 0}):
-        here = [one for one in found if one.line == line]
+    for line, also in sorted({(one.line, one.also) for one in found if one.line > 0}):
+        here = [one for one in found if (one.line, one.also) == (line, also)]
         equal = next((one for one in here if one.is_equal), None)
         if equal is not None and len(here) > 1:
             others = [one for one in here if one is not equal]
@@ -197,6 +206,7 @@ def ask(
     seeds = min([spread.seeds for spread in spreads], default=min(1, len(subject.said)))
     blank = Verdict(
         line=subject.line,
+        also=subject.also,
         question=question,
         answer="not decided",
         why=f"at least {LEAST_SEEDS} seeds of each allocation are needed, there are {seeds}",
@@ -214,7 +224,8 @@ def ask(
     )
     if len(spreads) < len(others) or seeds < LEAST_SEEDS:
         return blank
-    edge = margin / 100
+    edge, claims = margin / 100, 1 if margin else 2  # of a difference, of which both may be wrong
+    level = 1 - (1 - confidence) / claims
     yes = [spread.p_below(edge) for spread in spreads]
     no = [spread.p_above(edge) for spread in spreads]
     p_yes, p_no = max(yes), min(1.0, len(no) * min(no))
@@ -224,18 +235,18 @@ def ask(
     return replace(
         blank,
         answer=answer,
-        why=_why(answer, against, spread, confidence, margin),
+        why=_why(answer, against, spread, level, margin),
         against=against,
         difference_points=100 * spread.value,
-        low_points=100 * spread.low(confidence),
-        high_points=100 * spread.high(confidence),
-        p_value=min(p_yes, p_no),
-        more_trials=_more_trials(spreads, edge, len(others) + 1, confidence),
+        low_points=100 * spread.low(level),
+        high_points=100 * spread.high(level),
+        p_value=min(1.0, claims * min(p_yes, p_no)),
+        more_trials=_more_trials(spreads, edge, len(others) + 1, level),
     )
 
 
-def _why(answer: Answer, against: str, spread: Spread, confidence: float, margin: float) -> str:
-    bounds = (spread.value, spread.low(confidence), spread.high(confidence))
+def _why(answer: Answer, against: str, spread: Spread, level: float, margin: float) -> str:
+    bounds = (spread.value, spread.low(level), spread.high(level))
     value, low, high = (100 * x for x in bounds)
     if margin:
         bound = f"at most {high:+.2f}" if answer == "yes" else f"at least {low:+.2f}"
@@ -262,15 +273,15 @@ def _undecided(one: Verdict) -> Verdict:
 
 
 def _more_trials(
-    spreads: Sequence[Spread], edge: float, allocations: int, confidence: float
+    spreads: Sequence[Spread], edge: float, allocations: int, level: float
 ) -> int | None:
     """How many more trials would decide a question, if means and variances stay as they are."""
 
-    shared = 1 - (1 - confidence) / len(spreads)
+    shared = 1 - (1 - level) / len(spreads)
 
     def decides(seeds: int) -> bool:
         grown = [spread.with_seeds(seeds) for spread in spreads]
-        below = all(one.high(confidence) < edge for one in grown)
+        below = all(one.high(level) < edge for one in grown)
         return below or any(one.low(shared) > edge for one in grown)
 
     seeds = min(spread.seeds for spread in spreads)

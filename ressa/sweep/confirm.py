@@ -215,7 +215,7 @@ def _compared(best: Sequence[Candidate], plan: SweepPlan) -> tuple[list[Candidat
             left_out.append(f"on {line:g}: both towers have one sparsity, there is no split")
             continue
         size = _size(leader, plan)
-        equal = [one for one in best if one.line == line and _is_equal(one)]
+        equal = [one for one in best if one.line == line and _is_equal(one, leader)]
         for why, vision in ((EQUAL, Target(size)), (LANGUAGE_ONLY, Target(Fraction(0)))):
             if why == EQUAL and equal:
                 continue  # such as 2:4 in both towers
@@ -237,8 +237,11 @@ def _compared(best: Sequence[Candidate], plan: SweepPlan) -> tuple[list[Candidat
     return found, left_out
 
 
-def _is_equal(one: Candidate) -> bool:
-    return one.point["vision_sparsity"] == one.point["language_sparsity"]
+def _is_equal(one: Candidate, leader: Candidate) -> bool:
+    """Whether it is an equal split, and alike in all else to the one it is held against."""
+    split = dict.fromkeys(("vision_sparsity", "language_sparsity"))
+    alike = {**one.point, **split} == {**leader.point, **split}
+    return alike and one.point["vision_sparsity"] == one.point["language_sparsity"]
 
 
 def _size(one: Candidate, plan: SweepPlan) -> Fraction:

@@ -1,5 +1,6 @@
 """A difference is told from noise of pictures and seeds; nothing is claimed that was not shown."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -501,6 +502,23 @@ def test_to_beat_is_to_be_better_whatever_the_margin() -> None:
     assert beats.question == LANGUAGE_QUESTION
     assert beats.answer != "yes"
     assert beats.margin_points == 0
+
+
+def test_where_both_answers_claim_a_difference_p_is_of_either() -> None:
+    subject, *others = _line(0.01, 0.0, 0.0)
+    found = ask("?", subject, others, 0.0, 0.95)
+    yes = [one.minus(subject).p_below(0) for one in others]
+    assert found.p_value == pytest.approx(2 * max(yes))
+    nearest = others[yes.index(max(yes))].minus(subject)
+    assert found.high_points == pytest.approx(100 * nearest.high(0.975))
+
+
+def test_allocations_of_another_recipe_are_another_question() -> None:
+    other = [replace(one, also="prune.method=wanda") for one in _line(-0.1, 0.0, 0.1)]
+    own, language, worse, beats = judge([*_line(0.0, -0.1, -0.1), *other], margin=2, confidence=0.9)
+    assert (own.also, own.answer, language.answer) == ("", "yes", "no")
+    assert (worse.also, worse.answer, beats.answer) == ("prune.method=wanda", "no", "yes")
+    assert "on line 0.5 with prune.method=wanda: no (" in worse.sentence
 
 
 def test_an_allocation_of_vision_alone_prunes_not_both() -> None:

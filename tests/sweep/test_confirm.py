@@ -133,6 +133,36 @@ def test_where_a_pattern_in_both_towers_is_best_it_is_the_equal_split(tmp_path: 
     assert ("0.5", "0.5") not in [(row["vision"], row["language"]) for row in equal]
 
 
+def test_the_equal_split_is_of_the_recipe_that_is_best(tmp_path: Path) -> None:
+    space = {
+        "vision_sparsity": {"choices": ["0.4", "0.5"]},
+        "prune.method": {"choices": ["wanda", "magnitude"]},
+    }
+    spec = spec_from_mapping(CONTENT | {"space": space, "budget": [0.5], "replicates": 1}).spec
+    sweep = open_store(tmp_path, create=True).create_sweep("searched", spec.to_yaml())
+    first = {("0.4", "wanda"): 0.97, ("0.5", "magnitude"): 0.96}
+    finish(
+        sweep,
+        make_plan(spec),
+        lambda point: first.get((point["vision_sparsity"], point["prune.method"]), 0.5),
+    )
+    found = confirmation(sweep, top=2, per_line=True, seeds=3)
+    shown = rows(found, make_plan(found.spec))
+    assert [(row["why"], row["vision"], row["also"]) for row in shown] == [
+        ("number 1 of its line", "0.4", "prune.method=wanda"),
+        ("number 2 of its line, equal split", "0.5", "prune.method=magnitude"),
+        ("equal split", "0.5", "prune.method=wanda"),
+        ("language only", "0", "prune.method=wanda"),
+        ("dense, repaired alike", "0", "prune.method=wanda"),
+    ]
+    made = sweep.store.create_sweep(
+        found.spec.name, found.spec.model_copy(update={"store": "."}).to_yaml()
+    )
+    finish(made, make_plan(found.spec), lambda point: 0.7)
+    verdicts = judge(confirmed([made]), margin=50, confidence=0.95)
+    assert {one.also for one in verdicts} == {"prune.method=wanda"}
+
+
 def test_seeds_and_pictures_are_such_as_no_search_saw(tmp_path: Path) -> None:
     sweep = searched_sweep(tmp_path)
     spec = confirmation(sweep, top=3, per_line=False, seeds=5).spec
