@@ -165,7 +165,7 @@ def _middle(world: World, seeds: float, mean: float | None = None) -> float:
 
 def _print_beats(sweeps: int) -> None:
     print(
-        f"\n\"{LANGUAGE_QUESTION}\" at 95 %, {sweeps:,} simulated sweeps a row: one line, 5 seeds, "
+        f'\n"{LANGUAGE_QUESTION}" at 95 %, {sweeps:,} simulated sweeps a row: one line, 5 seeds, '
         "400 pictures, all equally good\n"
     )
     print("| world | that prune both | says yes or no |")
