@@ -44,7 +44,9 @@ def best_table(
     Raises:
         SpecError: there is no such budget, or `within` is not of that form.
     """
-    searched = of_search(results_table(sweep))
+    table = results_table(sweep)
+    several_objectives = table.attrs["about"].several_objectives
+    searched = of_search(table)
     found = over_runs(searched[searched["state"] == "succeeded"]).assign(below_best=0.0)[
         [*COLUMNS, "best"]
     ]
@@ -58,7 +60,8 @@ def best_table(
     top = found.groupby(line)["score"].transform("max")
     found = found.assign(below_best=top - found["score"])
     if pareto:
-        return _front(found).reset_index(drop=True)
+        front = found[found["best"]] if several_objectives else _front(found)
+        return front.sort_values("sparsity").reset_index(drop=True)
     if within:
         error = found["standard_error"].where(found["below_best"] == 0).groupby(line)
         reach = _errors(within) * error.transform("first").astype(float)
@@ -176,12 +179,11 @@ def _variance(values: "Floats") -> float:
 
 
 def _front(found: "pandas.DataFrame") -> "pandas.DataFrame":
-    if found["best"].sum() > 1:  # objectives that the sweep itself declared
-        return found[found["best"]].sort_values("sparsity")
+    """Those that no other allocation beats in sparsity and score."""
     ranked = found.sort_values(["sparsity", "score"], ascending=[False, False], kind="stable")
     highest = ranked["score"].cummax()
     before = highest.shift(1).fillna(float("-inf"))
-    return ranked[ranked["score"] > before].sort_values("sparsity")
+    return ranked[ranked["score"] > before]
 
 
 def _errors(within: str) -> float:

@@ -128,7 +128,7 @@ def read_items(
 
     Raises:
         SpecError: the trials have other objectives, one that is no mean over items, or no question
-            in common.
+            in common; or sweeps asked different questions under the same ids.
         NotFoundError: there are no answers of a trial.
     """
     parts = _parts(trials)
@@ -248,6 +248,7 @@ def _of_part(
             f"the trials have no question of {part.task} in common: nothing can be paired."
         )
     about = columns[0].loc[values.index]
+    _check_alike(part.task, about, [one.loc[values.index] for one in columns[1:]])
     picture, _ = pd.factorize(about["image_id"], sort=True)
     stratum = np.zeros(len(about), np.int64)
     if part.is_balanced:
@@ -263,6 +264,31 @@ def _of_part(
         picture=picture.astype(np.int64),
         stratum=stratum.astype(np.int64),
     )
+
+
+def _check_alike(
+    task: str, about: "pandas.DataFrame", others: "Sequence[pandas.DataFrame]"
+) -> None:
+    """Refuses answers to different questions: of two data sets that go by one name and ids."""
+    true = about["true_answer"]
+    for other in others:
+        differs = true.notna() & other["true_answer"].notna() & (true != other["true_answer"])
+        if differs.any():
+            first = differs.idxmax()
+            raise SpecError(
+                f"these trials were asked different questions under the name {task}: of {first} "
+                f"the true answer is {true[first]!r} in one and {other.loc[first, 'true_answer']!r}"
+                " in another. Trials are paired by question: compare sweeps of the same data."
+            )
+
+
+def check_paired(sweep: SweepStore) -> None:
+    """Refuses a sweep whose objective is no mean over items.
+
+    Raises:
+        SpecError: nothing can be paired by it.
+    """
+    _parts({sweep: sweep.trials(["metric"])})
 
 
 def _answers(

@@ -16,6 +16,7 @@ from zlib import crc32
 
 from ressa.data import picture_of
 from ressa.errors import ConflictError, InfeasibleAllocation, NotFoundError, SpecError
+from ressa.landscape.items import check_paired
 from ressa.landscape.tables import LINE_COLUMNS, asked_lines
 from ressa.sparsity import Target, solve_language
 from ressa.spec import SweepSpec, apply_point
@@ -68,7 +69,8 @@ def confirmation(sweep: SweepStore, *, top: int, per_line: bool, seeds: int) -> 
         seeds: runs of each, of calibration, repair and data order that the sweep did not use.
 
     Raises:
-        SpecError: it has no trials to confirm, no lines, or no test examples.
+        SpecError: it has no trials to confirm, no lines, no test examples, or an objective that
+            no verdict can be about.
     """
     spec = current_spec(sweep)
     if spec.confirms is not None:
@@ -84,6 +86,13 @@ def confirmation(sweep: SweepStore, *, top: int, per_line: bool, seeds: int) -> 
         )
     plan = make_plan(spec, reads_data=False)
     best = _best(sweep, plan, top=top, per_line=per_line)
+    try:
+        check_paired(sweep)
+    except SpecError as error:
+        raise SpecError(
+            f"{error} Without pairs there is no verdict: for the mean over seeds and its spread, "
+            "give the sweep replicates and see ressa best."
+        ) from None
     compared, left_out = _compared(best, plan)
     first = _fresh(spec)
     made = _spec(spec, [one.point for one in (*best, *compared)], first=first, seeds=seeds)

@@ -82,9 +82,28 @@ def test_several_objectives_have_a_front_by_means(empty_sweep: SweepStore) -> No
         empty_sweep.commit("trials", [row], trial=f"t{number:03d}", epoch=1)
     frame = results_table(empty_sweep)
     assert frame["best"].tolist() == [True, True, False, False, True]
+    assert best_table(empty_sweep, pareto=True)["trial"].tolist() == ["t000", "t004"]
     row = sweep_row(empty_sweep)
     assert (row["best"], row["front"]) == (None, 2)
     assert short_row(row)["best"] == "front of 2"
+
+
+def test_a_front_of_one_is_that_of_the_objectives(empty_sweep: SweepStore) -> None:
+    for number, (size, score) in enumerate([(0.5, 0.9), (0.6, 0.8), (0.7, 0.7)]):
+        row = {"role": "search", "number": number, "state": "succeeded", "score": score}
+        row |= {"objectives": {"easy-vqa.accuracy": score, "speed": score}, "sparsity": size}
+        empty_sweep.commit("trials", [row], trial=f"t{number:03d}", epoch=1)
+    assert best_table(empty_sweep, pareto=True)["trial"].tolist() == ["t000"]
+
+
+def test_what_a_larger_and_better_allocation_beats_is_on_no_front(empty_sweep: SweepStore) -> None:
+    for number, (size, score) in enumerate([(0.5, 0.825), (0.6, 0.832), (0.6, 0.7), (0.7, 0.669)]):
+        row = {"role": "search", "number": number, "state": "succeeded", "score": score}
+        row |= {"sparsity": size, "budget": size, "vision_target": f"0.{number}"}
+        row |= {"objectives": {"easy-vqa.accuracy": score}}
+        empty_sweep.commit("trials", [row], trial=f"t{number:03d}", epoch=1)
+    assert best_table(empty_sweep)["trial"].tolist() == ["t000", "t001", "t003"]
+    assert best_table(empty_sweep, pareto=True)["trial"].tolist() == ["t001", "t003"]
 
 
 def test_a_best_at_an_end_of_its_axis_is_at_the_edge() -> None:

@@ -544,3 +544,15 @@ def test_so_many_more_trials_would_decide_and_fewer_would_not() -> None:
 def test_an_answer_that_no_drawn_picture_has_is_left_out() -> None:
     items = _items([[1] * 6], list(range(6)), [0] * 5 + [1])
     assert (items.resampled(50, seed=0) == 1).all()
+
+
+def test_answers_to_other_questions_of_the_same_ids_are_not_paired(answered: SweepStore) -> None:
+    """Two data sets that go by one name number their questions alike."""
+    other = answered.store.create_sweep("elsewhere", "")
+    for table in ("trials", "answers"):
+        for trial in ("t000", "t001"):
+            rows = answered.read(table, where={"trial": trial}).to_pylist()
+            changed = [row | {"true_answer": "a bird"} for row in rows if "true_answer" in row]
+            other.commit(table, changed or rows, trial=trial, epoch=1)
+    with pytest.raises(SpecError, match="different questions under the name easy-vqa"):
+        compare(answered.store, "elsewhere/t000", "answered/t000", confidence=0.95)

@@ -322,6 +322,17 @@ def test_what_cannot_be_confirmed_is_said(tmp_path: Path) -> None:
         confirmation(new, top=1, per_line=False, seeds=3)
 
 
+def test_an_objective_that_no_verdict_can_be_about_is_refused_before_it_runs(
+    tmp_path: Path,
+) -> None:
+    sweep = searched_sweep(tmp_path)
+    for row in sweep.read("trials").to_pylist():
+        row["metric"] = "easy-vqa.likelihood"
+        sweep.commit("trials", [row], trial=row["trial"], epoch=1, attempt=row["attempt"])
+    with pytest.raises(SpecError, match=r"likelihood is no mean over items.*ressa best"):
+        confirmation(sweep, top=1, per_line=True, seeds=3)
+
+
 def test_the_best_is_by_its_mean_and_not_its_luckiest_run(tmp_path: Path) -> None:
     spec = spec_from_mapping(CONTENT).spec
     sweep = open_store(tmp_path, create=True).create_sweep("searched", spec.to_yaml())
