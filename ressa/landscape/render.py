@@ -343,8 +343,13 @@ def _plain(value: Any) -> str:
 
 
 def percent(value: float | None) -> str:
-    """Returns a fraction as percent with one decimal, without the sign: 0.9517 is 95.2."""
-    return NOTHING if value is None or is_null(value) else f"{100 * value:.1f}"
+    """Returns a fraction as percent with one decimal, without the sign: 0.9517 is 95.2.
+
+    What would read 0.0 and is not 0, such as a likelihood, has two digits: 0.0000012 is 0.00012.
+    """
+    if value is None or is_null(value):
+        return NOTHING
+    return f"{100 * value:.2g}" if 0 < abs(value) < 0.0005 else f"{100 * value:.1f}"
 
 
 def fraction(value: float | None, digits: int = 3) -> str:

@@ -4,8 +4,9 @@ A run of an allocation x = (vision sparsity, language sparsity) scores s with
 
 .. math:: \operatorname{logit} s/c = g(x) + r, \qquad r \sim N(0, \tau^2(x)).
 
-The ceiling c is 1 for shares. Where scores lie above 1 (CIDEr, shares of the dense model's) it is
-the least power of two above them, so that the map is nearly linear in them at the top.
+The ceiling c is 1 for shares. Where scores lie above 1 (CIDEr, shares of the dense model's), or all
+of them below a tenth (likelihoods), it is the least power of two above them, so that the map is
+nearly linear in them at the top.
 
 g is what the sweep's questions say of the allocation whichever its seeds: a constant plus a process
 with a Matérn 5/2 kernel, a length for each tower (scikit-learn's kernels). Its axes are warped
@@ -276,7 +277,9 @@ def _fitted(cells: _Cells, shape: Floats | None, start: Floats | None) -> Surrog
 
 def _ceiling(highest: float) -> float:
     """What scores are shares of, by the highest of them."""
-    return 1.0 if highest <= 1 else 2.0 ** (math.floor(math.log2(highest)) + 1)
+    if highest <= 0 or 0.1 <= highest <= 1:
+        return 1.0
+    return 2.0 ** (math.floor(math.log2(highest)) + 1)
 
 
 def _warped(places: Floats) -> Floats:

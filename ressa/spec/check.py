@@ -514,7 +514,7 @@ def unmapped(spec: SweepSpec) -> str | None:
     if len(spec.objectives) > 1:
         return "a line's best is of one objective, there are several. One of the two."
     if spec.objectives[0].metric == "likelihood":
-        return "scores below 2 % count as 2 % on the map, and likelihoods lie there. Another one."
+        return "its points are of a score, and of a likelihood they say nothing. Another objective."
     if others:
         return f"one map is of one recipe, and the space has {others[0]} too. Leave it out."
     if pattern is not None:

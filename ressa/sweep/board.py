@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ressa.landscape.allocations import RACING, bests
+from ressa.landscape.render import percent
 from ressa.records import Progress
 from ressa.sparsity import TOWERS, Target
 from ressa.spec import SweepSpec
@@ -179,4 +180,4 @@ def _result(row: Mapping[str, Any]) -> str:
 
 
 def _percent(score: float) -> str:
-    return f"{100 * score:.1f} %"
+    return f"{percent(score)} %"

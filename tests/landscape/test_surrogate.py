@@ -147,17 +147,18 @@ def test_scores_below_0_are_refused() -> None:
         fit(replace(seen, score=seen.score - seen.score.min() - 0.1))
 
 
-def test_scores_above_1_are_shares_of_a_ceiling() -> None:
+@pytest.mark.parametrize("times", [2.0, 2.0**-26], ids=["cider", "likelihood"])
+def test_scores_above_1_or_all_near_0_are_shares_of_a_ceiling(times: float) -> None:
     seen = _observed(pictures=30)
     assert 0.5 < seen.score.max() < 1
     assert seen.influence is not None
-    twice = replace(seen, score=2 * seen.score, influence=2 * seen.influence)
-    share, cider = fit(seen), fit(twice)
+    scaled = replace(seen, score=times * seen.score, influence=times * seen.influence)
+    share, other = fit(seen), fit(scaled)
     places = seen.vision[:5], seen.language[:5]
-    assert np.allclose(cider.draws(*places, 20), 2 * share.draws(*places, 20))
+    assert np.allclose(other.draws(*places, 20) / times, share.draws(*places, 20))
     for name in ("mean", "deviation", "low", "high"):
-        one, other = (getattr(found.predict(*places), name) for found in (share, cider))
-        assert np.allclose(other, 2 * one)
+        one, of_other = (getattr(found.predict(*places), name) for found in (share, other))
+        assert np.allclose(of_other / times, one)
 
 
 def test_three_allocations_are_no_map() -> None:

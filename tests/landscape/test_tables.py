@@ -17,6 +17,7 @@ from ressa.landscape import (
     render_table,
     results_table,
 )
+from ressa.landscape.render import percent
 from ressa.landscape.tables import COLUMNS, asked_lines, recovery
 from ressa.store import SweepStore
 
@@ -294,3 +295,8 @@ def test_what_lies_a_rounding_of_each_tower_apart_is_one_line() -> None:
     assert lines[0] == 0
     assert lines[1] == lines[2] == 0.5
     assert lines[3:] == [0.5002, 0.25, 0.3]
+
+
+def test_scores_too_small_for_a_decimal_keep_two_digits() -> None:
+    found = [percent(value) for value in (0.9517, 0.0, 0.0006, 0.00042, -1.2e-9, None)]
+    assert found == ["95.2", "0.0", "0.1", "0.042", "-1.2e-07", "–"]

@@ -42,7 +42,10 @@ function draw(tag, attributes, text) {
 }
 
 const known = (value) => value !== null && value !== undefined;
-const percent = (value) => (known(value) ? (100 * value).toFixed(1) : "");
+const percent = (value) => {
+  if (!known(value)) return "";
+  return value && Math.abs(value) < 0.0005 ? (100 * value).toPrecision(2) : (100 * value).toFixed(1);
+};
 
 function cell(row, field, kind) {
   const value = row[field];
