@@ -2,14 +2,19 @@
 
 What is learnt from and calibrated on is the prefix task of the paper's code (LAVIS): a caption is
 cut at a random character of its first half; what stands before is asked, the rest is the answer.
+What is scored is a picture, against all of its captions as people wrote them.
 """
 
 import random
 from collections.abc import Iterable
+from dataclasses import replace
+from itertools import groupby
 from typing import ClassVar
 
-from ressa.data.files import BadItem, FileTask, Record, clean_caption
+from ressa.data.files import BadItem, Drawn, FileTask, Record
 from ressa.records import Example
+
+_SCORED = ("validation", "test")
 
 
 class Captioning(FileTask):
@@ -22,14 +27,15 @@ class Captioning(FileTask):
         captions = self.captions(record)
         if not captions:
             yield BadItem(record.id, "no caption" if not record.answers else "empty caption")
-        elif split in ("validation", "test"):
+        elif split in _SCORED:
+            written = tuple(text for text in map(str.strip, record.answers) if text)
             yield Example(
                 id=record.id,
                 image_id=record.image_id,
                 question=self.source.prompt,
-                answer=captions[0],
+                answer=written[0],
                 kind=record.kind,
-                references=captions,
+                references=written,
                 verbatim=True,
             )
         else:
@@ -44,10 +50,20 @@ class Captioning(FileTask):
                     verbatim=True,
                 )
 
-    def captions(self, record: Record) -> tuple[str, ...]:
-        """Returns a record's captions as they are read, without those that have no word."""
-        clean = clean_caption if self.source.clean_text else str.strip
-        return tuple(caption for caption in map(clean, record.answers) if caption)
+    def _read(self, split: str) -> Drawn:
+        """Reads a split; rows about one picture are scored as one, each with its captions."""
+        if split not in self._splits:
+            good, bad = super()._read(split)
+            if split in _SCORED:
+                rows = groupby(good, key=lambda example: example.image_id)
+                good = tuple(_gathered(tuple(group)) for _, group in rows)
+            self._splits[split] = good, bad
+        return self._splits[split]
+
+
+def _gathered(rows: tuple[Example, ...]) -> Example:
+    """Makes one example of those of one picture, under the name of the first."""
+    return replace(rows[0], references=tuple(text for row in rows for text in row.references))
 
 
 def cut(caption: str, seed: str) -> tuple[str, str]:

@@ -227,6 +227,11 @@ class FileTask(ABC):
         text = clean_question(question) if self.source.clean_text else question
         return self.source.prompt.replace("{}", text, 1)
 
+    def captions(self, record: Record) -> tuple[str, ...]:
+        """Returns a record's captions as they are read, without those that have no word."""
+        clean = clean_caption if self.source.clean_text else str.strip
+        return tuple(caption for caption in map(clean, record.answers) if caption)
+
     def _read(self, split: str) -> Drawn:
         """Reads a split: its examples by image, and the entries that are no examples."""
         if split not in self.source.splits:

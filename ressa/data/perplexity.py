@@ -6,12 +6,11 @@ A data set without pictures (`columns: {image: null}`) is read behind a blank on
 from collections.abc import Iterable
 from typing import ClassVar
 
-from ressa.data.captioning import Captioning
-from ressa.data.files import BadItem, Record
+from ressa.data.files import BadItem, FileTask, Record
 from ressa.records import Example
 
 
-class Perplexity(Captioning):
+class Perplexity(FileTask):
     """Texts, each given its picture and the prompt."""
 
     measure: ClassVar[str] = "likelihood"

@@ -3,12 +3,11 @@
 from collections.abc import Iterable
 from typing import ClassVar
 
-from ressa.data.captioning import Captioning
-from ressa.data.files import BadItem, Record
+from ressa.data.files import BadItem, FileTask, Record
 from ressa.records import Example
 
 
-class Retrieval(Captioning):
+class Retrieval(FileTask):
     """Captions to find among those of all pictures, and pictures among all."""
 
     measure: ClassVar[str] = "retrieval"

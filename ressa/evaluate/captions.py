@@ -6,7 +6,6 @@ lower case and the same punctuation left out (docs/tasks.md says what that chang
 
 import contextlib
 import io
-import random
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
@@ -15,7 +14,6 @@ from ressa.errors import MissingExtraError
 
 _PUNCTUATION = frozenset(["''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"])
 """What the official code leaves out; its brackets, -lrb- and others, slip through in lower case."""
-_RESAMPLES = 1000
 
 
 def words(caption: str) -> str:
@@ -47,17 +45,6 @@ def bleu4(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> fl
     with contextlib.redirect_stdout(io.StringIO()):  # it prints lengths
         scores, _ = scorer.compute_score(option="closest", verbose=0)
     return float(scores[3])
-
-
-def bootstrap_error(values: Sequence[float]) -> float:
-    """Returns the standard deviation of the mean over pictures drawn anew, with replacement.
-
-    How rare words are stays as counted over all pictures. The draws are the same at every call.
-    """
-    draw = random.Random(0)
-    means = [sum(draw.choices(values, k=len(values))) / len(values) for _ in range(_RESAMPLES)]
-    middle = sum(means) / len(means)
-    return float((sum((mean - middle) ** 2 for mean in means) / (len(means) - 1)) ** 0.5)
 
 
 @cache

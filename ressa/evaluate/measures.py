@@ -1,6 +1,7 @@
 """How each kind of task is answered and scored: one measure a kind, found by its name."""
 
 import math
+import sys
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
@@ -114,8 +115,6 @@ class Captions(_Generated):
         references = [[captions.words(text) for text in e.references] for e in examples]
         each = captions.cider(texts, references)
         scores = averaged("cider", each, examples)
-        if len(each) > 1:
-            scores["cider_standard_error"] = captions.bootstrap_error(each)
         scores["bleu4"] = captions.bleu4(texts, references)
         scores["empty"] = mean([float(not text) for text in texts])
         return scores, [*each]
@@ -127,13 +126,19 @@ class Choices(_Shared):
     def part(
         self, vlm: VLM, task: Any, own: Sequence[Example], *, blank: bool, keep: Keep | None
     ) -> list[Answer]:
-        """Takes each example's likeliest choice; its value is the likeliest per token, a number."""
+        """Takes each example's likeliest choice; its value is the likeliest per token, a number.
+
+        Of logits that overflow no choice is the likeliest: there is no answer, its value is NaN.
+        """
         every = [choice for example in own for choice in choices_of(example)]
         size = task.source.batch_size
         found = iter(likelihoods(vlm, task, every, batch_size=size, blank=blank))
         answers = []
         for example in own:
             each = [next(found) for _ in example.choices]
+            if any(math.isnan(one.log_probability) for one in each):
+                answers.append(Answer("", (math.nan,)))
+                continue
             best = max(range(len(each)), key=lambda i: each[i].log_probability)
             per_token = max(range(len(each)), key=lambda i: each[i].per_token)
             answers.append(Answer(example.choices[best], (per_token,)))
@@ -144,8 +149,13 @@ class Choices(_Shared):
     ) -> tuple[Scores, list[float | None]]:
         """Returns `accuracy`, and `accuracy_per_token` by mean log-probability of the tokens."""
         pairs = list(zip(examples, answers, strict=True))
-        right = [float(answer.text == e.answer) for e, answer in pairs]
-        per_token = [float(e.choices[int(a.values[0])] == e.answer) for e, a in pairs]
+        right, per_token = [], []
+        for example, answer in pairs:
+            (number,) = answer.values
+            is_none = math.isnan(number)
+            chosen = "" if is_none else example.choices[int(number)]
+            right.append(math.nan if is_none else float(answer.text == example.answer))
+            per_token.append(math.nan if is_none else float(chosen == example.answer))
         scores = {
             **averaged("accuracy", right, examples),
             **averaged("accuracy_per_token", per_token, examples),
@@ -178,14 +188,22 @@ class TextLikelihood(_Shared):
             for value, count in zip(total, tokens, strict=True)
         ]
         error = clustered_error(influence, [example.image_id for example in examples])
+        likelihood, perplexity = (_exponential(sign * middle) for sign in (1, -1))
         scores = {
-            "likelihood": math.exp(middle),
-            "likelihood_standard_error": math.exp(middle) * error,
-            "perplexity": math.exp(-middle),
-            "perplexity_standard_error": math.exp(-middle) * error,
+            "likelihood": likelihood,
+            "likelihood_standard_error": likelihood * error,
+            "perplexity": perplexity,
+            "perplexity_standard_error": perplexity * error,
         }
         return scores, [*total]
 
+
+def _exponential(value: float) -> float:
+    """Returns e to a power; infinity where that is no number that a float holds."""
+    return math.exp(value) if value < _LARGEST or math.isnan(value) else math.inf
+
+
+_LARGEST = math.log(sys.float_info.max)
 
 _MEASURES: dict[str, Measure] = {
     "closed": Closed(),

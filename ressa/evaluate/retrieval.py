@@ -6,7 +6,9 @@ tower of the model that is scored, pruned as it is. So the scores measure that t
 position embeddings are interpolated to the matching model's picture size.
 
 As in the paper's code every picture and caption is embedded; for each, the nearest `rerank` are
-scored by matching, log-odds plus similarity, and all others stand behind them.
+scored by matching, log-odds plus similarity, and all others stand behind them. All of that is in
+float32, lest rounding make many score the same. Of those that do any order is as good: a recall is
+its mean over all orders.
 
 Dimensions: image, caption; place = the vision tower's tokens; query = the Q-Former's; dim = of the
 shared embedding.
@@ -52,8 +54,8 @@ class RetrievalMeasure(Measure):
         blank: bool,
         keep: Keep | None = None,
     ) -> list[Answer]:
-        """Returns of each caption the picture found first, and at which places, from 0, its
-        picture and it itself stand.
+        """Returns of each caption the picture found first; and of its picture, and of the best of
+        that picture's own captions, how many others score higher and how many the same.
         """
         source = task.source
         revision = source.model_revision
@@ -67,16 +69,12 @@ class RetrievalMeasure(Measure):
             )
         finally:
             matching.model.cpu()  # it is kept for the next trial, whose model wants the GPU
-        captions = torch.arange(len(examples))
-        image_place = _places(scores_of_captions, owner)
-        caption_place = _places(scores_of_images[owner], captions)
+        is_own = owner[:, None] == torch.arange(len(images))  # [caption image]
+        of_image = _places(scores_of_captions, is_own)
+        of_captions = _places(scores_of_images, is_own.T)[owner]
         first = scores_of_captions.argmax(dim=1).tolist()
-        return [
-            Answer(images[best], (float(of_image), float(of_caption)))
-            for best, of_image, of_caption in zip(
-                first, image_place.tolist(), caption_place.tolist(), strict=True
-            )
-        ]
+        places = torch.cat([of_image, of_captions], dim=1).double().tolist()
+        return [Answer(images[one], tuple(found)) for one, found in zip(first, places, strict=True)]
 
     def score(
         self, task: Any, examples: Sequence[Example], answers: Sequence[Answer]
@@ -85,20 +83,18 @@ class RetrievalMeasure(Measure):
         and `ir1`, …: shares of captions with their picture that high.
         """
         images = [example.image_id for example in examples]
-        image_place = [answer.values[0] for answer in answers]
-        best: dict[str, float] = {}
-        for image, answer in zip(images, answers, strict=True):
-            best[image] = min(best.get(image, answer.values[1]), answer.values[1])
+        of_image = [answer.values[:2] for answer in answers]
+        of_captions = {e.image_id: a.values[2:] for e, a in zip(examples, answers, strict=True)}
         scores: Scores = {}
         for rank in _RANKS:
             for name, places, clusters in (
-                ("tr", list(best.values()), list(best)),
-                ("ir", image_place, images),
+                ("tr", list(of_captions.values()), list(of_captions)),
+                ("ir", of_image, images),
             ):
-                found = [float(place < rank) for place in places]
+                found = [_recall(rank, *place) for place in places]
                 scores[f"{name}{rank}"], error = mean_and_error(found, clusters)
                 scores[f"{name}{rank}_standard_error"] = error
-        return scores, [float(place < 1) for place in image_place]
+        return scores, [_recall(1, *place) for place in of_image]
 
 
 class Matching:
@@ -118,7 +114,7 @@ class Matching:
         self, vlm: VLM, name: str, batch_size: int, *, revision: str | None = None
     ) -> None:
         self.vlm, self.batch_size = vlm, batch_size
-        self.model, self.processor = _load(name, revision, vlm.model.dtype)
+        self.model, self.processor = _load(name, revision)
         self.device: torch.device = vlm.model.device
         self.model.to(self.device)
         tower, wanted = vlm.vision_tower, self.model.config.vision_config.hidden_size
@@ -166,7 +162,7 @@ class Matching:
                 scores = torch.full((len(captions),), _BEHIND)
                 for part in _chunks(candidates, self.batch_size):
                     odds = self.match(seen[image], [captions[index] for index in part])
-                    scores[part] = odds.float().cpu() + near[number[image], part]
+                    scores[part] = odds.cpu() + near[number[image], part]
                 rows.append(scores)
             return rows
 
@@ -176,11 +172,14 @@ class Matching:
         return torch.where(of_image, every, behind), torch.where(of_caption, every, behind).T
 
     def features(self, pictures: Sequence[Any]) -> Float[Tensor, "image place hidden"]:
-        """Returns what the VLM's vision tower makes of pictures, in the matching model's size."""
+        """Returns what the VLM's vision tower makes of pictures, in the matching model's size.
+
+        Without its last layer norm: the matching model has its own, in LAVIS the Q-Former's.
+        """
         pixels = self.processor.image_processor(list(pictures), return_tensors="pt")["pixel_values"]
         tower: Any = self.vlm.vision_tower
         grows = pixels.shape[-1] != tower.config.image_size
-        with self._own_norm(tower):
+        with _without_norm(tower):
             seen = tower(
                 pixel_values=pixels.to(self.device, self.vlm.model.dtype),
                 interpolate_pos_encoding=grows,
@@ -188,16 +187,20 @@ class Matching:
         features: Tensor = seen.last_hidden_state
         return features
 
+    def _normed(self, features: Tensor) -> Tensor:
+        norm = self.model.vision_model.post_layernorm
+        found: Tensor = norm(features.to(self.device, norm.weight.dtype))
+        return found
+
     def image_embeddings(
         self, features: Float[Tensor, "image place hidden"]
     ) -> Float[Tensor, "image query dim"]:
         """Returns the embeddings of pictures' queries, of length 1."""
         queries = self.model.query_tokens.expand(len(features), -1, -1)
         out = self.model.qformer(
-            query_embeds=queries, encoder_hidden_states=features.to(queries.dtype)
+            query_embeds=queries, encoder_hidden_states=self._normed(features)
         ).last_hidden_state
-        weight = self.model.vision_projection.weight
-        return functional.normalize(self.model.vision_projection(out.to(weight.dtype)), dim=-1)
+        return functional.normalize(self.model.vision_projection(out), dim=-1)
 
     def caption_embeddings(self, captions: Sequence[str]) -> Float[Tensor, "caption dim"]:
         """Returns the embeddings of captions, of length 1."""
@@ -207,9 +210,7 @@ class Matching:
             query_length=0,
             attention_mask=mask,
         ).last_hidden_state
-        weight = self.model.text_projection.weight
-        first = out[:, 0].to(weight.dtype)
-        return functional.normalize(self.model.text_projection(first), dim=-1)
+        return functional.normalize(self.model.text_projection(out[:, 0]), dim=-1)
 
     def match(
         self, features: Float[Tensor, "place hidden"], captions: Sequence[str]
@@ -221,12 +222,9 @@ class Matching:
             query_embeds=self.model.embeddings(input_ids=tokens, query_embeds=queries),
             query_length=queries.shape[1],
             attention_mask=torch.cat([mask.new_ones(queries.shape[:2]), mask], dim=1),
-            encoder_hidden_states=features.to(self.device, queries.dtype).expand(
-                len(captions), -1, -1
-            ),
+            encoder_hidden_states=self._normed(features).expand(len(captions), -1, -1),
         ).last_hidden_state
-        heads = self.model.itm_head(out[:, : queries.shape[1]].to(self.model.itm_head.weight.dtype))
-        logits: Tensor = heads.mean(dim=1)[:, 1]
+        logits: Tensor = self.model.itm_head(out[:, : queries.shape[1]]).mean(dim=1)[:, 1]
         return logits
 
     def _tokens(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
@@ -239,25 +237,26 @@ class Matching:
         )
         return encoded["input_ids"].to(self.device), encoded["attention_mask"].to(self.device)
 
-    @contextmanager
-    def _own_norm(self, tower: Any) -> Iterator[None]:
-        """Lends the tower the matching model's last layer norm: in LAVIS it is the Q-Former's."""
-        kept = tower.post_layernorm
-        tower.post_layernorm = self.model.vision_model.post_layernorm
-        try:
-            yield
-        finally:
-            tower.post_layernorm = kept
+
+@contextmanager
+def _without_norm(tower: Any) -> Iterator[None]:
+    """Takes a tower's last layer norm away for a while."""
+    kept = tower.post_layernorm
+    tower.post_layernorm = torch.nn.Identity()
+    try:
+        yield
+    finally:
+        tower.post_layernorm = kept
 
 
 @lru_cache(maxsize=1)
-def _load(name: str, revision: str | None, dtype: torch.dtype) -> tuple[Any, Any]:
+def _load(name: str, revision: str | None) -> tuple[Any, Any]:
     from transformers import AutoProcessor, Blip2ForImageTextRetrieval
 
     try:
         with reading(ModelRef(id=name, revision=revision), weights=True) as (source, options):
             model = Blip2ForImageTextRetrieval.from_pretrained(
-                source, dtype=dtype, use_safetensors=True, **options
+                source, dtype=torch.float32, use_safetensors=True, **options
             )
             processor = AutoProcessor.from_pretrained(source, **options)
     except SpecError as error:
@@ -275,15 +274,23 @@ def _nearest(near: Float[Tensor, "one other"], count: int) -> Tensor:
     return marked.scatter_(1, index, True)
 
 
-def _places(scores: Float[Tensor, "one other"], right: Tensor) -> Tensor:
-    """Returns how many others score higher than each row's right one; all, if it was no candidate.
+def _places(scores: Float[Tensor, "one other"], is_own: Tensor) -> Tensor:
+    """Returns how many others score higher than the best of each row's own, and as high, [one 2].
 
-    Others that were none score the same, and would leave it a place right behind the candidates:
-    found among the first ten, if those are fewer.
+    Of a row whose own were no candidates all others score higher: those that were none either score
+    the same, and would leave it a place right behind the candidates, found among the first ten if
+    those are fewer.
     """
-    own = scores.gather(1, right[:, None])
-    places = (scores > own).sum(dim=1)
-    return places.where(own[:, 0] > _BEHIND, scores.shape[1])
+    best = scores.masked_fill(~is_own, -torch.inf).amax(dim=1, keepdim=True)
+    higher = ((scores > best) & ~is_own).sum(dim=1)
+    same = ((scores == best) & ~is_own).sum(dim=1)
+    was_candidate = best[:, 0] > _BEHIND
+    return torch.stack([higher.where(was_candidate, scores.shape[1]), same], dim=1)
+
+
+def _recall(rank: int, higher: float, same: float) -> float:
+    """Returns how often it is among the first, over all orders of what scores the same."""
+    return min(1.0, max(0.0, (rank - higher) / (1 + same)))
 
 
 def _chunks(items: Sequence[Any], size: int) -> Iterator[Any]:

@@ -1,14 +1,16 @@
 """The accuracy of visual question answering as its authors count it (arXiv:1505.00468).
 
 An answer that ten people gave too counts 1, one that three gave too counts 0.9: for each of the
-ten, min(1, how many of the other nine gave this answer / 3), and the mean over the ten. Answers
-are first brought to one form: without punctuation and articles, numbers as digits, contractions
+ten, min(1, how many of the other nine gave this answer / 3), and the mean over the ten. Fewer
+answers are a list of right ones, of which one will do: so is GQA scored, of one. Answers are first
+brought to one form: without punctuation and articles, numbers as digits, contractions
 with their apostrophe; unless all ten said the very same, as the official code has it.
 """
 
 import re
 from collections.abc import Sequence
 
+_PEOPLE = 10  # whose answers the rule is made for
 _MARKS = ';/[]"{}()=+\\_-><@`,?!'
 _PERIOD = re.compile(r"(?!<=\d)\.(?!\d)")
 _COMMA_IN_NUMBER = re.compile(r"\d,\d")
@@ -58,12 +60,12 @@ def normalized(answer: str) -> str:
 def accuracy(prediction: str, answers: Sequence[str]) -> float:
     """Returns the share of agreement with people's answers, in [0, 1].
 
-    With a single answer there is no one else to agree with: 1 if it is the same in normal form
-    (as GQA is scored), else 0.
+    Of fewer than ten answers each is right: 1 if the prediction is one of them in normal form,
+    else 0.
     """
     given, said = [_one_line(answer) for answer in answers], _one_line(prediction)
-    if len(given) == 1:
-        return float(normalized(said) == normalized(given[0]))
+    if len(given) < _PEOPLE:
+        return float(normalized(said) in map(normalized, given))
     if len(set(given)) > 1:
         given, said = [normalized(answer) for answer in given], normalized(said)
     same = sum(answer == said for answer in given)

@@ -15,6 +15,8 @@ SPLITS = ("train", "calibration", "validation", "test")
 
 _SLICE = re.compile(r"(?P<name>[^\[\]\s]+)(\[(?P<low>\d{0,3})%?:(?P<high>\d{0,3})%?\])?")
 _PLACES = ("path", "images", "model", "model_revision")
+_SCORED = {"vqa": 2, "retrieval": 2}
+"""How a task's answers are scored; raised where that changes."""
 HUB = "hf://datasets/"
 """What the path of a data set on the hub begins with."""
 
@@ -142,7 +144,9 @@ class DataSource(SpecModel):
     @property
     def identity(self) -> dict[str, Any]:
         """All of it but where the files lie: what they hold counts, wherever that is."""
-        return self.model_dump(mode="json", exclude=set(_PLACES))
+        content = self.model_dump(mode="json", exclude=set(_PLACES))
+        scored = _SCORED.get(self.task)
+        return content if scored is None else content | {"scored": scored}
 
 
 def slice_of(text: str) -> tuple[str, int, int]:

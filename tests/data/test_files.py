@@ -72,6 +72,38 @@ def test_captions_are_scored_by_picture_and_learnt_one_by_one_behind_a_prefix(tm
     assert all(len(e.question) <= (len(e.question) + len(e.answer)) // 2 for e in learnt)
 
 
+def test_captions_are_scored_as_they_are_written_and_learnt_as_the_papers_code_reads_them(
+    tmp_path,
+):
+    """Rows about one picture are one example, with all of their captions."""
+    rows = [
+        {"file": f"{name}.png", "caption": text}
+        for name, text in (
+            ("a", "It reads 10:30 near the U.S. flag."),
+            ("b", "Two dogs!"),
+            ("a", ' A clock; "old" '),
+            ("b", "..."),
+        )
+    ]
+    for name in ("a", "b"):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{name}.png")
+    for split in ("train", "validation"):
+        pandas.DataFrame(rows).to_csv(tmp_path / f"{split}.csv", index=False)
+    task = open_(
+        "captioning",
+        "datasets",
+        tmp_path,
+        columns={"image": "file", "answers": "caption"},
+        splits={"train": "train", "validation": "validation"},
+        on_bad_item="skip",
+    )
+    one, other = task.examples("validation")
+    assert one.references == ("It reads 10:30 near the U.S. flag.", 'A clock; "old"')
+    assert other.references == ("Two dogs!",)
+    learnt = [example.question + example.answer for example in task.examples("train")]
+    assert learnt == ["it reads 10 30 near the u s flag", "a clock old", "two dogs"]
+
+
 def test_a_caption_is_cut_at_a_character_of_its_first_half():
     places = {len(cut("there is a cat", str(seed))[0]) for seed in range(300)}
     assert places == set(range(1, 8))

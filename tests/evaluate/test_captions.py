@@ -1,7 +1,5 @@
 """CIDEr and BLEU-4, against the code of the COCO caption challenge with its own tokenizer."""
 
-import math
-
 import pytest
 
 from ressa.evaluate import captions
@@ -57,11 +55,3 @@ def test_a_caption_that_people_gave_scores_more_than_another_and_an_empty_one_no
     assert said[0] > other[0] >= 0
     assert captions.cider(["", *given[1:]], references)[0] == 0
     assert captions.bleu4([several[0] for several in references], references) == pytest.approx(1)
-
-
-def test_the_bootstrap_comes_near_the_error_of_a_mean():
-    values = [float(number % 7) for number in range(210)]
-    mean = sum(values) / len(values)
-    plain = math.sqrt(sum((v - mean) ** 2 for v in values)) / len(values)
-    assert captions.bootstrap_error(values) == pytest.approx(plain, rel=0.1)
-    assert captions.bootstrap_error(values) == captions.bootstrap_error(values)

@@ -1,6 +1,7 @@
 """How likely a model finds answers, against transformers' own loss."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch
 
 from ressa.data.easy_vqa import EasyVQA
 from ressa.evaluate import Answer
-from ressa.evaluate.likelihood import choices_of, likelihoods
+from ressa.evaluate.likelihood import Likelihood, choices_of, likelihoods
 from ressa.evaluate.measures import Choices, TextLikelihood
 from ressa.evaluate.predictions import batches
 from ressa.models import load_vlm
@@ -78,3 +79,23 @@ def test_a_choice_by_the_mean_of_its_tokens_is_scored_by_itself():
     answers = [Answer("b", (0,)), Answer("b", (1,))]
     found, _ = Choices().score(None, examples, answers)
     assert (found["accuracy"], found["accuracy_per_token"]) == (0, 0.5)
+
+
+def test_of_logits_that_overflow_no_choice_is_the_likeliest(task, monkeypatch):
+    """NaN is greater than nothing: of a list that begins with the right one, it was 100 %."""
+    found = [Likelihood(value, 1) for value in (math.nan, math.nan, -2.0, -1.0)]
+    monkeypatch.setattr("ressa.evaluate.measures.likelihoods", lambda *_, **__: found)
+    examples = [_asked(number, str(number), choices=("a", "b")) for number in range(2)]
+    source = SimpleNamespace(batch_size=2)
+    answers = Choices().part(None, SimpleNamespace(source=source), examples, blank=False, keep=None)
+    scores, each = Choices().score(None, examples, answers)
+    assert answers[1].text == "b"
+    assert math.isnan(each[0]) and each[1] == 0
+    assert math.isnan(scores["accuracy"]) and math.isnan(scores["accuracy_per_token"])
+
+
+def test_a_text_that_is_impossible_has_no_finite_perplexity():
+    examples = [_asked(number, str(number)) for number in range(2)]
+    answers = [Answer("", (value, 1)) for value in (-900.0, -800.0)]
+    scores, _ = TextLikelihood().score(None, examples, answers)
+    assert (scores["likelihood"], scores["perplexity"]) == (0, math.inf)

@@ -84,7 +84,7 @@ def test_what_was_no_candidate_is_not_found_however_few_candidates_there_are(fol
     task.source.rerank = 1
     vlm, examples = load_vlm("pocket-blip2"), captions_of(task, 12)
     answers = measure_of(task).answer(vlm, task, examples, blank=False)
-    of_image, of_caption = zip(*(answer.values for answer in answers), strict=True)
+    of_image, _, of_caption, _ = zip(*(answer.values for answer in answers), strict=True)
     assert {*of_image} == {0, 12}  # first of twelve pictures, or not found
     assert {*of_caption} == {0, 24}
     scores, _ = measure_of(task).score(task, examples, answers)
@@ -110,7 +110,8 @@ def test_the_parts_are_transformers_own_forward_pass(folder, task):
     picture = task.image("train/10")
     pixels = matching.processor.image_processor(picture, return_tensors="pt")["pixel_values"]
     features = matching.features([picture])
-    assert torch.allclose(features, whole.vision_model(pixels).last_hidden_state, atol=1e-5)
+    seen = whole.vision_model(pixels).last_hidden_state
+    assert torch.allclose(matching._normed(features), seen, atol=1e-5)
     tokens, mask = matching._tokens(CAPTIONS[:1])
     inputs = {"pixel_values": pixels, "input_ids": tokens, "attention_mask": mask}
     near = whole(**inputs).logits_per_image
@@ -138,7 +139,7 @@ def test_every_caption_has_a_place_for_its_picture_and_one_of_its_own(task):
     examples = captions_of(task, 5)
     measure = measure_of(task)
     answers = measure.answer(load_vlm("pocket-blip2"), task, examples, blank=False)
-    assert all(0 <= a.values[0] < 5 and 0 <= a.values[1] < 10 for a in answers)
+    assert all(0 <= a.values[0] < 5 and 0 <= a.values[2] < 10 for a in answers)
     scores, each = measure.score(task, examples, answers)
     assert scores["ir10"] == scores["tr10"] == 1
     assert scores["ir1"] == sum(each) / len(each)
@@ -146,11 +147,40 @@ def test_every_caption_has_a_place_for_its_picture_and_one_of_its_own(task):
 
 def test_recall_counts_a_picture_by_its_best_caption(task):
     examples = captions_of(task, 2)
-    places = [(0, 7), (5, 0), (0, 3), (1, 4)]  # of the picture; of the caption itself
-    answers = [Answer("x", place) for place in places]
+    places = [(0, 0), (5, 0), (0, 3), (1, 3)]  # of the picture; of the best of its captions
+    answers = [Answer("x", (image, 0, caption, 0)) for image, caption in places]
     scores, _ = measure_of(task).score(task, examples, answers)
     assert (scores["ir1"], scores["ir5"], scores["ir10"]) == (0.5, 0.75, 1)
     assert (scores["tr1"], scores["tr5"], scores["tr10"]) == (0.5, 1, 1)
+
+
+def test_of_equals_each_order_counts_alike(task):
+    examples = captions_of(task, 2)
+    answers = [Answer("x", values) for values in ((0, 3, 0, 1), (9, 3, 8, 7)) for _ in range(2)]
+    scores, each = measure_of(task).score(task, examples, answers)
+    assert each[0] == 0.25
+    assert scores["ir10"] == pytest.approx((1 + 1 + 0.25 + 0.25) / 4)
+    assert scores["tr10"] == pytest.approx((1 + 2 / 8) / 2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_tower_that_sees_nothing_finds_by_chance(task, dtype):
+    vlm, examples = load_vlm("pocket-blip2"), captions_of(task, 12)
+    vlm.model.to(dtype)
+    with torch.no_grad():
+        vlm.vision_tower.embeddings.patch_embedding.weight.zero_()
+    measure = measure_of(task)
+    answers = measure.answer(vlm, task, examples, blank=False)
+    scores, _ = measure.score(task, examples, answers)
+    assert scores["ir1"] == pytest.approx(1 / 12)
+    assert scores["ir5"] == pytest.approx(5 / 12)
+
+
+def test_rounding_to_16_bits_makes_no_two_pictures_alike(task):
+    vlm, examples = load_vlm("pocket-blip2"), captions_of(task, 40)
+    vlm.model.to(torch.bfloat16)
+    answers = measure_of(task).answer(vlm, task, examples, blank=False)
+    assert sum(answer.values[1] for answer in answers) < len(answers) / 10
 
 
 def test_of_a_matching_model_on_the_hub_the_commit_counts_that_is_read(

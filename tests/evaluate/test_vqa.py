@@ -40,6 +40,14 @@ def test_three_tenths_for_each_who_agrees_up_to_one(people, expected):
     assert accuracy("cat", answers) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize(
+    "answers", [["cat", "cat"], ["dog", "Cat."], ["dog"] * 8 + ["the cat"]], ids=len
+)
+def test_of_fewer_than_ten_answers_each_is_right(answers):
+    assert accuracy("cat", answers) == 1.0
+    assert accuracy("bird", answers) == 0.0
+
+
 def test_one_answer_is_compared_in_normal_form_as_gqa_is():
     assert accuracy("The  Cat.", ["cat"]) == 1.0
     assert accuracy("two cats", ["2 cats"]) == 1.0
