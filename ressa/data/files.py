@@ -10,12 +10,13 @@ import random
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 from typing import ClassVar, Protocol, TypeAlias
 
+import numpy as np
 from PIL import Image, ImageOps
 
 from ressa.errors import SpecError, TrialError
@@ -39,6 +40,13 @@ class DamagedData(TrialError):
 
     stage = "data"
 
+
+_FAULTS = {
+    -1: "damaged picture",
+    -2: "no picture",
+    -3: "picture of 32-bit numbers, whose range is not known: save it with 8 or 16 bits",
+}
+"""What is wrong with a picture, by what stands for its size."""
 
 Picture: TypeAlias = "Path | bytes | None"
 """A file, or its contents; None where there is no picture at all."""
@@ -81,6 +89,10 @@ class Layout(Protocol):
 
     def origin(self) -> dict[str, str]:
         """Says what the files say of themselves: their source and licence."""
+
+    @property
+    def prefix(self) -> str:
+        """What ids of pictures begin with that is of the place where the files lie."""
 
 
 class FileTask(ABC):
@@ -153,12 +165,26 @@ class FileTask(ABC):
             )
         if samples is not None and len(drawn) < samples:
             raise DataError(
-                f"{self.name}'s {split} split has {len(drawn)} examples; {samples} were asked for. "
-                f"Choose between 1 and {len(drawn)}."
+                f"{self._split_of(split)} has {len(drawn)} examples; {samples} were asked for. "
+                f"{self._remedy(split, len(drawn))}"
             )
         if not drawn:
-            raise DataError(f"{self.name}'s {split} split has no examples.")
+            raise DataError(f"{self._split_of(split)} has no examples. {self._remedy(split, 0)}")
         return tuple(drawn[:samples]), tuple(left_out)
+
+    def _split_of(self, split: str) -> str:
+        own = self.source.splits[split]
+        return f"{self.name}'s {split} split" + ("" if own == split else f", {own},")
+
+    def _remedy(self, split: str, count: int) -> str:
+        """Says what to do where a split has too few examples."""
+        fewer = [f"ask for 1 to {count}"] if count else []
+        own, low, high = slice_of(self.source.splits[split])
+        larger = f"give it more pictures in data.{self.name}.splits"
+        if high - low < 100:
+            larger += f" (pictures of {own} are dealt by a hash of their ids: so many % or about)"
+        words = ", or ".join([*fewer, larger])
+        return f"{words[0].upper()}{words[1:]}."
 
     def image(self, image_id: str) -> Image.Image:
         """Opens a picture as RGB, turned as its EXIF data say.
@@ -172,7 +198,7 @@ class FileTask(ABC):
         file = io.BytesIO(picture) if isinstance(picture, bytes) else picture
         try:
             with Image.open(file) as image:
-                return ImageOps.exif_transpose(image).convert("RGB")
+                return _as_8_bits(ImageOps.exif_transpose(image)).convert("RGB")
         except Exception as error:  # of many kinds, each decoder's own; huge ones are refused
             raise DamagedData(
                 f"picture {image_id} of {self.name} cannot be read ({error}). `ressa data check` "
@@ -190,7 +216,10 @@ class FileTask(ABC):
         if key not in self._prints:
             digest = hashlib.sha256()
             for example in self.examples(*key):
-                digest.update(repr((example, self._sizes[example.image_id])).encode())
+                size, name = self._sizes[example.image_id], self._name_of(example.image_id)
+                answer = name if example.answer == example.image_id else example.answer
+                placeless = replace(example, image_id=name, answer=answer)
+                digest.update(repr((placeless, size)).encode())
             self._prints[key] = digest.hexdigest()[:32]
         return self._prints[key]
 
@@ -232,6 +261,10 @@ class FileTask(ABC):
         clean = clean_caption if self.source.clean_text else str.strip
         return tuple(caption for caption in map(clean, record.answers) if caption)
 
+    def _name_of(self, image_id: str) -> str:
+        """Names a picture wherever its data set lies."""
+        return image_id.removeprefix(self.layout.prefix)
+
     def _read(self, split: str) -> Drawn:
         """Reads a split: its examples by image, and the entries that are no examples."""
         if split not in self.source.splits:
@@ -242,7 +275,7 @@ class FileTask(ABC):
             good: list[Example] = []
             bad: list[BadItem] = []
             for record in self.layout.records(own):
-                if not low <= 100 * _place(record.image_id) < high:
+                if not low <= 100 * _place(self._name_of(record.image_id)) < high:
                     continue
                 for made in self.make(record, split):
                     if isinstance(made, BadItem):
@@ -267,7 +300,7 @@ class FileTask(ABC):
         if image_id not in self._sizes:
             self._sizes[image_id] = _size(self.layout.picture(image_id))
         size = self._sizes[image_id]
-        return {-1: "damaged picture", -2: "no picture"}.get(size)
+        return _FAULTS.get(size)
 
 
 def clean_question(text: str) -> str:
@@ -316,9 +349,10 @@ def _digest(picture: Picture) -> bytes:
 
 
 def _size(picture: Picture) -> int:
-    """Counts a picture's bytes; −1 if it is damaged, −2 if there is no such file.
+    """Counts a picture's bytes; or says by a negative number what is wrong with it: `_FAULTS`.
 
-    Looks at both ends alone: broken downloads are cut short, empty or no pictures at all.
+    Looks at both ends alone: broken downloads are cut short, empty or no pictures at all. Where
+    something else follows the end, as a phone's video does, the picture is decoded.
     """
     if picture is None:
         return 0
@@ -329,11 +363,20 @@ def _size(picture: Picture) -> int:
             file.seek(max(0, size - _TAIL))
             tail = file.read()
             file.seek(0)
-            with Image.open(file):
-                pass
+            with Image.open(file) as image:
+                if image.mode in ("I", "F"):
+                    return -3
+                if head in _ENDS and _ENDS[head] not in tail:
+                    image.load()
     except FileNotFoundError:
         return -2
     except Exception:  # of many kinds, each decoder's own
         return -1
-    end = _ENDS.get(head)
-    return -1 if end is not None and end not in tail else size
+    return size
+
+
+def _as_8_bits(image: Image.Image) -> Image.Image:
+    """Turns grey of 16 bits, of which Pillow would cut off all above 255, into such of 8."""
+    if not image.mode.startswith("I;16"):
+        return image
+    return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))

@@ -7,6 +7,7 @@ import csv
 import os
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from ressa.spec import DataSource
 from ressa.spec.data import HUB
 
 _READERS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+_COMPARED = 8  # pictures of a split whose ids another one has too
 _WORDS = {"validation": ("validation", "valid", "val", "dev")}
 """Words in a file's name by which it is a split's, where they are more than the split's own."""
 
@@ -42,6 +44,7 @@ class HuggingFace:
         self.source, self._library = source, datasets
         self._loaded: dict[str, Any] = {}
         self._rows: dict[str, tuple[str, int]] = {}  # image id → split and row
+        self._compared: Counter[str] = Counter()  # pictures of a split with those of others
         if not source.path.startswith(HUB) and not self._folder.is_dir():
             raise DataError(f"there is no folder {source.path!r} for {source.format} data.")
 
@@ -71,11 +74,13 @@ class HuggingFace:
 
     def picture(self, image_id: str) -> Picture:
         """Returns a picture's bytes, or its file."""
-        column = self.source.columns.image
-        if column is None:
+        if self.source.columns.image is None:
             return None
-        split, number = self._rows[image_id]
-        value = self._split(split)[number][column]
+        return self._at(*self._rows[image_id])
+
+    def _at(self, split: str, number: int) -> Picture:
+        """Returns the picture of a row."""
+        value = self._split(split)[number][self.source.columns.image]
         if isinstance(value, str):  # a column of paths
             images = self.source.images
             return (Path(os.path.expanduser(images)) if images else self._folder) / value
@@ -99,8 +104,16 @@ class HuggingFace:
 
         own = f"{split}/{number}"
         shown = value(columns.image, own) if columns.image in row else own  # a picture's path
-        image_id = f"{self._name}/{value(columns.image_id, shown)}"
-        self._rows.setdefault(image_id, (split, number))
+        image_id = f"{self.prefix}{value(columns.image_id, shown)}"
+        first = self._rows.setdefault(image_id, (split, number))
+        if first[0] != split and self._compared[split] < _COMPARED:
+            self._compared[split] += 1
+            if _differ(self._at(*first), self._at(split, number)):
+                raise DataError(
+                    f"{self.source.path}: the id of a picture, {value(columns.image_id, shown)}, "
+                    f"stands for one in split {first[0]} and for another in {split}. Ids must hold "
+                    "over all splits: name another column in columns.image_id, or leave it out."
+                )
         choices: tuple[str, ...] = ()
         answers: Any
         if self.source.task == "multiple_choice":
@@ -138,9 +151,9 @@ class HuggingFace:
         return [feature.names[at] for at in numbers if at is not None and at >= 0]
 
     @property
-    def _name(self) -> str:
+    def prefix(self) -> str:
         """Stands before ids of pictures: two data sets' rows 0 are not the same picture."""
-        return self.source.path.removeprefix(HUB).rstrip("/").rpartition("/")[2]
+        return self.source.path.removeprefix(HUB).rstrip("/").rpartition("/")[2] + "/"
 
     def _split(self, split: str) -> Any:
         if split not in self._loaded:
@@ -214,6 +227,18 @@ class HuggingFace:
             f"{self.source.path} has no column {column!r}; it has {', '.join(sorted(names))}. Say "
             f"which holds what in data.columns.{field}."
         )
+
+
+def _differ(one: Picture, other: Picture) -> bool:
+    """Whether two pictures are others, as far as their files can be read."""
+
+    def content(picture: Picture) -> bytes | None:
+        return picture.read_bytes() if isinstance(picture, Path) else picture
+
+    try:
+        return one != other and content(one) != content(other)
+    except OSError:
+        return False  # that a file is away is found where it is drawn
 
 
 def _texts(value: Any) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pandas
 import pytest
 from PIL import Image
@@ -354,3 +355,93 @@ def test_defaults_of_a_source_are_those_of_the_catalog():
     )
     assert source.decoding.beams == 5
     assert source.prompt == "Question: {} Short answer:"
+
+
+def own_pictures(folder, files, columns=None, **fields):
+    """A data set of rows in JSON lines, one file a split, each row with its picture's path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, rows in files.items():
+        for row in rows:
+            path = folder / row["file"]
+            if not path.is_file():
+                path.parent.mkdir(exist_ok=True)
+                colour = (len(row["file"]), row.get("red", 0), 0)
+                Image.new("RGB", (8, 8), colour).save(path)
+        lines = [json.dumps({"question": "what?", "answers": ["x"]} | row) for row in rows]
+        (folder / f"{split}.jsonl").write_text("\n".join(lines))
+    dealt = fields.pop("splits", {split: split for split in files})
+    columns = {"image": "file"} | (columns or {})
+    return open_("vqa", "datasets", folder, columns=columns, splits=dealt, **fields)
+
+
+def test_ids_that_count_anew_in_each_split_are_refused(tmp_path):
+    rows = {
+        split: [{"file": f"{split}/{n}.png", "red": at, "number": str(n)} for n in range(4)]
+        for at, split in enumerate(("train", "test"))
+    }
+    task = own_pictures(tmp_path, rows, columns={"image_id": "number"})
+    task.examples("train")
+    with pytest.raises(DataError, match=r"id of a picture, 0, .* split train and .* in test"):
+        task.examples("test")
+
+
+def test_ids_that_hold_over_splits_name_one_picture(tmp_path):
+    rows = [{"file": f"{n}.png", "number": str(n)} for n in range(4)]
+    task = own_pictures(tmp_path, {"train": rows, "test": rows}, columns={"image_id": "number"})
+    first, again = task.examples("train"), task.examples("test")
+    assert {e.image_id for e in first} == {e.image_id for e in again}
+
+
+def test_a_copy_under_another_name_is_dealt_alike_and_has_the_same_identity(tmp_path):
+    rows = [{"file": f"{n}.png"} for n in range(40)]
+    dealt = {"train": "train[30%:]", "calibration": "train[:30%]"}
+    one, other = (
+        own_pictures(tmp_path / name, {"train": rows}, splits=dealt) for name in ("a", "copy")
+    )
+    for split in dealt:
+        assert [e.id for e in one.examples(split)] == [e.id for e in other.examples(split)]
+        assert one.fingerprint(split) == other.fingerprint(split)
+
+
+def test_a_slice_without_a_picture_says_how_it_is_dealt(tmp_path):
+    rows = [{"file": f"{n}.png"} for n in range(3)]
+    dealt = {"train": "train[1%:]", "calibration": "train[:1%]"}
+    task = own_pictures(tmp_path, {"train": rows}, splits=dealt)
+    with pytest.raises(DataError) as refused:
+        task.examples("calibration", 8)
+    assert str(refused.value) == (
+        "mine's calibration split, train[:1%], has 0 examples; 8 were asked for. Give it more "
+        "pictures in data.mine.splits (pictures of train are dealt by a hash of their ids: so "
+        "many % or about)."
+    )
+    with pytest.raises(DataError, match=r"has 3 examples; 8 were asked for\. Ask for 1 to 3, or"):
+        task.examples("train", 8)
+
+
+def test_grey_of_16_bits_is_shown_in_8_and_32_bits_are_refused(tmp_path):
+    grey = np.full((8, 8), 40_000, np.uint16)
+    for name, values in (("deep.png", grey), ("deep.tiff", grey), ("real.tiff", grey / 65535)):
+        values = values.astype(np.float32) if name == "real.tiff" else values
+        Image.fromarray(values).save(tmp_path / name)
+    rows = [{"file": name} for name in ("deep.png", "deep.tiff", "real.tiff")]
+    task = own_pictures(tmp_path, {"train": rows}, on_bad_item="skip")
+    examples, bad = task.draw("train")
+    for example in examples:
+        assert task.image(example.image_id).getpixel((0, 0)) == (156, 156, 156)
+    assert len(examples) == 2
+    assert [item.reason[:26] for item in bad] == ["picture of 32-bit numbers,"]
+
+
+def test_what_follows_a_pictures_end_does_no_harm(tmp_path):
+    """Motion photos of phones: a JPEG, and a video behind it."""
+    for name in ("motion.jpg", "motion.png", "cut.jpg", "cut.png"):
+        path = tmp_path / name
+        Image.effect_noise((64, 64), 50).save(path)
+        whole = path.read_bytes()
+        is_cut = name.startswith("cut")
+        path.write_bytes(whole[: len(whole) // 2] if is_cut else whole + b"\0video" * 100)
+    rows = [{"file": name} for name in ("motion.jpg", "motion.png", "cut.jpg", "cut.png")]
+    task = own_pictures(tmp_path, {"train": rows}, on_bad_item="skip")
+    examples, bad = task.draw("train")
+    assert [task.image(e.image_id).size for e in examples] == [(64, 64)] * 2
+    assert [item.reason for item in bad] == ["damaged picture"] * 2

@@ -410,6 +410,21 @@ def test_what_the_surrogate_says_is_drawn_and_switched(shown: Browser) -> None:
 
 
 @needs_chromium
+def test_lines_whose_names_differ_at_their_ends_are_told_apart(shown: Browser) -> None:
+    names = "[0.0001, 0.001].map((rate) => `budget 0.5 prune.method=wanda repair.steps=100 "
+    names += "repair.learning_rate=${rate}`)"
+    shown.run(f"data.along = {names}.map((name) => ({{...data.along[0], name}})); along()")
+    said = "[...document.querySelectorAll('#along text')].map((one) => one.textContent)"
+    legend = [text for text in shown.run(said) if text.startswith("budget")]
+    assert [text[-6:] for text in legend] == ["0.0001", "=0.001"]
+    fits = "[...document.querySelectorAll('#along text')].every((one) => one.getBBox().x + "
+    fits += "one.getBBox().width <= 560 && one.getBBox().y + one.getBBox().height <= "
+    fits += "document.querySelector('#along svg').viewBox.baseVal.height)"
+    assert shown.run(fits)
+    assert shown.problems == []
+
+
+@needs_chromium
 def test_a_page_of_the_map_alone_has_no_more(
     kept: SweepStore, tmp_path: Path, chromium: Browser
 ) -> None:

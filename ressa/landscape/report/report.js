@@ -44,7 +44,7 @@ function draw(tag, attributes, text) {
 const known = (value) => value !== null && value !== undefined;
 const percent = (value) => {
   if (!known(value)) return "";
-  return value && Math.abs(value) < 0.0005 ? (100 * value).toPrecision(2) : (100 * value).toFixed(1);
+  return value && Math.abs(value) < 0.0005 ? String(Number((100 * value).toPrecision(2))) : (100 * value).toFixed(1);
 };
 
 function cell(row, field, kind) {
@@ -508,7 +508,11 @@ function along() {
     $("along").replaceChildren(make("p", "No line, of one budget or one sum of sparsities, has three allocations.", { class: "faint" }));
     return;
   }
-  const svg = draw("svg", { viewBox: "0 0 560 320", role: "img", "aria-label": "scores along lines of equal size, by vision sparsity" });
+  // Names that differ at their ends alone stay apart: in one column, cut in their middle.
+  const columns = Math.max(...lines.map((line) => line.name.length)) > 28 ? 1 : 2;
+  const short = (name) => (name.length > 60 ? `${name.slice(0, 28)}…${name.slice(-31)}` : name);
+  const bottom = 270 + 20 * Math.ceil(lines.length / columns);
+  const svg = draw("svg", { viewBox: `0 0 560 ${bottom}`, role: "img", "aria-label": "scores along lines of equal size, by vision sparsity" });
   const box = { left: 52, right: 545, top: 26, bottom: 220 };
   const all = lines.flatMap((line) => line[field].flatMap((value, n) => [value - (line[`${field}_error`][n] || 0), value + (line[`${field}_error`][n] || 0)]).filter(known));
   const best = Math.max(...lines.flatMap((line) => line[field].filter(known)));
@@ -531,9 +535,9 @@ function along() {
       dot.append(draw("title", {}, `${line.name}: ${percent(value)} %${known(error) ? ` ± ${percent(error)}` : ""}`));
       svg.append(dot);
     }
-    const [left, top] = [56 + (n % 2) * 250, 256 + Math.floor(n / 2) * 20];
+    const [left, top] = [56 + (n % columns) * 250, 264 + Math.floor(n / columns) * 20];
     svg.append(draw("line", { ...style, x1: left, x2: left + 26, y1: top, y2: top }));
-    svg.append(draw("text", { x: left + 32, y: top + 4 }, line.name.slice(0, 28)));
+    svg.append(draw("text", { x: left + 32, y: top + 4 }, short(line.name)));
   });
   $("along").replaceChildren(svg);
 }
