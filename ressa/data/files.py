@@ -352,7 +352,8 @@ def _size(picture: Picture) -> int:
     """Counts a picture's bytes; or says by a negative number what is wrong with it: `_FAULTS`.
 
     Looks at both ends alone: broken downloads are cut short, empty or no pictures at all. Where
-    something else follows the end, as a phone's video does, the picture is decoded.
+    something else follows the end, as a phone's video does, the end is looked for in all that
+    stands behind the header, which may hold a small picture's, and the picture is decoded.
     """
     if picture is None:
         return 0
@@ -367,6 +368,10 @@ def _size(picture: Picture) -> int:
                 if image.mode in ("I", "F"):
                     return -3
                 if head in _ENDS and _ENDS[head] not in tail:
+                    behind_header = file.tell()
+                    if _ENDS[head] not in file.read():
+                        return -1
+                    file.seek(behind_header)
                     image.load()
     except FileNotFoundError:
         return -2

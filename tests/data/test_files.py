@@ -1,5 +1,6 @@
 """Published arrangements of files: what is read, dealt, drawn, and found broken."""
 
+import io
 import json
 
 import numpy as np
@@ -445,3 +446,20 @@ def test_what_follows_a_pictures_end_does_no_harm(tmp_path):
     examples, bad = task.draw("train")
     assert [task.image(e.image_id).size for e in examples] == [(64, 64)] * 2
     assert [item.reason for item in bad] == ["damaged picture"] * 2
+
+
+def test_a_download_that_is_filled_up_with_zeros_is_damaged(tmp_path):
+    """As some programs leave it that reserve a file's whole size; a thumbnail is no picture."""
+    noise, small = Image.effect_noise((64, 64), 50), io.BytesIO()
+    noise.resize((16, 16)).save(small, "JPEG")
+    exif = b"Exif\0\0" + small.getvalue()
+    for name, fields in (("plain.jpg", {}), ("small.jpg", {"exif": exif}), ("plain.png", {})):
+        noise.save(tmp_path / name, **fields)
+        whole = (tmp_path / name).read_bytes()
+        half = len(whole) * 3 // 4
+        (tmp_path / name).write_bytes(whole[:half] + bytes(len(whole) - half))
+    rows = [{"file": name} for name in ("good.png", "plain.jpg", "small.jpg", "plain.png")]
+    task = own_pictures(tmp_path, {"train": rows}, on_bad_item="skip")
+    examples, bad = task.draw("train")
+    assert len(examples) == 1
+    assert [item.reason for item in bad] == ["damaged picture"] * 3
