@@ -157,10 +157,15 @@ class Spread:
         return self.high(1 - level)
 
     def high(self, level: float) -> float:
-        """Returns the upper one-sided bound of a level."""
+        """Returns the upper one-sided bound of a level.
+
+        What was seen lies on its own side of it: where all runs lie at an end of their range, most
+        of what may be behind them lies farther in.
+        """
         from scipy.special import logit
 
-        return float(np.interp(logit(level), _LOGITS, _likely(self)))
+        found = float(np.interp(logit(level), _LOGITS, _likely(self)))
+        return max(found, self.value) if level >= 0.5 else min(found, self.value)
 
     def p_above(self, value: float) -> float:
         """Returns the one-sided p of "the difference is at most `value`": small if it is above.

@@ -511,6 +511,14 @@ def test_to_beat_is_to_be_better_whatever_the_margin() -> None:
     assert beats.margin_points == 0
 
 
+def test_an_interval_holds_what_was_seen_also_at_the_ends_of_the_range() -> None:
+    right, wrong = np.ones((3, 41)), np.zeros((3, 41))
+    right[0, 0] = 0
+    found = allocations(right, wrong)
+    assert found.low(0.95) < found.value <= found.high(0.95)
+    assert found.low(0.95) > 0.5
+
+
 def test_where_both_answers_claim_a_difference_p_is_of_either() -> None:
     subject, *others = _line(0.01, 0.0, 0.0)
     found = ask("?", subject, others, 0.0, 0.95)
