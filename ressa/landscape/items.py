@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float64]
 Places = NDArray[np.int64]
 
-AVERAGES = ("exact_match", "accuracy", "cider")
+AVERAGES = ("exact_match", "accuracy", "cider", "ir1")
 BALANCED = "balanced_accuracy"
 _FEW = 8  # trials whose answers are read one by one; of more, the whole table is
 

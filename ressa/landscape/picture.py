@@ -331,7 +331,8 @@ def _draw_scale(figure: "Figure", panels: Any, about: About, scale: tuple[float,
         pad=0.015,
         extend="min",
     )
-    bar.ax.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f}")
+    decimals = max(0, math.ceil(1 - math.log10(100 * (scale[1] - scale[0]))))
+    bar.ax.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.{decimals}f}")
     bar.ax.yaxis.set_ticks_position("left")
     known = sorted((value, name) for name, value in about.yardsticks.items())
     room = 0.045 * (scale[1] - scale[0])

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ressa.landscape.allocations import RACING, bests
+from ressa.landscape.render import percent
 from ressa.store import ENDED_WELL, SweepStore
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ def best_words(row: dict[str, Any]) -> str | None:
         return f"front of {row['front']}"
     if (row["lines"] or 1) > 1:
         return f"{row['lines']} lines"
-    return None if row["best"] is None else f"{100 * row['best']:.1f} % ({row['best_trial']})"
+    return None if row["best"] is None else f"{percent(row['best'])} % ({row['best_trial']})"
 
 
 def short_row(row: dict[str, Any]) -> dict[str, Any]:

@@ -171,3 +171,19 @@ def test_lines_end_where_the_map_does(kept: SweepStore) -> None:
 def test_a_place_that_takes_no_file_is_one_clear_message(kept: SweepStore) -> None:
     with pytest.raises(StoreError, match=r"^cannot write /proc/map.png: "):
         plot([kept], "/proc/map.png")
+
+
+@pytest.mark.parametrize(("low", "label"), [(0.995, "99.50"), (0.99, "99.2"), (0.6, "60")])
+def test_a_scale_says_as_many_digits_as_tell_its_marks_apart(
+    empty_sweep: SweepStore, low: float, label: str
+) -> None:
+    for number, (vision, score) in enumerate((("0.3", 1.0), ("0.5", low))):
+        commit(empty_sweep, f"t{number:03d}", vision, "0.5", repair=False)
+        (row,) = empty_sweep.read("trials", where={"trial": f"t{number:03d}"}).to_pylist()
+        row |= {"score": score, "score_pruned": score}
+        empty_sweep.commit("trials", [row], trial=row["trial"], epoch=1, attempt=1)
+    figure = draw(results_table(empty_sweep))
+    figure.canvas.draw()
+    shown = [text.get_text() for text in figure.axes[-1].get_yticklabels() if text.get_text()]
+    assert label in shown
+    assert len(shown) == len(set(shown))

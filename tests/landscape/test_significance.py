@@ -471,6 +471,13 @@ def test_an_objective_that_is_no_mean_over_items_cannot_be_paired(answered: Swee
         read_items({answered: trials})
 
 
+def test_the_share_of_captions_whose_picture_comes_first_is_paired(answered: SweepStore) -> None:
+    trials = answered.trials().head(2).assign(metric="easy-vqa.ir1")
+    assert read_items({answered: trials}).scores == pytest.approx([5 / 6, 2 / 6])
+    with pytest.raises(SpecError, match=r"ir5 is no mean over items"):
+        read_items({answered: trials.assign(metric="easy-vqa.ir5")})
+
+
 def test_p_is_the_least_level_at_which_the_interval_leaves_0_out() -> None:
     items = _random_items(pictures=60, strata=1)
     found = same_checkpoints(items, A, B)
