@@ -1,23 +1,33 @@
 """Tasks' data: calibration, repair and evaluation examples, disjoint by image."""
 
+import os
 import re
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any
 
 from ressa.catalog import TASKS
 from ressa.records import TaskData
 from ressa.spec import Calibration, DataRef, DataSource
+from ressa.spec.data import HUB
 
-__all__ = ["examples_of", "open_data", "open_task", "picture_of"]
+__all__ = ["examples_of", "open_data", "open_task", "pictures_of"]
 
 # COCO dealt one set of numbered pictures in 2014, 2015 and, anew, in 2017.
-_COCO = re.compile(r"(?:COCO_(?:train|val|test)201[45]_|coco2017/|coco_captions/)(\d{12})")
+_COCO = re.compile(r"^(?:COCO_(?:train|val|test)201[45]_|coco2017/|coco_captions/)(\d{12})$")
 
 
-def picture_of(image_id: str) -> str:
-    """Returns one name for a picture that data sets give ids of their own: COCO's, by number."""
-    found = _COCO.fullmatch(image_id)
-    return image_id if found is None else f"coco/{found[1]}"
+def pictures_of(image_ids: Iterable[str], source: DataSource | None) -> set[str]:
+    """Names pictures so that equal names are one picture, in whichever data sets they are.
+
+    COCO's, to which data sets give ids of their own, go by their numbers. Ids of Hugging Face data
+    sets hold within one: two in different places share no picture.
+    """
+    if source is None or source.format != "datasets":
+        return {_COCO.sub(r"coco/\1", image_id) for image_id in image_ids}
+    is_on_hub = source.path.startswith(HUB)
+    place = source.path if is_on_hub else os.path.realpath(os.path.expanduser(source.path))
+    return {f"{place}/{image_id}" for image_id in image_ids}
 
 
 def open_task(name: str, data: TaskData | None = None) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 
 from ressa.catalog import FORMATS, TASKS, task_facts
 from ressa.data import open_data
-from ressa.data.files import BadItem, DamagedData, DataError, FileTask
+from ressa.data.files import BadItem, DamagedData, DataError, FileTask, RepeatedIds
 from ressa.errors import SpecError, UnknownNameError
 from ressa.spec import DataSource, spec_from_mapping
 
@@ -70,7 +70,7 @@ def check(
 
     Raises:
         SpecError: there is no such task or folder, or a field is wrong.
-        DataError: no split of it can be read.
+        DataError: no split of it can be read, or an id stands for several things.
     """
     formats = task_facts(task).formats
     if not formats:
@@ -137,6 +137,8 @@ def _row(
     row: dict[str, Any] = {"split": split, "from": wanted, "examples": 0, "pictures": 0}
     try:
         examples, left_out = opened.draw(split)
+    except RepeatedIds:
+        raise
     except DataError as error:
         return row | {"bad": 0, "note": str(error)}, []
     bad = list(left_out)

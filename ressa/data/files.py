@@ -10,7 +10,7 @@ import random
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
@@ -33,6 +33,10 @@ _TAIL = 64  # bytes in which a file's end mark is looked for: some writers pad
 
 class DataError(SpecError):
     """The sweep file asks a task for examples that it does not have."""
+
+
+class RepeatedIds(DataError):
+    """An id stands for several things, so that nothing of the data set can be relied on."""
 
 
 class DamagedData(TrialError):
@@ -58,7 +62,7 @@ class Record:
 
     id: str
     image_id: str
-    """Equal for equal pictures of a data set; of two, `ressa.data.picture_of` it is."""
+    """Equal for equal pictures of a data set; of two, `ressa.data.pictures_of` it."""
     text: str = ""
     """The question, if there is one."""
     answers: tuple[str, ...] = ()
@@ -89,10 +93,6 @@ class Layout(Protocol):
 
     def origin(self) -> dict[str, str]:
         """Says what the files say of themselves: their source and licence."""
-
-    @property
-    def prefix(self) -> str:
-        """What ids of pictures begin with that is of the place where the files lie."""
 
 
 class FileTask(ABC):
@@ -216,10 +216,7 @@ class FileTask(ABC):
         if key not in self._prints:
             digest = hashlib.sha256()
             for example in self.examples(*key):
-                size, name = self._sizes[example.image_id], self._name_of(example.image_id)
-                answer = name if example.answer == example.image_id else example.answer
-                placeless = replace(example, image_id=name, answer=answer)
-                digest.update(repr((placeless, size)).encode())
+                digest.update(repr((example, self._sizes[example.image_id])).encode())
             self._prints[key] = digest.hexdigest()[:32]
         return self._prints[key]
 
@@ -261,10 +258,6 @@ class FileTask(ABC):
         clean = clean_caption if self.source.clean_text else str.strip
         return tuple(caption for caption in map(clean, record.answers) if caption)
 
-    def _name_of(self, image_id: str) -> str:
-        """Names a picture wherever its data set lies."""
-        return image_id.removeprefix(self.layout.prefix)
-
     def _read(self, split: str) -> Drawn:
         """Reads a split: its examples by image, and the entries that are no examples."""
         if split not in self.source.splits:
@@ -275,7 +268,7 @@ class FileTask(ABC):
             good: list[Example] = []
             bad: list[BadItem] = []
             for record in self.layout.records(own):
-                if not low <= 100 * _place(self._name_of(record.image_id)) < high:
+                if not low <= 100 * _place(record.image_id) < high:
                     continue
                 for made in self.make(record, split):
                     if isinstance(made, BadItem):
@@ -284,7 +277,7 @@ class FileTask(ABC):
                         good.append(made)
             repeated = [name for name, count in Counter(e.id for e in good).items() if count > 1]
             if repeated:
-                raise DataError(
+                raise RepeatedIds(
                     f"{self.name}, {split}: {len(repeated)} ids stand for several examples, such "
                     f"as {repeated[0]}. Trials are paired by them: each example needs its own."
                 )

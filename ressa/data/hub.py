@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ressa.data.files import DataError, Picture, Record
+from ressa.data.files import DataError, Picture, Record, RepeatedIds
 from ressa.errors import MissingExtraError
 from ressa.spec import DataSource
 from ressa.spec.data import HUB
@@ -104,15 +104,16 @@ class HuggingFace:
 
         own = f"{split}/{number}"
         shown = value(columns.image, own) if columns.image in row else own  # a picture's path
-        image_id = f"{self.prefix}{value(columns.image_id, shown)}"
+        image_id = str(value(columns.image_id, shown))
         first = self._rows.setdefault(image_id, (split, number))
-        if first[0] != split and self._compared[split] < _COMPARED:
+        is_known = columns.image is not None and first[0] != split
+        if is_known and self._compared[split] < _COMPARED:
             self._compared[split] += 1
             if _differ(self._at(*first), self._at(split, number)):
-                raise DataError(
-                    f"{self.source.path}: the id of a picture, {value(columns.image_id, shown)}, "
-                    f"stands for one in split {first[0]} and for another in {split}. Ids must hold "
-                    "over all splits: name another column in columns.image_id, or leave it out."
+                raise RepeatedIds(
+                    f"{self.source.path}: the id of a picture, {image_id}, stands for one in split "
+                    f"{first[0]} and for another in {split}. Ids must hold over all splits: name "
+                    "another column in columns.image_id, or leave it out."
                 )
         choices: tuple[str, ...] = ()
         answers: Any
@@ -149,11 +150,6 @@ class HuggingFace:
             return value
         numbers = value if isinstance(value, list) else [value]
         return [feature.names[at] for at in numbers if at is not None and at >= 0]
-
-    @property
-    def prefix(self) -> str:
-        """Stands before ids of pictures: two data sets' rows 0 are not the same picture."""
-        return self.source.path.removeprefix(HUB).rstrip("/").rpartition("/")[2] + "/"
 
     def _split(self, split: str) -> Any:
         if split not in self._loaded:

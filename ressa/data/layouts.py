@@ -63,8 +63,6 @@ class _Folder:
         places = [root / self._pictures[image_id] for root in self._roots]
         return next((place for place in places if place.is_file()), places[0])
 
-    prefix = ""  # ids of pictures are their authors', wherever the files lie
-
     def origin(self) -> dict[str, str]:
         """Says what the files that were read say of their source and licence."""
         return self._origin

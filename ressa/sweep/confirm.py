@@ -14,7 +14,7 @@ from fractions import Fraction
 from typing import Any
 from zlib import crc32
 
-from ressa.data import picture_of
+from ressa.data import pictures_of
 from ressa.errors import ConflictError, InfeasibleAllocation, NotFoundError, SpecError
 from ressa.landscape.items import check_paired
 from ressa.landscape.tables import LINE_COLUMNS, asked_lines
@@ -346,10 +346,15 @@ def check_unseen(sweep: SweepStore, plan: SweepPlan) -> None:
     Raises:
         SpecError: there are some.
     """
-    used = sweep.read("data", columns=["purpose", "image_ids"], where={"purpose": "evaluate"})
-    seen = {picture_of(image) for row in used.to_pylist() for image in row["image_ids"]}
+    columns = ["purpose", "task", "image_ids"]
+    used = sweep.read("data", columns=columns, where={"purpose": "evaluate"}).to_pylist()
+
+    def shown(row: Mapping[str, Any]) -> set[str]:
+        return pictures_of(row["image_ids"], plan.spec.data.get(row["task"]))
+
+    seen = {picture for row in used for picture in shown(row)}
     for row in plan.data:
-        shared = seen.intersection(map(picture_of, row["image_ids"]))
+        shared = seen & shown(row)
         if shared and row["purpose"] == "evaluate":
             raise SpecError(
                 f"confirm: {row['task']}/{row['split']} shares {len(shared)} images with what "

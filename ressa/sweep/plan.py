@@ -7,7 +7,7 @@ from functools import cache, cached_property
 from itertools import combinations
 from typing import Any
 
-from ressa.data import open_data, open_task, picture_of
+from ressa.data import open_data, open_task, pictures_of
 from ressa.errors import SpecError
 from ressa.models.identity import checked_folder, fingerprint, is_on_hub, pinned
 from ressa.records import TaskData, TrialSpec, content_key, use_of
@@ -171,7 +171,7 @@ class SweepPlan:
         """
         sources = self.spec.data
         rows = [_data_row(purpose, ref, sources.get(ref.task)) for purpose, ref in draws(self.spec)]
-        seen = [(row, set(map(picture_of, row["image_ids"]))) for row in rows]
+        seen = [(row, pictures_of(row["image_ids"], sources.get(row["task"]))) for row in rows]
         for (one, images), (other, others) in combinations(seen, 2):
             if one["purpose"] == other["purpose"]:
                 continue

@@ -12,6 +12,7 @@ from PIL.ExifTags import Base
 from ressa.catalog import task_facts
 from ressa.data import open_data
 from ressa.data.captioning import cut
+from ressa.data.check import check
 from ressa.data.files import DamagedData, DataError, clean_caption, clean_question
 from ressa.spec import DataSource, spec_from_mapping
 from tests.data import published
@@ -185,7 +186,7 @@ def test_a_split_s_table_is_read_beside_folders_of_pictures(tmp_path, ending):
         examples = task.examples(split)
         assert [example.answer for example in examples] == [said for _, said in asked]
         # A picture is known by its file, so that its questions stay together.
-        assert [e.image_id for e in examples] == [f"{tmp_path.name}/{file}" for file, _ in asked]
+        assert [e.image_id for e in examples] == [file for file, _ in asked]
         assert task.image(examples[0].image_id).size == (8, 8)
 
 
@@ -393,6 +394,24 @@ def test_ids_that_hold_over_splits_name_one_picture(tmp_path):
     assert {e.image_id for e in first} == {e.image_id for e in again}
 
 
+def test_ids_may_repeat_where_there_are_no_pictures(tmp_path):
+    rows = [{"file": f"{n}.png", "number": str(n)} for n in range(4)]
+    columns = {"image": None, "image_id": "number"}
+    task = own_pictures(tmp_path, {"train": rows, "test": rows}, columns=columns)
+    assert len(task.examples("train")) == len(task.examples("test")) == 4
+
+
+def test_a_check_refuses_ids_that_count_anew(tmp_path):
+    rows = {
+        split: [{"file": f"{split}/{n}.png", "red": at, "number": str(n)} for n in range(40)]
+        for at, split in enumerate(("train", "test"))
+    }
+    own_pictures(tmp_path, rows)
+    columns = {"image": "file", "image_id": "number"}
+    with pytest.raises(DataError, match="Ids must hold over all splits"):
+        check("vqa", str(tmp_path), "datasets", {"columns": columns})
+
+
 def test_a_copy_under_another_name_is_dealt_alike_and_has_the_same_identity(tmp_path):
     rows = [{"file": f"{n}.png"} for n in range(40)]
     dealt = {"train": "train[30%:]", "calibration": "train[:30%]"}
@@ -400,7 +419,7 @@ def test_a_copy_under_another_name_is_dealt_alike_and_has_the_same_identity(tmp_
         own_pictures(tmp_path / name, {"train": rows}, splits=dealt) for name in ("a", "copy")
     )
     for split in dealt:
-        assert [e.id for e in one.examples(split)] == [e.id for e in other.examples(split)]
+        assert one.examples(split) == other.examples(split)
         assert one.fingerprint(split) == other.fingerprint(split)
 
 

@@ -8,6 +8,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -421,6 +422,29 @@ def test_lines_whose_names_differ_at_their_ends_are_told_apart(shown: Browser) -
     fits += "one.getBBox().width <= 560 && one.getBBox().y + one.getBBox().height <= "
     fits += "document.querySelector('#along svg').viewBox.baseVal.height)"
     assert shown.run(fits)
+    assert shown.problems == []
+
+
+@needs_chromium
+def test_lines_whose_names_differ_in_the_middle_are_told_apart(shown: Browser) -> None:
+    """Four options with their values, and one that has no space at which it could be wrapped."""
+    one = (
+        "budget 0.5 prune.pattern=2:4 prune.method={} repair.steps=100 repair.learning_rate=0.0001"
+    )
+    names = [one.format(method) for method in ("wanda", "magnitude", "sparsegpt")]
+    names += [f"budget 0.5 model.path=/{'folder' * 12}/{place}/{'x' * 40}" for place in "ab"]
+    made = f"{json.dumps(names)}.map((name) => ({{...data.along[0], name}}))"
+    shown.run(f"data.along = {made}; along()")
+    every = "[...document.querySelectorAll('#along text')]"
+    said = shown.run(f"{every}.map((one) => one.textContent)")
+    assert [text for text in said if text.startswith("budget")] == names
+    boxes = shown.run(
+        f"{every}.map((one) => one.getBBox()).map((one) => [one.x, one.y, one.width, one.height])"
+    )
+    height = shown.run("document.querySelector('#along svg').viewBox.baseVal.height")
+    assert all(x + width <= 560 and y + tall <= height for x, y, width, tall in boxes)
+    legend = [box for box, text in zip(boxes, said, strict=True) if text.startswith("budget")]
+    assert all(one[1] + one[3] <= other[1] + 1 for one, other in pairwise(legend))
     assert shown.problems == []
 
 

@@ -1,10 +1,13 @@
 """What a sweep asks of each tower, before anything runs, and how it is written down."""
 
+import json
 import shutil
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
+from PIL import Image
 
 from ressa.catalog import MODELS
 from ressa.errors import ConflictError, SpecError, StoreError
@@ -132,6 +135,34 @@ def test_examples_that_only_some_trials_take_are_held_against_the_others(tmp_pat
     few = {"sparsity": 0.3, "repair.data.samples": {"choices": [16, 32_760]}}
     with pytest.raises(SpecError, match="train split has 32759 questions; 32760 were asked for"):
         _ = make_plan(spec_from_mapping({**LEAST, "space": few}).spec).data
+
+
+def own_captions(folder: Path) -> dict[str, object]:
+    """One's own data, as the sweep file has them: a caption for each picture, by its path."""
+    folder.mkdir(parents=True)
+    names = [f"{number}.png" for number in range(8)]
+    for name in names:
+        Image.new("RGB", (8, 8)).save(folder / name)
+    rows = [json.dumps({"image": name, "caption": f"picture {name} of all"}) for name in names]
+    for split in ("train", "test"):
+        (folder / f"{split}.jsonl").write_text("\n".join(rows))
+    splits = {"train": "test", "calibration": "train"}
+    return {"task": "captioning", "format": "datasets", "path": str(folder), "splits": splits}
+
+
+def test_pictures_are_told_apart_by_where_their_data_set_lies(tmp_path: Path) -> None:
+    one, other = (own_captions(tmp_path / place / "own") for place in ("here", "there"))
+    content: dict[str, Any] = {
+        **LEAST,
+        "space": {"sparsity": 0.3},
+        "prune": {"calibration": {"task": "one", "samples": 8}},
+        "repair": {"data": {"task": "other", "samples": 8}},
+    }
+    apart = {"data": {"one": one, "other": other}}
+    assert len(make_plan(spec_from_mapping(content | apart).spec).data) == 3
+    together = {"data": {"one": one, "other": one | {"path": f"{tmp_path}/there/../here/own/"}}}
+    with pytest.raises(SpecError, match=r"share 8 images, such as /.*/here/own/0\.png"):
+        _ = make_plan(spec_from_mapping(content | together).spec).data
 
 
 @pytest.mark.parametrize("group", ["row", "all"])

@@ -508,10 +508,14 @@ function along() {
     $("along").replaceChildren(make("p", "No line, of one budget or one sum of sparsities, has three allocations.", { class: "faint" }));
     return;
   }
-  // Names that differ at their ends alone stay apart: in one column, cut in their middle.
+  // Long names are wrapped, in one column: cut anywhere, two of them might read alike.
   const columns = Math.max(...lines.map((line) => line.name.length)) > 28 ? 1 : 2;
-  const short = (name) => (name.length > 60 ? `${name.slice(0, 28)}…${name.slice(-31)}` : name);
-  const bottom = 270 + 20 * Math.ceil(lines.length / columns);
+  let bottom = 264;
+  const legend = lines.map(({ name }, n) => {
+    const parts = name.match(/\S{48}(?=\S)|.{1,48}(?:\s|$)/g), top = bottom;
+    if (n % columns === columns - 1 || n === lines.length - 1) bottom += 2 + 18 * parts.length;
+    return { parts, left: 56 + (n % columns) * 250, top };
+  });
   const svg = draw("svg", { viewBox: `0 0 560 ${bottom}`, role: "img", "aria-label": "scores along lines of equal size, by vision sparsity" });
   const box = { left: 52, right: 545, top: 26, bottom: 220 };
   const all = lines.flatMap((line) => line[field].flatMap((value, n) => [value - (line[`${field}_error`][n] || 0), value + (line[`${field}_error`][n] || 0)]).filter(known));
@@ -535,9 +539,9 @@ function along() {
       dot.append(draw("title", {}, `${line.name}: ${percent(value)} %${known(error) ? ` ± ${percent(error)}` : ""}`));
       svg.append(dot);
     }
-    const [left, top] = [56 + (n % columns) * 250, 264 + Math.floor(n / columns) * 20];
-    svg.append(draw("line", { ...style, x1: left, x2: left + 26, y1: top, y2: top }));
-    svg.append(draw("text", { x: left + 32, y: top + 4 }, short(line.name)));
+    const { parts, left, top } = legend[n], said = draw("text", { y: top + 4 });
+    parts.forEach((part, i) => said.append(draw("tspan", { x: left + 32, dy: i ? 18 : 0 }, part)));
+    svg.append(draw("line", { ...style, x1: left, x2: left + 26, y1: top, y2: top }), said);
   });
   $("along").replaceChildren(svg);
 }
