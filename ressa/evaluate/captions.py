@@ -1,7 +1,8 @@
 """Scores of captions, CIDEr and BLEU-4, by the code of the COCO caption challenge (pycocoevalcap).
 
 Its tokenizer is Stanford's, in Java; here NLTK's Treebank tokenizer stands in for it, with the same
-lower case and the same punctuation left out (docs/tasks.md says what that changes).
+lower case, the same punctuation left out and the same rule for full stops (docs/tasks.md says what
+may still differ).
 """
 
 import contextlib
@@ -18,8 +19,35 @@ _PUNCTUATION = frozenset(["''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "-
 
 def words(caption: str) -> str:
     """Writes a caption as its tokens, in lower case and without punctuation, one blank between."""
-    tokens = _tokenizer().tokenize(" ".join(caption.split()), convert_parentheses=True)
-    return " ".join(token.lower() for token in tokens if token not in _PUNCTUATION)
+    text = " ".join(caption.split())
+    tokens = [t.lower() for t in _tokenizer().tokenize(text, convert_parentheses=True)]
+    if len(tokens) > 1 and tokens[-1] == "." and _is_abbreviation(tokens[-2]):
+        tokens[-2:] = [f"{tokens[-2]}."]  # NLTK splits the last full stop off whatever it ends
+    found = []
+    for token, following in zip(tokens, [*tokens[1:], ""], strict=True):
+        word = token.rstrip(".")  # and leaves all others where they are
+        if word != token and _is_abbreviation(word, following):
+            word += "."
+        if word and word not in _PUNCTUATION:
+            found.append(word)
+    return " ".join(found)
+
+
+def _is_abbreviation(word: str, following: str = "") -> bool:
+    """Whether Stanford's tokenizer keeps the full stop behind a word: behind letters with stops
+    between, no. 5, and the usual abbreviations."""
+    is_letters = all(len(part) == 1 and part.isalpha() for part in word.split("."))
+    return is_letters or word in _ABBREVIATIONS or (word == "no" and following.isdecimal())
+
+
+_STOPPED = """
+    adm al ala apr ariz assn aug ave bldg blvd bros calif capt cf cmdr co col colo conn corp cpl dak
+    dec dept dr esq est etc ext feb fla fri ft ga gen gov hon inc ind jan jr jul jun kan ky lt ltd
+    maj mar md messrs mfg mich minn mlle mme mo mon mont mr mrs ms mt neb nev nov oct okla penn ph
+    ph.d pres prof rd rep rev sen sep sept sgt sq sr st supt tel tenn thu thurs tue tues univ va vs
+    vt wed wis wyo
+"""
+_ABBREVIATIONS = frozenset(_STOPPED.split())
 
 
 def cider(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:

@@ -128,7 +128,8 @@ class Choices(_Shared):
     ) -> list[Answer]:
         """Takes each example's likeliest choice; its value is the likeliest per token, a number.
 
-        Of logits that overflow no choice is the likeliest: there is no answer, its value is NaN.
+        Of logits that overflow, and of choices that are all impossible, none is the likeliest:
+        there is no answer, its value is NaN.
         """
         every = [choice for example in own for choice in choices_of(example)]
         size = task.source.batch_size
@@ -136,10 +137,11 @@ class Choices(_Shared):
         answers = []
         for example in own:
             each = [next(found) for _ in example.choices]
-            if any(math.isnan(one.log_probability) for one in each):
+            sizes = [one.log_probability for one in each]
+            if any(map(math.isnan, sizes)) or max(sizes) == -math.inf:
                 answers.append(Answer("", (math.nan,)))
                 continue
-            best = max(range(len(each)), key=lambda i: each[i].log_probability)
+            best = sizes.index(max(sizes))
             per_token = max(range(len(each)), key=lambda i: each[i].per_token)
             answers.append(Answer(example.choices[best], (per_token,)))
         return answers

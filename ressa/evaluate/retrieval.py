@@ -14,6 +14,7 @@ Dimensions: image, caption; place = the vision tower's tokens; query = the Q-For
 shared embedding.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
@@ -73,7 +74,7 @@ class RetrievalMeasure(Measure):
         of_image = _places(scores_of_captions, is_own)
         of_captions = _places(scores_of_images, is_own.T)[owner]
         first = scores_of_captions.argmax(dim=1).tolist()
-        places = torch.cat([of_image, of_captions], dim=1).double().tolist()
+        places = torch.cat([of_image, of_captions], dim=1).tolist()
         return [Answer(images[one], tuple(found)) for one, found in zip(first, places, strict=True)]
 
     def score(
@@ -279,18 +280,20 @@ def _places(scores: Float[Tensor, "one other"], is_own: Tensor) -> Tensor:
 
     Of a row whose own were no candidates all others score higher: those that were none either score
     the same, and would leave it a place right behind the candidates, found among the first ten if
-    those are fewer.
+    those are fewer. Of scores that are no numbers there are no places: NaN.
     """
     best = scores.masked_fill(~is_own, -torch.inf).amax(dim=1, keepdim=True)
     higher = ((scores > best) & ~is_own).sum(dim=1)
     same = ((scores == best) & ~is_own).sum(dim=1)
     was_candidate = best[:, 0] > _BEHIND
-    return torch.stack([higher.where(was_candidate, scores.shape[1]), same], dim=1)
+    places = torch.stack([higher.where(was_candidate, scores.shape[1]), same], dim=1).double()
+    return places.masked_fill(scores.isnan().any(dim=1, keepdim=True), torch.nan)
 
 
 def _recall(rank: int, higher: float, same: float) -> float:
     """Returns how often it is among the first, over all orders of what scores the same."""
-    return min(1.0, max(0.0, (rank - higher) / (1 + same)))
+    share = (rank - higher) / (1 + same)
+    return share if math.isnan(share) else min(1.0, max(0.0, share))
 
 
 def _chunks(items: Sequence[Any], size: int) -> Iterator[Any]:

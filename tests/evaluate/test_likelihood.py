@@ -83,14 +83,16 @@ def test_a_choice_by_the_mean_of_its_tokens_is_scored_by_itself():
 
 def test_of_logits_that_overflow_no_choice_is_the_likeliest(task, monkeypatch):
     """NaN is greater than nothing: of a list that begins with the right one, it was 100 %."""
-    found = [Likelihood(value, 1) for value in (math.nan, math.nan, -2.0, -1.0)]
+    impossible = -math.inf
+    sizes = (math.nan, math.nan, impossible, -1.0, impossible, impossible)
+    found = [Likelihood(value, 1) for value in sizes]
     monkeypatch.setattr("ressa.evaluate.measures.likelihoods", lambda *_, **__: found)
-    examples = [_asked(number, str(number), choices=("a", "b")) for number in range(2)]
+    examples = [_asked(number, str(number), choices=("a", "b")) for number in range(3)]
     source = SimpleNamespace(batch_size=2)
     answers = Choices().part(None, SimpleNamespace(source=source), examples, blank=False, keep=None)
     scores, each = Choices().score(None, examples, answers)
     assert answers[1].text == "b"
-    assert math.isnan(each[0]) and each[1] == 0
+    assert math.isnan(each[0]) and each[1] == 0 and math.isnan(each[2])
     assert math.isnan(scores["accuracy"]) and math.isnan(scores["accuracy_per_token"])
 
 

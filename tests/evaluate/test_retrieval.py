@@ -1,5 +1,6 @@
 """Retrieval through a pruned tower, against transformers' own matching model."""
 
+import math
 import shutil
 from dataclasses import replace
 from types import SimpleNamespace
@@ -174,6 +175,15 @@ def test_a_tower_that_sees_nothing_finds_by_chance(task, dtype):
     scores, _ = measure.score(task, examples, answers)
     assert scores["ir1"] == pytest.approx(1 / 12)
     assert scores["ir5"] == pytest.approx(5 / 12)
+
+
+def test_of_logits_that_overflow_nothing_is_found_or_missed(task):
+    vlm, examples = load_vlm("pocket-blip2"), captions_of(task, 4)
+    with torch.no_grad():
+        vlm.vision_tower.embeddings.patch_embedding.weight.fill_(torch.nan)
+    measure = measure_of(task)
+    scores, _ = measure.score(task, examples, measure.answer(vlm, task, examples, blank=False))
+    assert math.isnan(scores["ir1"]) and math.isnan(scores["tr10"])
 
 
 def test_rounding_to_16_bits_makes_no_two_pictures_alike(task):
