@@ -486,6 +486,19 @@ def test_plan_of_a_continuous_space_has_no_points_to_show(ressa: Ressa) -> None:
     assert "the sampler draws from it" in said.err
 
 
+def test_plan_of_what_run_would_refuse_shows_all_it_can_and_ends_with_1(
+    ressa: Ressa, tmp_path: Path
+) -> None:
+    data = "data={mine: {task: vqa, format: vqav2, path: " + str(tmp_path) + "}}"
+    more = ["--set", data, "--set", "evaluate=[{task: mine, split: validation}]"]
+    more += ["--set", "objective.maximize=mine.accuracy", "--set", "confirm=[]"]
+    said = ressa("plan", QUICKSTART, *more)
+    assert said.code == 1, said.err
+    assert "data         cannot be used here: vqav2 wants" in said.err
+    assert "0.575" in said.out
+    assert "search" in said.err
+
+
 def test_plan_says_which_points_cannot_be(ressa: Ressa) -> None:
     asked = ["plan", QUICKSTART, *_CHOICES, "--set", "budget=[0.7]"]
     assert "skipped" not in ressa(*asked).err

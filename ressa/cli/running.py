@@ -63,10 +63,12 @@ def plan(
     found = preview(spec.model_copy(update={"store": place}))
     if output is not Output.table:
         show(found.points, output)
-        return
-    if len(found.points):
-        show([_planned(row) for row in found.points.to_dict("records")], output)
-    explain(found.facts)
+    else:
+        if len(found.points):
+            show([_planned(row) for row in found.points.to_dict("records")], output)
+        explain(found.facts)
+    if found.is_refused:
+        raise typer.Exit(1)
 
 
 def _planned(row: dict[str, Any]) -> dict[str, Any]:

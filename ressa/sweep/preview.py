@@ -42,6 +42,8 @@ class Preview:
 
     points: pandas.DataFrame
     facts: list[Fact]
+    is_refused: bool
+    """Whether `ressa run` would refuse it here, for the model or the data."""
 
 
 def preview(spec: SweepSpec) -> Preview:
@@ -51,6 +53,7 @@ def preview(spec: SweepSpec) -> Preview:
     if spec.data:
         plan, said_of_data = _with_data(plan)
         facts += said_of_data
+    is_refused = bool(facts)
     rows: list[dict[str, Any]] = []
     distinct = 0
     trials: dict[str, TrialSpec] = {}
@@ -76,7 +79,7 @@ def preview(spec: SweepSpec) -> Preview:
         *_unconfirmed(spec),
         *cost_words(plan, count, list(trials.values()) or drawn),
     ]
-    return Preview(pandas.DataFrame(rows), facts)
+    return Preview(pandas.DataFrame(rows), facts, is_refused)
 
 
 def _sees(spec: SweepSpec) -> list[Fact]:
