@@ -178,13 +178,14 @@ class FileTask(ABC):
 
     def _remedy(self, split: str, count: int) -> str:
         """Says what to do where a split has too few examples."""
-        fewer = [f"ask for 1 to {count}"] if count else []
-        own, low, high = slice_of(self.source.splits[split])
-        larger = f"give it more pictures in data.{self.name}.splits"
-        if high - low < 100:
-            larger += f" (pictures of {own} are dealt by a hash of their ids: so many % or about)"
-        words = ", or ".join([*fewer, larger])
-        return f"{words[0].upper()}{words[1:]}."
+        _, low, high = slice_of(self.source.splits[split])
+        fewer = f"Ask for 1 to {count}, or give" if count else "Give"
+        if high - low == 100:
+            return f"{fewer} it another split of the files in data.{self.name}.splits."
+        return (
+            f"{fewer} it a larger slice in data.{self.name}.splits: pictures are dealt by a hash "
+            "of their ids, so that of few pictures a small slice may get none."
+        )
 
     def image(self, image_id: str) -> Image.Image:
         """Opens a picture as RGB, turned as its EXIF data say.

@@ -430,9 +430,9 @@ def test_a_slice_without_a_picture_says_how_it_is_dealt(tmp_path):
     with pytest.raises(DataError) as refused:
         task.examples("calibration", 8)
     assert str(refused.value) == (
-        "mine's calibration split, train[:1%], has 0 examples; 8 were asked for. Give it more "
-        "pictures in data.mine.splits (pictures of train are dealt by a hash of their ids: so "
-        "many % or about)."
+        "mine's calibration split, train[:1%], has 0 examples; 8 were asked for. Give it a larger "
+        "slice in data.mine.splits: pictures are dealt by a hash of their ids, so that of few "
+        "pictures a small slice may get none."
     )
     with pytest.raises(DataError, match=r"has 3 examples; 8 were asked for\. Ask for 1 to 3, or"):
         task.examples("train", 8)
