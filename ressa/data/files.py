@@ -179,7 +179,7 @@ class FileTask(ABC):
     def _remedy(self, split: str, count: int) -> str:
         """Says what to do where a split has too few examples."""
         _, low, high = slice_of(self.source.splits[split])
-        fewer = f"Ask for 1 to {count}, or give" if count else "Give"
+        fewer = f"Ask for {count} samples or fewer, or give" if count else "Give"
         if high - low == 100:
             return f"{fewer} it another split of the files in data.{self.name}.splits."
         return (

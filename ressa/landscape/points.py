@@ -30,7 +30,7 @@ def colour_range(frame: "pandas.DataFrame") -> tuple[float, float]:
     floors = [f for f in (about.floor_majority, about.floor_dense_blank) if f is not None]
     high = max(tops, default=1.0)
     low = max([scores.min(), *([min(floors)] if floors else [])]) if len(scores) else 0.0
-    return (low, high) if low < high else (high - 0.01, high)
+    return (low, high) if low < high else (max(high - 0.01, 0.0), high or 0.01)
 
 
 def visible(searched: "pandas.DataFrame") -> list[dict[str, Any]]:

@@ -170,7 +170,16 @@ class SweepPlan:
             SpecError: two purposes share an image, or a split has too few examples.
         """
         sources = self.spec.data
-        rows = [_data_row(purpose, ref, sources.get(ref.task)) for purpose, ref in draws(self.spec)]
+        rows: list[dict[str, Any]] = []
+        faults: dict[str, list[str]] = {}  # what is wrong: for which purposes
+        for purpose, ref in draws(self.spec):
+            try:
+                rows.append(_data_row(purpose, ref, sources.get(ref.task)))
+            except SpecError as error:
+                faults.setdefault(str(error), []).append(purpose)
+        if faults:
+            said = [f"{', '.join(dict.fromkeys(of))}: {what}" for what, of in faults.items()]
+            raise SpecError("\n".join(said), said)
         seen = [(row, pictures_of(row["image_ids"], sources.get(row["task"]))) for row in rows]
         for (one, images), (other, others) in combinations(seen, 2):
             if one["purpose"] == other["purpose"]:

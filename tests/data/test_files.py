@@ -434,7 +434,7 @@ def test_a_slice_without_a_picture_says_how_it_is_dealt(tmp_path):
         "slice in data.mine.splits: pictures are dealt by a hash of their ids, so that of few "
         "pictures a small slice may get none."
     )
-    with pytest.raises(DataError, match=r"has 3 examples; 8 were asked for\. Ask for 1 to 3, or"):
+    with pytest.raises(DataError, match=r"8 were asked for\. Ask for 3 samples or fewer, or"):
         task.examples("train", 8)
 
 

@@ -8,6 +8,7 @@ from ressa.errors import NotFoundError, SpecError, StoreError
 from ressa.landscape import plot, results_table
 from ressa.landscape.charted import charts
 from ressa.landscape.picture import draw
+from ressa.landscape.points import colour_range
 from ressa.store import SweepStore
 
 from .conftest import commit, quickstart
@@ -171,6 +172,20 @@ def test_lines_end_where_the_map_does(kept: SweepStore) -> None:
 def test_a_place_that_takes_no_file_is_one_clear_message(kept: SweepStore) -> None:
     with pytest.raises(StoreError, match=r"^cannot write /proc/map.png: "):
         plot([kept], "/proc/map.png")
+
+
+@pytest.mark.parametrize(
+    ("score", "scale"), [(0.0, (0.0, 0.01)), (1e-8, (0.0, 1e-8)), (1.0, (0.99, 1.0))]
+)
+def test_where_all_score_alike_colours_begin_at_0_or_above(
+    empty_sweep: SweepStore, score: float, scale: tuple[float, float]
+) -> None:
+    commit(empty_sweep, "t000", "0.3", "0.5", repair=False)
+    (row,) = empty_sweep.read("trials").to_pylist()
+    row |= {"score": score, "score_pruned": score, "floor_majority": None}
+    row |= {"floor_dense_blank": None}
+    empty_sweep.commit("trials", [row], trial="t000", epoch=1, attempt=1)
+    assert colour_range(results_table(empty_sweep)) == pytest.approx(scale)
 
 
 @pytest.mark.parametrize(("low", "label"), [(0.995, "99.50"), (0.99, "99.2"), (0.6, "60")])

@@ -132,6 +132,11 @@ def test_examples_that_only_some_trials_take_are_held_against_the_others(tmp_pat
     }
     with pytest.raises(SpecError, match=r"calibration \(mine\) and repair \(mine\) share"):
         _ = make_plan(spec_from_mapping(content).spec).data
+    many = {"repair": {"data": {"task": "mine", "samples": 999}}, "space": {"sparsity": 0.3}}
+    many |= {"evaluate": [{"task": "mine", "split": "validation", "samples": 999}]}
+    with pytest.raises(SpecError) as refused:
+        _ = make_plan(spec_from_mapping(content | many).spec).data
+    assert [fault.split(":")[0] for fault in refused.value.faults] == ["repair", "evaluate"]
     few = {"sparsity": 0.3, "repair.data.samples": {"choices": [16, 32_760]}}
     with pytest.raises(SpecError, match="train split has 32759 questions; 32760 were asked for"):
         _ = make_plan(spec_from_mapping({**LEAST, "space": few}).spec).data
