@@ -494,7 +494,7 @@ def test_plan_of_what_run_would_refuse_shows_all_it_can_and_ends_with_1(
     more += ["--set", "objective.maximize=mine.accuracy", "--set", "confirm=[]"]
     said = ressa("plan", QUICKSTART, *more)
     assert said.code == 1, said.err
-    assert "data         cannot be used here: vqav2 wants" in said.err
+    assert "data         cannot be used here: evaluate: vqav2 wants" in said.err
     assert "0.575" in said.out
     assert "search" in said.err
 
