@@ -1,7 +1,6 @@
 """How each kind of task is answered and scored: one measure a kind, found by its name."""
 
 import math
-import sys
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
@@ -154,10 +153,12 @@ class Choices(_Shared):
         right, per_token = [], []
         for example, answer in pairs:
             (number,) = answer.values
-            is_none = math.isnan(number)
-            chosen = "" if is_none else example.choices[int(number)]
-            right.append(math.nan if is_none else float(answer.text == example.answer))
-            per_token.append(math.nan if is_none else float(chosen == example.answer))
+            if math.isnan(number):
+                right.append(math.nan)
+                per_token.append(math.nan)
+                continue
+            right.append(float(answer.text == example.answer))
+            per_token.append(float(example.choices[int(number)] == example.answer))
         scores = {
             **averaged("accuracy", right, examples),
             **averaged("accuracy_per_token", per_token, examples),
@@ -202,10 +203,11 @@ class TextLikelihood(_Shared):
 
 def _exponential(value: float) -> float:
     """Returns e to a power; infinity where that is no number that a float holds."""
-    return math.exp(value) if value < _LARGEST or math.isnan(value) else math.inf
+    try:
+        return math.exp(value)
+    except OverflowError:
+        return math.inf
 
-
-_LARGEST = math.log(sys.float_info.max)
 
 _MEASURES: dict[str, Measure] = {
     "closed": Closed(),
