@@ -250,12 +250,14 @@ class _Ranges(io.RawIOBase):
 
 
 def _check_folder(folder: Path, *, create: bool) -> None:
-    if folder.is_dir():
-        return
-    if folder.exists():
+    # In this order: workers open a store together, and another may make it between two looks.
+    if not folder.exists():
+        if not create:
+            raise NotFoundError(
+                f"no store at {folder}. `ressa run` makes one; --store names another."
+            )
+    elif not folder.is_dir():
         raise StoreError(f"store {folder} is a file, not a folder. Name another folder.")
-    if not create:
-        raise NotFoundError(f"no store at {folder}. `ressa run` makes one; --store names another.")
 
 
 @contextlib.contextmanager

@@ -3,7 +3,9 @@
 import os
 import subprocess
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 
@@ -37,6 +39,19 @@ def test_a_relative_folder_is_relative_to_the_working_directory(
     assert store.folder == tmp_path / "a" / "b"
     assert open_store(f"file://{tmp_path}/a/b").folder == store.folder
     assert list(tmp_path.glob("a/b/.*")) == []  # the probe is gone
+
+
+def test_workers_that_open_a_new_store_together_all_get_it(tmp_path: Path) -> None:
+    at_once = Barrier(4)
+
+    def opened(_worker: int, folder: Path) -> Path | None:
+        at_once.wait()
+        return open_store(folder, create=True).folder
+
+    with ThreadPoolExecutor(4) as workers:
+        for number in range(100):
+            folder = tmp_path / str(number)
+            assert list(workers.map(opened, range(4), [folder] * 4)) == [folder] * 4
 
 
 def test_a_file_in_place_of_the_folder_is_one_clear_message(tmp_path: Path) -> None:
