@@ -511,18 +511,19 @@ class _Trial:
                     "true_answer": example.answer,
                     "correct": given.text == example.answer,
                     "value": value,
+                    "image_value": of_image,
                 }
-                for example, given, value in zip(examples, answers, each, strict=True)
+                for example, given, (value, of_image) in zip(examples, answers, each, strict=True)
             )
         return _score_rows(ref, state, image, scores, len(examples))
 
     def _answered(
         self, ref: DataRef, *, blank: bool, few: int | None = None
-    ) -> tuple[Sequence[Example], Scores, list[Answer], list[float | None]]:
+    ) -> tuple[Sequence[Example], Scores, list[Answer], list[tuple[float | None, float | None]]]:
         """Lets the workers answer all questions, or so few, and scores that.
 
         Returns:
-            The examples, their scores, and each one's answer and value.
+            The examples, their scores, each one's answer, and its own and its image's value.
         """
         asked = ref if few is None else ref.model_copy(update={"samples": few})
         task, examples = self._data(asked)
@@ -532,7 +533,8 @@ class _Trial:
         keep = partial(self.kept.encoded, name)
         answers = measure.answer(self.vlm, task, examples, blank=blank, keep=keep)
         scores, each = measure.score(task, examples, answers)
-        return examples, scores, answers, each
+        of_images = measure.of_images(examples, answers)
+        return examples, scores, answers, list(zip(each, of_images, strict=True))
 
     def _means(self, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         """Means over tasks, where there are several."""

@@ -51,3 +51,9 @@ class Measure(ABC):
         self, task: Any, examples: Sequence[Example], answers: Sequence[Answer]
     ) -> tuple[Scores, list[float | None]]:
         """Returns the scores, and what each example contributes to the main one, if anything."""
+
+    def of_images(
+        self, examples: Sequence[Example], answers: Sequence[Answer]
+    ) -> list[float | None]:
+        """Returns what each example's image contributes to a main score over images, if any is."""
+        return [None] * len(examples)

@@ -97,6 +97,12 @@ class RetrievalMeasure(Measure):
                 scores[f"{name}{rank}_standard_error"] = error
         return scores, [_recall(1, *place) for place in of_image]
 
+    def of_images(
+        self, examples: Sequence[Example], answers: Sequence[Answer]
+    ) -> list[float | None]:
+        """Returns of each caption's picture whether one of its captions stands first."""
+        return [_recall(1, *answer.values[2:]) for answer in answers]
+
 
 class Matching:
     """The matching model, with a VLM's vision tower in place of its own.

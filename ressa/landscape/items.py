@@ -2,10 +2,11 @@
 
 A score is a sum over strata s of share_s · (mean of an item's own score in s). An average has one
 stratum; balanced accuracy has one for each true answer, all of equal share; a mean over tasks has
-those of each task, whose shares add up to the task's. The influence of a
-picture g on a score, ψ_g = Σ_{i in g} share_s (x_i − mean_s) / n_s, is what its standard error is
-made of: see `evaluate.metrics`. G·ψ_g + score is here called what the picture says: its mean over
-all G pictures is the score.
+those of each task, whose shares add up to the task's: of retrieval one whose items are captions,
+and one whose items are pictures. The influence of a picture g on a score,
+ψ_g = Σ_{i in g} share_s (x_i − mean_s) / n_s, is what its standard error is made of: see
+`evaluate.metrics`. G·ψ_g + score is here called what the picture says: its mean over all G pictures
+is the score.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,8 +27,9 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float64]
 Places = NDArray[np.int64]
 
-AVERAGES = ("exact_match", "accuracy", "cider", "ir1")
+AVERAGES = ("exact_match", "accuracy", "cider", "ir1", "tr1")
 BALANCED = "balanced_accuracy"
+_OVER_PICTURES = "tr1"  # the items are pictures: each stands once, whatever is asked about it
 _FEW = 8  # trials whose answers are read one by one; of more, the whole table is
 
 Run = tuple[str, str]
@@ -133,33 +135,56 @@ def read_items(
     """
     parts = _parts(trials)
     pieces = [_of_part(part, trials, state) for part in parts]
-    # Of one name in two tasks are two pictures: their data sets may number them alike.
-    pictures = np.cumsum([0, *(piece.pictures for piece in pieces)])
-    strata = np.cumsum([0, *(piece.strata for piece in pieces)])
-    shares = [
-        np.full(piece.strata, part.share / piece.strata)
-        for piece, part in zip(pieces, parts, strict=True)
-    ]
+    strata = [int(piece.stratum.max()) + 1 for piece in pieces]
+    shares = [np.full(n, part.share / n) for n, part in zip(strata, parts, strict=True)]
+    before = np.cumsum([0, *strata[:-1]])
     return Items(
         runs=tuple(
             (sweep.name, trial) for sweep, rows in trials.items() for trial in rows["trial"]
         ),
         values=np.concatenate([piece.values for piece in pieces], axis=1),
-        picture=np.concatenate(
-            [one.picture + at for one, at in zip(pieces, pictures, strict=False)]
-        ),
-        stratum=np.concatenate([one.stratum + at for one, at in zip(pieces, strata, strict=False)]),
+        picture=_numbered(parts, pieces),
+        stratum=np.concatenate([one.stratum + at for one, at in zip(pieces, before, strict=True)]),
         share=np.concatenate(shares) if len(parts) > 1 else None,
     )
 
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """One of the tasks that an objective is a mean over."""
+    """One of the scores that an objective is a mean over."""
 
     task: str
-    is_balanced: bool
+    metric: str
     share: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """The items of a part."""
+
+    values: Floats
+    """[run item]"""
+    image: NDArray[np.object_]
+    """[item]: id of its picture."""
+    stratum: Places
+    """[item]"""
+
+
+def _numbered(parts: Sequence[_Part], pieces: Sequence[_Piece]) -> Places:
+    """Numbers the pictures of all items, in the order of their ids.
+
+    Of one id in two tasks are two pictures: their data sets may number them alike.
+    """
+    import pandas as pd
+
+    tasks = list(dict.fromkeys(part.task for part in parts))
+    of_task = [
+        np.full(len(piece.image), tasks.index(part.task))
+        for part, piece in zip(parts, pieces, strict=True)
+    ]
+    images = np.concatenate([piece.image for piece in pieces])
+    keys = pd.MultiIndex.from_arrays([np.concatenate(of_task), images])
+    return np.asarray(keys.factorize(sort=True)[0], np.int64)
 
 
 def _parts(trials: Mapping[SweepStore, "pandas.DataFrame"]) -> list[_Part]:
@@ -199,7 +224,7 @@ def _part(task: str, name: str, share: float, objective: str) -> _Part:
             f"{part or objective} is no mean over items, and cannot be paired by them. Objectives "
             f"that can: {', '.join((*AVERAGES, BALANCED))}, and means over tasks of these."
         )
-    return _Part(task, name == BALANCED, share)
+    return _Part(task, name, share)
 
 
 def _of_all(sweep: SweepStore, name: str) -> list[_Part]:
@@ -208,11 +233,11 @@ def _of_all(sweep: SweepStore, name: str) -> list[_Part]:
     tasks = list(dict.fromkeys(ref.task for ref in spec.evaluate))
     parts = []
     for task in tasks:
-        kind = spec.data[task].task if task in spec.data else task
-        main, *more = task_facts(kind).main
-        metric = " and ".join((main, *more))
-        share = 1.0 if name == "macro" else 1 / _dense(sweep, task, metric)
-        parts.append(_part(task, metric, share / len(tasks), f"{ALL_TASKS}.{name}"))
+        main = task_facts(spec.data[task].task if task in spec.data else task).main
+        for metric in main:
+            share = 1.0 if name == "macro" else 1 / _dense(sweep, task, metric)
+            share /= len(tasks) * len(main)
+            parts.append(_part(task, metric, share, f"{ALL_TASKS}.{name}"))
     return parts
 
 
@@ -227,9 +252,11 @@ def _dense(sweep: SweepStore, task: str, metric: str) -> float:
 
 def _of_part(
     part: _Part, trials: Mapping[SweepStore, "pandas.DataFrame"], state: str | None
-) -> Items:
-    """Reads what trials answered to one task's questions; its runs have no names."""
+) -> _Piece:
+    """Reads what trials answered to one task's questions."""
     import pandas as pd
+
+    own_value = "image_value" if part.metric == _OVER_PICTURES else "value"
 
     columns = []
     for sweep, rows in trials.items():
@@ -242,27 +269,33 @@ def _of_part(
                 run = f"{sweep.name}/{row['trial']}"
                 raise NotFoundError(f"{run} has no {wanted} answers of {part.task}.")
             columns.append(found)
-    values = pd.concat([one["value"] for one in columns], axis=1, join="inner").dropna()
+    values = pd.concat([one[own_value] for one in columns], axis=1, join="inner").dropna()
+    if part.metric == _OVER_PICTURES:
+        if columns[0]["image_value"].isna().all() and columns[0]["value"].notna().any():
+            raise _unrecorded(part, "which pictures have a caption of theirs first")
+        values = values[~columns[0].loc[values.index, "image_id"].duplicated()]
     if values.empty:
         raise SpecError(
             f"the trials have no question of {part.task} in common: nothing can be paired."
         )
     about = columns[0].loc[values.index]
     _check_alike(part.task, about, [one.loc[values.index] for one in columns[1:]])
-    picture, _ = pd.factorize(about["image_id"], sort=True)
     stratum = np.zeros(len(about), np.int64)
-    if part.is_balanced:
+    if part.metric == BALANCED:
         if about["true_answer"].isna().any():
-            raise SpecError(
-                f"{part.task}.{BALANCED} needs each question's true answer, which an earlier ressa "
-                "did not record with the answers. Run the sweep again under another name."
-            )
+            raise _unrecorded(part, "each question's true answer")
         stratum, _ = pd.factorize(about["true_answer"], sort=True)
-    return Items(
-        runs=(),
+    return _Piece(
         values=np.ascontiguousarray(values.to_numpy(np.float64).T),
-        picture=picture.astype(np.int64),
+        image=about["image_id"].to_numpy(object),
         stratum=stratum.astype(np.int64),
+    )
+
+
+def _unrecorded(part: _Part, what: str) -> SpecError:
+    return SpecError(
+        f"{part.task}.{part.metric} needs {what}, which an earlier ressa did not record with the "
+        "answers. Run the sweep again under another name."
     )
 
 
@@ -297,7 +330,7 @@ def _answers(
     """Each trial's answers to real pictures, by trial and state (None: any); one row a question."""
     import pandas as pd
 
-    columns = ["trial", "state", "example_id", "image_id", "true_answer", "value"]
+    columns = ["trial", "state", "example_id", "image_id", "true_answer", "value", "image_value"]
     names = list(
         dict.fromkeys(rows["reused_trial"].where(rows["state"] == "reused", rows["trial"]))
     )

@@ -254,6 +254,12 @@ ANSWERS = Table(
         Column("true_answer", "text", "the true answer: of several, the one that counts as such"),
         Column("correct", "boolean", "whether it equals the true answer"),
         Column("value", "float", "its own score: 1 if right, agreement, CIDEr or log-probability"),
+        Column(
+            "image_value",
+            "float",
+            "its image's own score, alike in all its rows: in retrieval 1 if a caption of the "
+            "image is found first; null elsewhere",
+        ),
     ),
 )
 

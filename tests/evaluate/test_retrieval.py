@@ -144,6 +144,9 @@ def test_every_caption_has_a_place_for_its_picture_and_one_of_its_own(task):
     scores, each = measure.score(task, examples, answers)
     assert scores["ir10"] == scores["tr10"] == 1
     assert scores["ir1"] == sum(each) / len(each)
+    images = [example.image_id for example in examples]
+    of_images = dict(zip(images, measure.of_images(examples, answers), strict=True))
+    assert scores["tr1"] == sum(of_images.values()) / len(of_images)
 
 
 def test_recall_counts_a_picture_by_its_best_caption(task):

@@ -465,6 +465,91 @@ def test_a_mean_over_a_task_that_is_no_mean_over_items_is_refused_by_its_name(
         read_items({sweep: sweep.trials()})
 
 
+FOUND = """
+ressa: 1
+model: pocket-blip2
+data:
+  mine: {task: vqa, format: vqav2, path: /nowhere}
+  flickr: {task: retrieval, format: karpathy, path: /nowhere, model: org/matching}
+space: {vision_sparsity: 0.5, language_sparsity: 0.5}
+evaluate: [{task: mine}, {task: flickr}]
+objective: {maximize: macro}
+"""
+
+
+def found_pictures(folder: Path, metric: str, *, recorded: bool = True) -> SweepStore:
+    """Two trials of 40 questions, and of 60 pictures of which each third has one caption more."""
+    (folder / "found.yaml").write_text(FOUND)
+    resolved = load_spec(folder / "found.yaml").spec.to_yaml()
+    sweep = open_store(folder / "store", create=True).create_sweep("found", resolved)
+    captions = [f"p{at:02}" for at in range(60) for _ in range(2 + (at % 3 == 0))]
+    draw = np.random.default_rng(1)
+    for number in range(2):
+        is_first = {picture: float(draw.random() < 0.7) for picture in captions}
+        asked = [("mine", f"p{at // 2}", None) for at in range(40)]
+        asked += [("flickr", name, is_first[name] if recorded else None) for name in captions]
+        rows = [
+            {
+                **{"task": task, "split": "validation", "state": "pruned", "image": "real"},
+                **{"example_id": f"q{at:03}", "image_id": image, "true_answer": "a"},
+                **{"value": float(draw.random() < 0.5), "image_value": of_image},
+            }
+            for at, (task, image, of_image) in enumerate(asked)
+        ]
+        dense = [
+            {
+                **{"task": task, "split": "validation", "state": "dense", "image": "real"},
+                **{"metric": name, "value": value, "items": 1},
+            }
+            for task, name, value in (
+                ("mine", "accuracy", 0.5),
+                ("flickr", "tr1", 0.8),
+                ("flickr", "ir1", 0.4),
+            )
+        ]
+        sweep.commit("answers", rows, trial=f"t00{number}", epoch=1)
+        sweep.commit("scores", dense, trial=f"t00{number}", epoch=1)
+        _finish(sweep, f"t00{number}", state="succeeded", metric=metric)
+    return sweep
+
+
+@pytest.mark.parametrize(
+    ("metric", "shares"),
+    [
+        ("all.macro", (1 / 2, 1 / 4, 1 / 4)),
+        ("all.mean_relative", (1 / 2 / 0.5, 1 / 4 / 0.8, 1 / 4 / 0.4)),
+        ("flickr.tr1", (0, 1, 0)),
+    ],
+)
+def test_retrieval_is_paired_by_captions_and_by_pictures_that_each_count_once(
+    tmp_path: Path, metric: str, shares: tuple[float, float, float]
+) -> None:
+    sweep = found_pictures(tmp_path, metric)
+    items = read_items({sweep: sweep.trials()})
+    assert items.pictures == (60 if metric == "flickr.tr1" else 20 + 60)  # not 20 + 60 + 60
+    answers = sweep.answers()
+    for number, trial in enumerate(("t000", "t001")):
+        own = answers[answers["trial"] == trial]
+        mine, flickr = (own[own["task"] == task] for task in ("mine", "flickr"))
+        scores = (
+            mine["value"].mean(),
+            flickr.groupby("image_id")["image_value"].first().mean(),
+            flickr["value"].mean(),
+        )
+        score = sum(share * each for share, each in zip(shares, scores, strict=True))
+        assert items.scores[number] == pytest.approx(score)
+        assert items.said[number].mean() == pytest.approx(score)
+    spread = items.resampled(4000, seed=0).std(axis=0)
+    expected = items.said.std(axis=1, ddof=1) / items.pictures**0.5
+    assert spread == pytest.approx(expected, rel=0.1)
+
+
+def test_pictures_that_an_earlier_ressa_did_not_record_are_said(tmp_path: Path) -> None:
+    sweep = found_pictures(tmp_path, "all.macro", recorded=False)
+    with pytest.raises(SpecError, match=r"flickr\.tr1 needs which pictures .* earlier ressa"):
+        read_items({sweep: sweep.trials()})
+
+
 def test_an_objective_that_is_no_mean_over_items_cannot_be_paired(answered: SweepStore) -> None:
     trials = answered.trials().head(2).assign(metric="text.perplexity")
     with pytest.raises(SpecError, match=r"text\.perplexity is no mean over items"):
