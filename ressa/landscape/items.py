@@ -257,7 +257,6 @@ def _of_part(
     import pandas as pd
 
     own_value = "image_value" if part.metric == _OVER_PICTURES else "value"
-
     columns = []
     for sweep, rows in trials.items():
         answers = _answers(sweep, rows, part.task, state)
