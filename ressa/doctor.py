@@ -5,6 +5,7 @@ still looked at. The preflight joins two processes, over NCCL with a GPU each wh
 GPUs, else over gloo on the CPU, and has them sum numbers, as the workers of a trial do.
 """
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -121,15 +122,21 @@ def _builds() -> Finding:
     ressa itself has none built.
     """
     place = os.environ.get("TORCH_EXTENSIONS_DIR", "~/.cache/torch_extensions")
-    old = time.time() - _BUILD_SECONDS
-    folder = Path(os.path.expanduser(place))
-    locks = [path for path in folder.rglob("lock") if path.stat().st_mtime < old]
+    locks = list(_old_locks(Path(os.path.expanduser(place)), time.time() - _BUILD_SECONDS))
     return Finding(
         what="deepspeed ops",
         ok=not locks,
         found=f"a build that was killed left {locks[0]}" if locks else "none is built, none needed",
         advice="" if not locks else f"Remove it, unless a build is under way: rm {locks[0]}",
     )
+
+
+def _old_locks(folder: Path, before: float) -> Iterator[Path]:
+    for place, _, names in os.walk(folder):
+        path = Path(place, "lock")
+        with contextlib.suppress(OSError):  # the build has just ended
+            if path.name in names and path.stat().st_mtime < before:
+                yield path
 
 
 def _shared_memory() -> Finding:

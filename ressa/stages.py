@@ -8,6 +8,7 @@ A trial never holds one claim while it asks for another, so that no two can wait
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Protocol, TypeAlias, TypeVar, overload
 
+from ressa.errors import DamagedStage
 from ressa.records import Progress
 from ressa.store import StageFiles, Store
 from ressa.workers import agree, rank_and_world_size
@@ -97,7 +98,10 @@ class Stages:
             if writer is None:
                 return Parts(None)
             writer.finish()
-            return Parts(self.store.open(stage, key))
+            files = self.store.open(stage, key)
+            if files is None:  # a driver that had found an older one damaged, say
+                raise DamagedStage(f"stage {stage} {key} was removed as it was made")
+            return Parts(files)
 
         return (yield from self._shared(stage, key, lambda: self.find_parts(stage, key), made))
 

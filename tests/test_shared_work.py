@@ -11,12 +11,14 @@ import pytest
 import torch
 
 from ressa import trial
-from ressa.errors import FullStore, TrialError
+from ressa.errors import DamagedStage, FullStore, TrialError
 from ressa.kept import Kept
 from ressa.keys import FRESH_OUTCOME, stages_of
 from ressa.records import Outcome, TrialSpec
 from ressa.spec import spec_from_mapping
+from ressa.stages import Stages
 from ressa.store import open_store
+from ressa.store.stages import StageWriter
 from ressa.sweep.plan import SweepPlan, make_plan
 from ressa.sweep.shared import versions_of
 
@@ -161,3 +163,16 @@ def test_what_a_process_keeps_is_not_kept_for_another_model(tmp_path):
         spec = trials_of(plan_of(model=model, repair={"method": "none"}))[0]
         found.append(run(spec, tmp_path / str(number), kept=kept).scores)
     assert found[0] == found[2] != found[1]
+
+
+def test_a_stage_that_is_removed_as_it_is_made_is_no_empty_one(tmp_path, monkeypatch):
+    stages = Stages(open_store(tmp_path, create=True))
+    finish = StageWriter.finish
+
+    def finish_in_vain(writer):
+        finish(writer)
+        stages.store.remove("teacher", "key")
+
+    monkeypatch.setattr(StageWriter, "finish", finish_in_vain)
+    with pytest.raises(DamagedStage, match="removed as it was made"):
+        next(stages.once_in_parts("teacher", "key", lambda: [b"one", b"two"]))

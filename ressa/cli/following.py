@@ -96,12 +96,14 @@ def logs(
 
     sweep = opened_store(store).sweep(name)
     pulse = Pulse(PATIENCE_SECONDS)
-    chosen = _chosen(logs_of(sweep, trial), attempt, rank)
-    while follow and not chosen and trial in (early := sweep.status()).running:
+    while True:
+        early = sweep.status() if follow else None  # first: it may write and end in between
+        chosen = _chosen(logs_of(sweep, trial), attempt, rank)
+        if chosen or early is None or trial not in early.running:
+            break
         if pulse.is_silent(early.holder):
             raise _silent(sweep)
         time.sleep(_GLANCE_SECONDS)  # it has just begun
-        chosen = _chosen(logs_of(sweep, trial), attempt, rank)
     if not chosen:
         raise _no_log(sweep, trial)
     number = chosen[0].attempt

@@ -50,18 +50,34 @@ def new_folder(target: Path, *, needs: int) -> Iterator[Path]:
                 f"{target.parent} has {free / 2**20:,.0f} MiB free, and the export needs about "
                 f"{needs / 2**20:,.0f} MiB. Make room, or name a folder elsewhere."
             )
-        partial = Path(mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
+        partial, held = _held_folder(target)
     except OSError as error:
         raise _cannot(target, error) from error
-    held = os.open(partial, os.O_RDONLY)
     try:
-        fcntl.flock(held, fcntl.LOCK_EX)  # says that its writer lives
         yield partial
         _finish(partial, target)
     except OSError as error:
         raise _cannot(target, error) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)  # none is left after `_finish`
+        os.close(held)
+
+
+def _held_folder(target: Path) -> tuple[Path, int]:
+    """Makes a folder beside the target with a lock on it, which says that its writer lives."""
+    while True:
+        partial = Path(mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
+        try:
+            held = os.open(partial, os.O_RDONLY)
+        except FileNotFoundError:
+            continue  # another export took it for a left-over: no lock was on it yet
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX)
+            if partial.exists():  # or as above
+                return partial, held
+        except OSError:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
         os.close(held)
 
 
@@ -77,7 +93,11 @@ def _finish(partial: Path, target: Path) -> None:
         finally:
             os.close(file)
     check_target(target)
-    os.rename(partial, target)  # an empty folder gives way, any other does not
+    try:
+        os.rename(partial, target)  # an empty folder gives way, any other does not
+    except OSError:
+        check_target(target)  # another export may have come in between
+        raise
 
 
 def _remove_left_overs(target: Path) -> None:

@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, cast
 from urllib.parse import unquote, urlparse
 
 import obstore
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 _UNFINISHED = re.compile(r"#\d+$")
 """How obstore names a file that it has not finished."""
+_TRIES = 10
+"""To write a file that others remove unfinished."""
 
 
 class Objects:
@@ -67,16 +69,14 @@ class Objects:
     def put_new(self, path: str, content: bytes) -> bool:
         """Creates an object, all of it or nothing; False, and no change, if it exists already."""
         try:
-            with self._writing(path):
-                obstore.put(self._store, path, content, mode="create")
+            self._put(path, content, "create")
         except AlreadyExistsError:
             return False
         return True
 
     def put(self, path: str, content: bytes) -> None:
         """Creates or replaces an object in one step: a reader sees the old or the new bytes."""
-        with self._writing(path):
-            obstore.put(self._store, path, content, mode="overwrite")
+        self._put(path, content, "overwrite")
 
     def get(self, path: str) -> bytes | None:
         """Returns an object's bytes, or None if there is no such object."""
@@ -181,6 +181,18 @@ class Objects:
             found = [entry for batch in batches for entry in batch]
         return sorted((entry["path"], entry["size"], entry["last_modified"]) for entry in found)
 
+    def _put(self, path: str, content: bytes, mode: Literal["create", "overwrite"]) -> None:
+        for tries_left in range(_TRIES - 1, -1, -1):
+            try:
+                with self._writing(path):
+                    obstore.put(self._store, path, content, mode=mode)
+                return
+            except StoreError as error:
+                # Whoever removes what killed writers left may take what we had begun for that.
+                is_removed = self.folder is not None and _errno(error.__cause__) == errno.ENOENT
+                if not (is_removed and tries_left):
+                    raise
+
     @contextlib.contextmanager
     def _writing(self, path: str) -> Iterator[None]:
         doing = f"store {self.location}: cannot write {path}"
@@ -276,7 +288,7 @@ def _failed(doing: str, error: Exception) -> StoreError:
     return (FullStore if is_full else StoreError)(f"{doing}: {_reason(error)}")
 
 
-def _errno(error: Exception) -> int | None:
+def _errno(error: BaseException | None) -> int | None:
     """The operating system's number of an error, which obstore gives in words alone."""
     code = re.search(r"\(os error (\d+)\)", str(error))
     return int(code[1]) if code else getattr(error, "errno", None)

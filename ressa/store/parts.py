@@ -107,7 +107,7 @@ class TableFiles:
         self._held = 0
         self._finished: dict[bool, tuple[list[Part], pyarrow.StringArray]] = {}
         self._proven: set[str] = set()
-        self._lock = threading.Lock()
+        self._lock, self._counting = threading.Lock(), threading.Lock()
 
     def parts(self) -> list[Part]:
         """Returns the readable files as they lie there now; what is skipped is logged once."""
@@ -222,7 +222,6 @@ class TableFiles:
         except StoreError as error:
             raise StoreError(f"{self._objects.location}/{path}: {error}") from error
         self._known[name] = part
-        self._held += 0 if part.rows is None else part.rows.nbytes
         return True
 
     def _small(self, name: str) -> Part:
@@ -238,9 +237,16 @@ class TableFiles:
         ]
         # A file that another program put there is known by what its rows say that they are.
         commits = [name] if ours else [f"{one}\n{name}" for one in attempts.to_pylist()]
-        held = table if self._held + table.nbytes <= HELD_BYTES else None
+        held = table if self._takes(table.nbytes) else None
         schema = table.schema.remove_metadata()
         return Part(name, pa.array(commits, pa.string()), attempts, schema, held, ours)
+
+    def _takes(self, size: int) -> bool:
+        """Counts a file as held if there is room; several threads ask."""
+        with self._counting:
+            has_room = self._held + size <= HELD_BYTES
+            self._held += size if has_room else 0
+        return has_room
 
     def _merged(self, name: str) -> Part:
         import pyarrow as pa

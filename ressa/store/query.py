@@ -6,7 +6,7 @@ rows that it needs: no file, no network, no extension, no setting can be reached
 
 import re
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from itertools import count
 from typing import TYPE_CHECKING
 
@@ -180,7 +180,9 @@ def _interruptible(connection: "duckdb.DuckDBPyConnection", sql: str) -> "pyarro
         try:
             return running.result()
         except KeyboardInterrupt:
-            connection.interrupt()
+            while not running.done():  # once may be too early: a statement forgets it as it begins
+                connection.interrupt()
+                wait([running], timeout=0.1)
             raise
 
 

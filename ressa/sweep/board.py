@@ -130,11 +130,15 @@ class Board:
             self._time_left(),
         )
         trials = Table.grid(padding=(0, 2))
-        for attempt, progress, since in self._running.values():
+        for attempt, progress, since in self._now():
             step = f"{progress.step}/{progress.steps}" if progress.steps else ""
             seconds = f"{time.monotonic() - since:.0f} s"
             trials.add_row("", _targets(attempt), progress.stage, step, Text(seconds, style="dim"))
         return Group(head, trials)
+
+    def _now(self) -> list[tuple[Attempt, Progress, float]]:
+        """What runs: a copy, since the thread that draws the bar would trip over a change."""
+        return list(self._running.values())
 
     def _note_best(self) -> None:
         """Works out what the bar says of the best: of several lines or objectives nothing."""
@@ -150,7 +154,7 @@ class Board:
         left = self._planned - len(self._finished)
         mean = sum(self._seconds) / len(self._seconds)
         now = time.monotonic()
-        spent = sum(min(mean, now - since) for _, _, since in self._running.values())
+        spent = sum(min(mean, now - since) for _, _, since in self._now())
         seconds = (mean * left - spent) / min(self._spec.search.parallel, max(left, 1))
         return f"about {seconds // 60:.0f} min {seconds % 60:02.0f} s left" if left else ""
 

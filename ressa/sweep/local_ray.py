@@ -212,6 +212,6 @@ def local_ray(*, cpus: int, threads: int = 1) -> Iterator[Session]:
     finally:
         ray.shutdown()
         del os.environ[SESSION_VARIABLE]
-        reaper.terminate()
-        reaper.wait()
         clear(session, folder)  # also what a Ray that was killed, or did not start, has left
+        reaper.terminate()  # last: of a driver that is killed before, it does the rest
+        reaper.wait()

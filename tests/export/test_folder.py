@@ -4,10 +4,12 @@ import multiprocessing
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ressa.errors import ConflictError, StoreError
+from ressa.export import folder as export_folder
 from ressa.export.folder import new_folder
 
 
@@ -60,6 +62,41 @@ def test_nothing_is_left_of_one_that_failed_or_has_no_room(tmp_path: Path) -> No
     with pytest.raises(StoreError, match="cannot be written"):
         write_half(tmp_path / "file" / "model")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_two_writers_that_begin_together_take_nothing_from_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One begins just when the other has made its folder, and not yet locked it."""
+    make, target, begun = export_folder.mkdtemp, tmp_path / "model", list[str]()
+
+    def made(**how: Any) -> str:
+        begun.append(make(**how))
+        if len(begun) == 1:
+            export_folder._remove_left_overs(target)
+        return begun[-1]
+
+    monkeypatch.setattr(export_folder, "mkdtemp", made)
+    write(target)
+    assert len(begun) == 2
+    assert (target / "inner" / "file").read_text() == "whole"
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_of_two_writers_that_end_together_one_is_told_of_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rename, target = os.rename, tmp_path / "model"
+
+    def rename_later(partial: Path, to: Path) -> None:
+        monkeypatch.setattr(os, "rename", rename)
+        write(to)
+        rename(partial, to)
+
+    monkeypatch.setattr(os, "rename", rename_later)
+    with pytest.raises(ConflictError, match="is not empty"):
+        write(target)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 def killed(target: Path) -> None:

@@ -5,7 +5,7 @@ import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from threading import Barrier
+from threading import Barrier, Event
 
 import pytest
 
@@ -118,6 +118,25 @@ def test_what_a_killed_writer_left_goes_and_nothing_else(tmp_path: Path) -> None
     (folder / "whole#1").write_bytes(b"by")
     objects.delete_folder("stages/mask/key")
     assert not folder.exists()
+
+
+def test_what_is_being_written_while_others_tidy_up_is_written(tmp_path: Path) -> None:
+    objects, done = open_store(tmp_path, create=True).objects, Event()
+
+    def tidy() -> None:
+        while not done.is_set():
+            objects.remove_unfinished("stages")
+
+    with ThreadPoolExecutor(1) as other:
+        tidying = other.submit(tidy)
+        try:
+            for number in range(300):
+                assert objects.put_new(f"stages/mask/key/{number}", b"bytes" * 1000)
+                objects.put(f"stages/mask/key/{number}", b"other" * 1000)
+        finally:
+            done.set()
+        tidying.result()
+    assert len(objects.names("stages/mask/key")) == 300
 
 
 def test_what_cannot_be_tidied_away_harms_nobody(

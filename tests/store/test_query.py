@@ -1,6 +1,7 @@
 """A query reads the store's tables and can do nothing else."""
 
 import re
+from concurrent.futures import Future
 from pathlib import Path
 
 import pandas as pd
@@ -123,6 +124,18 @@ def test_an_attack_is_refused_and_leaves_nothing(
 def test_a_typing_error_gets_duckdbs_hint(store: Store) -> None:
     with pytest.raises(SpecError, match=r"Candidate bindings.*score"):
         query(store, "SELECT scor FROM trials")
+
+
+def test_ctrl_c_before_a_statement_has_begun_ends_it_too(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def at_once(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Future, "result", at_once)
+    for_hours = "FROM range(1000000) a, range(1000000) b WHERE hash(a.range * b.range) = 1"
+    with pytest.raises(KeyboardInterrupt):
+        query(store, for_hours)
 
 
 EXAMPLES = re.findall(

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from ressa.errors import ConflictError, NotFoundError, SpecError, StoreError
-from ressa.store import TABLES, Store, SweepStore, open_store, rows
+from ressa.store import TABLES, Store, SweepStore, compaction, open_store, rows
 from ressa.store.schema import arrow_schema
 
 from .conftest import commit_trial
@@ -153,6 +153,23 @@ def test_a_live_reader_sees_each_new_commit(sweep: SweepStore) -> None:
     assert len(reader.trials()) == 1
     commit_trial(sweep, "t001", 0.5)
     assert len(reader.trials()) == 2
+
+
+def test_what_many_threads_hold_in_memory_is_counted_once(
+    sweep: SweepStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compaction, "FAN_IN", 100)
+    for number in range(32):
+        sweep.event("resumed", {"planned": number}, epoch=number)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    for _ in range(5):
+        reader = open_store(sweep.store.location).sweep(sweep.name)
+        reader.store.objects.folder = None  # as of a bucket, whose files threads wait for
+        files = reader.files["events"]
+        sizes = [part.rows.nbytes for part in files.parts() if part.rows is not None]
+        assert (len(sizes), files._held) == (32, sum(sizes))
+    sys.setswitchinterval(interval)
 
 
 def test_damaged_and_foreign_files_are_named_and_skipped(
