@@ -18,6 +18,7 @@ from torch.distributed.distributed_c10d import _set_pg_timeout
 T = TypeVar("T")
 R = TypeVar("R")
 
+_TCPStore: Any = distributed.TCPStore  # type: ignore[attr-defined]
 _TO_MEET = timedelta(minutes=10)
 _TO_WORK = timedelta(hours=24)
 """How long a worker waits for the others in an exchange: hours may lie between the ends of their
@@ -87,7 +88,7 @@ def host(address: str) -> Any:
 
     The system picks it, and nobody can take it before they come; `.port` of the result says it.
     """
-    return distributed.TCPStore(address, 0, is_master=True, wait_for_workers=False)
+    return _TCPStore(address, 0, is_master=True, wait_for_workers=False)
 
 
 def join(rank: int, world_size: int, address: str, port: int, *, own: str) -> None:
@@ -106,7 +107,7 @@ def join(rank: int, world_size: int, address: str, port: int, *, own: str) -> No
     # LOCAL_RANK is 0 on every worker because Ray shows each its own GPU alone.
     distributed.init_process_group(
         _backend(),
-        store=distributed.TCPStore(address, port, is_master=False, timeout=_TO_MEET),
+        store=_TCPStore(address, port, is_master=False, timeout=_TO_MEET),
         rank=rank,
         world_size=world_size,
         timeout=_TO_MEET,

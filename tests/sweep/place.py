@@ -30,6 +30,9 @@ evaluate: [{task: easy-vqa, split: validation, samples: 150}]
 """
 
 
+PATIENCE = 1200
+"""Seconds in which a process that was told to end has ended: more only ends a hung test."""
+
 drivers: dict[int, tuple[subprocess.Popen[str], str]] = {}
 """The drivers that tests started, and where each keeps temporary files, by process."""
 
@@ -60,7 +63,7 @@ class Place:
 
     def ressa(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
         process = self.start(*arguments)
-        stdout, stderr = process.communicate(timeout=900)
+        stdout, stderr = process.communicate(timeout=PATIENCE)
         return subprocess.CompletedProcess(arguments, process.returncode, stdout, stderr)
 
 
