@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from tests.chaos.kills import targets
-from tests.sweep.place import PATIENCE, Place, make_place, session_folders
+from tests.sweep.place import PATIENCE, Place, contents, make_place, session_folders
 from tests.sweep.waiting import wait_for
 
 ROOT = Path(__file__).parents[2]
@@ -28,12 +28,7 @@ def command_lines() -> Iterator[str]:
 
 
 def files_with(token: str, folders: Iterable[Path]) -> list[Path]:
-    found = []
-    for folder in folders:
-        for path in folder.rglob("*"):
-            if path.is_file() and token.encode() in path.read_bytes():
-                found.append(path)
-    return found
+    return [path for folder in folders for path, held in contents(folder) if token.encode() in held]
 
 
 def answer(url: str, token: str | None = None) -> int | None:

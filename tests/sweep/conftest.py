@@ -40,3 +40,4 @@ def nothing_is_left() -> Iterator[None]:
             driver.communicate(timeout=PATIENCE)
     assert not running_sessions()
     assert not session_folders()
+    drivers.clear()  # their process ids may come again

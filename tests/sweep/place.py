@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -84,6 +84,17 @@ def session_folders() -> list[Path]:
         for one, temporary in drivers.values()
         for path in Path(temporary).glob(f"ressa-{one.pid}-*")
     ]
+
+
+def contents(folder: Path) -> Iterator[tuple[Path, bytes]]:
+    """Reads every file below a folder at which others work; what goes meanwhile is left out."""
+    for place, _, names in os.walk(folder):  # not by `rglob`, which a folder that goes breaks off
+        for path in (Path(place, name) for name in names):
+            try:
+                content = path.read_bytes() if path.is_file() else b""
+            except FileNotFoundError:
+                continue
+            yield path, content
 
 
 def results(sweep: SweepStore) -> Sequence[dict[str, object]]:
