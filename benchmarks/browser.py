@@ -149,4 +149,8 @@ def browser() -> Iterator[Browser]:
                 yield Browser(send, receive)
             finally:
                 process.terminate()
-                process.wait(timeout=_PATIENCE)
+                try:
+                    process.wait(timeout=_PATIENCE)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    process.wait()

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ressa.data import examples_of
 from ressa.errors import RepairError, StoreError, TrialError
-from ressa.evaluate import Answer, Scores, aggregates, measure_of
+from ressa.evaluate import Answer, Own, Scores, aggregates, measure_of
 from ressa.kept import Kept
 from ressa.keys import FRESH_OUTCOME, contents_of, dense_key, teacher_key
 from ressa.memory import in_batches
@@ -510,20 +510,19 @@ class _Trial:
                     "answer": given.text,
                     "true_answer": example.answer,
                     "correct": given.text == example.answer,
-                    "value": value,
-                    "image_value": of_image,
+                    **asdict(own),
                 }
-                for example, given, (value, of_image) in zip(examples, answers, each, strict=True)
+                for example, given, own in zip(examples, answers, each, strict=True)
             )
         return _score_rows(ref, state, image, scores, len(examples))
 
     def _answered(
         self, ref: DataRef, *, blank: bool, few: int | None = None
-    ) -> tuple[Sequence[Example], Scores, list[Answer], list[tuple[float | None, float | None]]]:
+    ) -> tuple[Sequence[Example], Scores, list[Answer], list[Own]]:
         """Lets the workers answer all questions, or so few, and scores that.
 
         Returns:
-            The examples, their scores, each one's answer, and its own and its image's value.
+            The examples, their scores, and each one's answer and what it contributes.
         """
         asked = ref if few is None else ref.model_copy(update={"samples": few})
         task, examples = self._data(asked)
@@ -533,8 +532,7 @@ class _Trial:
         keep = partial(self.kept.encoded, name)
         answers = measure.answer(self.vlm, task, examples, blank=blank, keep=keep)
         scores, each = measure.score(task, examples, answers)
-        of_images = measure.of_images(examples, answers)
-        return examples, scores, answers, list(zip(each, of_images, strict=True))
+        return examples, scores, answers, each
 
     def _means(self, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         """Means over tasks, where there are several."""

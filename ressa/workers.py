@@ -5,10 +5,8 @@ Rank 0 decides and stores; the others follow. With one worker nothing is sent an
 
 import os
 import platform
-import socket
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import closing
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -20,6 +18,7 @@ from torch.distributed.distributed_c10d import _set_pg_timeout
 T = TypeVar("T")
 R = TypeVar("R")
 
+_TCPStore: Any = distributed.TCPStore  # type: ignore[attr-defined]
 _TO_MEET = timedelta(minutes=10)
 _TO_WORK = timedelta(hours=24)
 """How long a worker waits for the others in an exchange: hours may lie between the ends of their
@@ -84,11 +83,12 @@ def _processor() -> str:
         return platform.processor() or os.uname().machine
 
 
-def free_port(address: str) -> int:
-    """Finds a free port on one of this machine's addresses."""
-    with closing(socket.socket()) as probe:
-        probe.bind((address, 0))
-        return int(probe.getsockname()[1])
+def host(address: str) -> Any:
+    """Opens a port of this machine for workers to meet at, for as long as the result is kept.
+
+    The system picks it, and nobody can take it before they come; `.port` of the result says it.
+    """
+    return _TCPStore(address, 0, is_master=True, wait_for_workers=False)
 
 
 def join(rank: int, world_size: int, address: str, port: int, *, own: str) -> None:
@@ -96,7 +96,7 @@ def join(rank: int, world_size: int, address: str, port: int, *, own: str) -> No
 
     Args:
         rank: of this worker. world_size: how many there are.
-        address: where rank 0 is to be met. port: on which port of it.
+        address: of the machine on which somebody is `host`. port: the one that it says.
         own: this worker's address, by which the others reach it.
     """
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_RANK": "0"}
@@ -107,7 +107,7 @@ def join(rank: int, world_size: int, address: str, port: int, *, own: str) -> No
     # LOCAL_RANK is 0 on every worker because Ray shows each its own GPU alone.
     distributed.init_process_group(
         _backend(),
-        init_method=f"tcp://{address}:{port}",
+        store=_TCPStore(address, port, is_master=False, timeout=_TO_MEET),
         rank=rank,
         world_size=world_size,
         timeout=_TO_MEET,

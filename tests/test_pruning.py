@@ -19,7 +19,7 @@ from ressa.spec import spec_from_mapping
 from ressa.store import open_store
 from ressa.sweep.cost import statistics_bytes
 from ressa.sweep.plan import SweepPlan, make_plan
-from ressa.workers import free_port, join, use_device
+from ressa.workers import host, join, use_device
 
 LARGE = "Salesforce/instructblip-vicuna-7b"
 
@@ -186,7 +186,8 @@ def test_each_layer_is_pruned_by_one_of_two_workers_as_one_alone_would(tmp_path)
     torch.set_num_threads(1)
     masks, reports = pruned(spec, tmp_path / "alone")
     torch.set_num_threads(threads)
-    arguments = (free_port("127.0.0.1"), str(tmp_path))
+    meeting = host("127.0.0.1")
+    arguments = (meeting.port, str(tmp_path))
     torch.multiprocessing.spawn(prune_as_worker, args=arguments, nprocs=2)
     found = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
     errors = {one.name: one.output_error for tower in TOWERS for one in reports[tower]}

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import distributed
 
-from ressa.workers import fits, free_port, join, use_device
+from ressa.workers import fits, host, join, use_device
 
 ASK = """
 import os, torch
@@ -64,4 +64,5 @@ def ask_as_worker(rank: int, port: int) -> None:
 
 
 def test_a_model_that_fits_on_one_workers_gpu_alone_is_on_none():
-    torch.multiprocessing.spawn(ask_as_worker, args=(free_port("127.0.0.1"),), nprocs=2)
+    meeting = host("127.0.0.1")
+    torch.multiprocessing.spawn(ask_as_worker, args=(meeting.port,), nprocs=2)

@@ -24,6 +24,7 @@ LONGEST_SECONDS = 3600
 FOLLOWING = ("watch", "logs", "stop", "cancel")
 FOLLOWING_SECONDS = 7 * 24 * 3600
 """Verbs that may wait for the end of a sweep or trial, and end with it, have so long."""
+_LAST_WORDS_SECONDS = 30.0  # of a machine that has much else to do
 
 
 class _Frames:
@@ -64,7 +65,8 @@ def _caught(frames: _Frames) -> "Iterator[None]":
         for number in (1, 2):
             os.dup2(nowhere, number)
         for thread in threads:
-            thread.join(timeout=2.0)  # a child that outlives us holds the pipe open
+            # Not for ever: a child that outlives us holds the pipe open.
+            thread.join(timeout=_LAST_WORDS_SECONDS)
 
 
 def _send_all(reader: int, kind: FrameKind, frames: _Frames) -> None:

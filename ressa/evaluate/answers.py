@@ -20,6 +20,18 @@ class Answer:
     """Numbers that the measure scores it by, if the text does not say it all."""
 
 
+@dataclass(frozen=True, slots=True)
+class Own:
+    """What one example contributes to the main scores of its task, if anything."""
+
+    value: float | None
+    """To the mean over examples."""
+    weight: float | None = None
+    """How much it counts in that mean, Σ value / Σ weight; None: one."""
+    image_value: float | None = None
+    """What its image contributes to the mean over images; alike in all of the image's examples."""
+
+
 class Measure(ABC):
     """Answers and scores the examples of one kind of task."""
 
@@ -49,11 +61,5 @@ class Measure(ABC):
     @abstractmethod
     def score(
         self, task: Any, examples: Sequence[Example], answers: Sequence[Answer]
-    ) -> tuple[Scores, list[float | None]]:
-        """Returns the scores, and what each example contributes to the main one, if anything."""
-
-    def of_images(
-        self, examples: Sequence[Example], answers: Sequence[Answer]
-    ) -> list[float | None]:
-        """Returns what each example's image contributes to a main score over images, if any is."""
-        return [None] * len(examples)
+    ) -> tuple[Scores, list[Own]]:
+        """Returns the scores, and what each example contributes to the main ones."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from ressa.errors import UnknownNameError
 from ressa.evaluate import captions, vqa
-from ressa.evaluate.answers import Answer, Measure
+from ressa.evaluate.answers import Answer, Measure, Own
 from ressa.evaluate.likelihood import choices_of, likelihoods
 from ressa.evaluate.metrics import Scores, averaged, closed_scores, clustered_error, mean
 from ressa.evaluate.predictions import Keep, generated, predictions
@@ -65,11 +65,11 @@ class Closed(_Shared):
 
     def score(
         self, task: Any, examples: Sequence[Example], answers: Sequence[Answer]
-    ) -> tuple[Scores, list[float | None]]:
+    ) -> tuple[Scores, list[Own]]:
         """Counts answers that are exactly right."""
         texts = [answer.text for answer in answers]
         right = [float(e.answer == text) for e, text in zip(examples, texts, strict=True)]
-        return closed_scores(examples, texts, task.answers), [*right]
+        return closed_scores(examples, texts, task.answers), [*map(Own, right)]
 
 
 class _Generated(_Shared):
@@ -89,7 +89,7 @@ class OpenAnswers(_Generated):
 
     def score(
         self, task: Any, examples: Sequence[Example], answers: Sequence[Answer]
-    ) -> tuple[Scores, list[float | None]]:
+    ) -> tuple[Scores, list[Own]]:
         """Returns `accuracy`, the official one, `exact_match` in normal form, and `empty`."""
         texts = [answer.text for answer in answers]
         pairs = list(zip(examples, texts, strict=True))
@@ -100,7 +100,7 @@ class OpenAnswers(_Generated):
             **averaged("exact_match", exact, examples),
             "empty": mean([float(not text) for text in texts]),
         }
-        return scores, [*agreement]
+        return scores, [*map(Own, agreement)]
 
 
 class Captions(_Generated):
@@ -108,7 +108,7 @@ class Captions(_Generated):
 
     def score(
         self, task: Any, examples: Sequence[Example], answers: Sequence[Answer]
-    ) -> tuple[Scores, list[float | None]]:
+    ) -> tuple[Scores, list[Own]]:
         """Returns `cider` and `bleu4`, in hundredths of what is often printed, and `empty`."""
         texts = [captions.words(answer.text) for answer in answers]
         references = [[captions.words(text) for text in e.references] for e in examples]
@@ -116,7 +116,7 @@ class Captions(_Generated):
         scores = averaged("cider", each, examples)
         scores["bleu4"] = captions.bleu4(texts, references)
         scores["empty"] = mean([float(not text) for text in texts])
-        return scores, [*each]
+        return scores, [*map(Own, each)]
 
 
 class Choices(_Shared):
@@ -147,7 +147,7 @@ class Choices(_Shared):
 
     def score(
         self, task: Any, examples: Sequence[Example], answers: Sequence[Answer]
-    ) -> tuple[Scores, list[float | None]]:
+    ) -> tuple[Scores, list[Own]]:
         """Returns `accuracy`, and `accuracy_per_token` by mean log-probability of the tokens."""
         pairs = list(zip(examples, answers, strict=True))
         right, per_token = [], []
@@ -163,7 +163,7 @@ class Choices(_Shared):
             **averaged("accuracy", right, examples),
             **averaged("accuracy_per_token", per_token, examples),
         }
-        return scores, [*right]
+        return scores, [*map(Own, right)]
 
 
 class TextLikelihood(_Shared):
@@ -178,7 +178,7 @@ class TextLikelihood(_Shared):
 
     def score(
         self, task: Any, examples: Sequence[Example], answers: Sequence[Answer]
-    ) -> tuple[Scores, list[float | None]]:
+    ) -> tuple[Scores, list[Own]]:
         """Returns `perplexity`, and `likelihood`, its inverse, which is better when larger.
 
         Over all tokens: exp(∓ Σ log p / Σ tokens). Standard errors are carried over from the mean
@@ -198,7 +198,7 @@ class TextLikelihood(_Shared):
             "perplexity": perplexity,
             "perplexity_standard_error": perplexity * error,
         }
-        return scores, [*total]
+        return scores, [*map(Own, total, tokens)]
 
 
 def _exponential(value: float) -> float:

@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ressa.errors import EvaluationError, SpecError
-from ressa.evaluate.answers import Answer, Measure
+from ressa.evaluate.answers import Answer, Measure, Own
 from ressa.evaluate.metrics import Scores, mean_and_error
 from ressa.evaluate.predictions import Keep
 from ressa.models.loading import reading
@@ -79,7 +79,7 @@ class RetrievalMeasure(Measure):
 
     def score(
         self, task: Any, examples: Sequence[Example], answers: Sequence[Answer]
-    ) -> tuple[Scores, list[float | None]]:
+    ) -> tuple[Scores, list[Own]]:
         """Returns `tr1`, `tr5`, `tr10`: shares of pictures with one of their captions that high;
         and `ir1`, …: shares of captions with their picture that high.
         """
@@ -95,13 +95,10 @@ class RetrievalMeasure(Measure):
                 found = [_recall(rank, *place) for place in places]
                 scores[f"{name}{rank}"], error = mean_and_error(found, clusters)
                 scores[f"{name}{rank}_standard_error"] = error
-        return scores, [_recall(1, *place) for place in of_image]
-
-    def of_images(
-        self, examples: Sequence[Example], answers: Sequence[Answer]
-    ) -> list[float | None]:
-        """Returns of each caption's picture whether one of its captions stands first."""
-        return [_recall(1, *answer.values[2:]) for answer in answers]
+        own = [
+            Own(_recall(1, *a.values[:2]), image_value=_recall(1, *a.values[2:])) for a in answers
+        ]
+        return scores, own
 
 
 class Matching:

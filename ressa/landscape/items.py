@@ -3,12 +3,14 @@
 A score is a sum over strata s of share_s · (mean of an item's own score in s). An average has one
 stratum; balanced accuracy has one for each true answer, all of equal share; a mean over tasks has
 those of each task, whose shares add up to the task's: of retrieval one whose items are captions,
-and one whose items are pictures. The influence of a picture g on a score,
-ψ_g = Σ_{i in g} share_s (x_i − mean_s) / n_s, is what its standard error is made of: see
-`evaluate.metrics`. G·ψ_g + score is here called what the picture says: its mean over all G pictures
-is the score.
+and one whose items are pictures. A likelihood is e to a mean, that of a token's log-probability:
+Σ x_i / Σ w_i over texts of w_i tokens. The influence of a picture g on a score,
+ψ_g = Σ_{i in g} share_s f'_s (x_i − w_i mean_s) / Σ_s w_i, where f' is 1 or the likelihood, is what
+its standard error is made of: see `evaluate.metrics`. G·ψ_g + score is here called what the picture
+says: its mean over all G pictures is the score.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -27,8 +29,11 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float64]
 Places = NDArray[np.int64]
 
-AVERAGES = ("exact_match", "accuracy", "cider", "ir1", "tr1")
 BALANCED = "balanced_accuracy"
+LIKELIHOOD = "likelihood"
+PAIRED = ("exact_match", "accuracy", "cider", "ir1", "tr1", BALANCED, LIKELIHOOD)
+"""Scores that are made of those of items."""
+_IMPOSSIBLE = -1e6  # log-probability of a text that has none: e to it is 0, as e to −∞
 _OVER_PICTURES = "tr1"  # the items are pictures: each stands once, whatever is asked about it
 _FEW = 8  # trials whose answers are read one by one; of more, the whole table is
 
@@ -44,12 +49,16 @@ class Items:
     """Which model each row of `values` is."""
     values: Floats
     """[run item]: an item's own score, 1 or 0 where it is right or wrong."""
+    weight: Floats | None = None
+    """[run item]: how much each counts in a mean; None: alike."""
     picture: Places
     """[item]: number of its picture, from 0."""
     stratum: Places
     """[item]: number of its stratum, from 0."""
     share: Floats | None = None
     """[stratum]: how much each counts; None: alike, and all together 1."""
+    is_log: NDArray[np.bool_] | None = None
+    """[stratum]: whether e to its mean is meant; None: of none."""
 
     @property
     def pictures(self) -> int:
@@ -64,13 +73,14 @@ class Items:
     @property
     def scores(self) -> Floats:
         """[run]: the scores."""
-        return np.asarray(self._means() @ self._shares())
+        return np.asarray(self._levels(self._means()) @ self._shares())
 
     @property
     def said(self) -> Floats:
         """[run picture]: what each picture says of each score; its mean is the score."""
-        weight = self._shares() / np.bincount(self.stratum)
-        off = (self.values - self._means()[:, self.stratum]) * weight[self.stratum]
+        means, weights = self._means(), self._weights()
+        slope = self._shares() * self._slopes(means) / self._totals(weights)  # [run stratum]
+        off = (self.values - means[:, self.stratum] * weights) * slope[:, self.stratum]
         influence = np.stack([np.bincount(self.picture, row, self.pictures) for row in off])
         return np.asarray(self.pictures * influence + self.scores[:, None])
 
@@ -79,31 +89,25 @@ class Items:
 
         A true answer that no drawn picture has is left out of the mean over answers.
         """
-        share, strata, pictures = self._shares(), self.strata, self.pictures
-        cell = self.stratum * pictures + self.picture
-        counts = np.bincount(cell, minlength=strata * pictures).reshape(strata, pictures)
-        sums = np.stack(
-            [
-                np.bincount(cell, row, strata * pictures).reshape(strata, pictures)
-                for row in self.values
-            ]
-        )
+        share, pictures = self._shares(), self.pictures
+        sums, weights = self._by_picture(self.values), self._by_picture(self._weights())
         draw = np.random.default_rng(seed)
         found = []
         for start in range(0, resamples, _BLOCK):
             size = min(_BLOCK, resamples - start)
             times = draw.multinomial(pictures, np.full(pictures, 1 / pictures), size=size)
-            drawn = times @ counts.T  # [resample stratum]
-            totals = np.einsum("bp,rsp->bsr", times, sums, optimize=True)
-            means = totals / np.where(drawn > 0, drawn, 1)[:, :, None]
-            present = (drawn > 0) @ share / share.sum()
-            found.append(np.einsum("bsr,s->br", means, share) / present[:, None])
+            drawn = np.einsum("bp,rsp->brs", times, weights, optimize=True)
+            totals = np.einsum("bp,rsp->brs", times, sums, optimize=True)
+            means = totals / np.where(drawn > 0, drawn, 1)
+            levels = np.where(drawn > 0, self._levels(means), 0)
+            found.append(levels @ share / ((drawn > 0) @ share / share.sum()))
         return np.concatenate(found)
 
     def of(self, runs: Sequence[Run]) -> "Items":
         """Returns the items of some of the runs, in their order."""
         rows = [self.runs.index(run) for run in runs]
-        return replace(self, runs=tuple(runs), values=self.values[rows])
+        weight = None if self.weight is None else self.weight[rows]
+        return replace(self, runs=tuple(runs), values=self.values[rows], weight=weight)
 
     def _shares(self) -> Floats:
         """[stratum]: how much each counts."""
@@ -111,8 +115,30 @@ class Items:
 
     def _means(self) -> Floats:
         """[run stratum]: mean of each stratum."""
-        sums = [np.bincount(self.stratum, row) for row in self.values]
-        return np.asarray(np.stack(sums) / np.bincount(self.stratum))
+        return self._totals(self.values) / self._totals(self._weights())
+
+    def _weights(self) -> Floats:
+        """[run item], or [1 item] where all runs' are alike."""
+        return np.ones((1, self.values.shape[1])) if self.weight is None else self.weight
+
+    def _totals(self, values: Floats) -> Floats:
+        """[run stratum]: sums over each stratum of values, [run item]."""
+        return np.stack([np.bincount(self.stratum, row, self.strata) for row in values])
+
+    def _by_picture(self, values: Floats) -> Floats:
+        """[run stratum picture]: sums over each picture's items in each stratum."""
+        shape = (self.strata, self.pictures)
+        cell = self.stratum * self.pictures + self.picture
+        return np.stack([np.bincount(cell, row, math.prod(shape)).reshape(shape) for row in values])
+
+    def _levels(self, means: Floats) -> Floats:
+        """[… stratum]: what means stand for."""
+        return means if self.is_log is None else np.where(self.is_log, np.exp(means), means)
+
+    def _slopes(self, means: Floats) -> Floats:
+        """[run stratum]: how fast what a mean stands for rises with it."""
+        rises = np.ones_like(means)
+        return rises if self.is_log is None else np.where(self.is_log, np.exp(means), rises)
 
 
 _BLOCK = 500  # resamples that are held at once
@@ -135,6 +161,7 @@ def read_items(
     """
     parts = _parts(trials)
     pieces = [_of_part(part, trials, state) for part in parts]
+    is_log = [part.metric == LIKELIHOOD for part in parts]
     strata = [int(piece.stratum.max()) + 1 for piece in pieces]
     shares = [np.full(n, part.share / n) for n, part in zip(strata, parts, strict=True)]
     before = np.cumsum([0, *strata[:-1]])
@@ -145,7 +172,9 @@ def read_items(
         values=np.concatenate([piece.values for piece in pieces], axis=1),
         picture=_numbered(parts, pieces),
         stratum=np.concatenate([one.stratum + at for one, at in zip(pieces, before, strict=True)]),
+        weight=np.concatenate([one.weight for one in pieces], axis=1) if any(is_log) else None,
         share=np.concatenate(shares) if len(parts) > 1 else None,
+        is_log=np.repeat(is_log, strata) if any(is_log) else None,
     )
 
 
@@ -163,6 +192,8 @@ class _Piece:
     """The items of a part."""
 
     values: Floats
+    """[run item]"""
+    weight: Floats
     """[run item]"""
     image: NDArray[np.object_]
     """[item]: id of its picture."""
@@ -207,24 +238,18 @@ def _parts(trials: Mapping[SweepStore, "pandas.DataFrame"]) -> list[_Part]:
             f"{metrics[0]} cannot be paired: each answer is kept with its accuracy, of which exact "
             f"matches are no part. Choose {task}.accuracy as the objective."
         )
-    return [_part(task, name, 1.0, metrics[0])]
+    if name not in PAIRED:
+        raise SpecError(
+            f"{metrics[0]} is no mean over items, and cannot be paired by them. Objectives that "
+            f"can: {', '.join(PAIRED)}, and means over tasks."
+        )
+    return [_Part(task, name, 1.0)]
 
 
 def _has_accuracy(sweep: SweepStore, task: str) -> bool:
     """Whether what answers to a task are worth is their accuracy, people's agreement."""
     which = {"task": task, "metric": "accuracy"}
     return bool(len(sweep.read("scores", columns=["metric"], where=which)))
-
-
-def _part(task: str, name: str, share: float, objective: str) -> _Part:
-    if name not in (*AVERAGES, BALANCED):
-        which = f"{task}.{name}"
-        part = "" if which == objective else f"{objective} takes in {which}, which"
-        raise SpecError(
-            f"{part or objective} is no mean over items, and cannot be paired by them. Objectives "
-            f"that can: {', '.join((*AVERAGES, BALANCED))}, and means over tasks of these."
-        )
-    return _Part(task, name, share)
 
 
 def _of_all(sweep: SweepStore, name: str) -> list[_Part]:
@@ -237,7 +262,7 @@ def _of_all(sweep: SweepStore, name: str) -> list[_Part]:
         for metric in main:
             share = 1.0 if name == "macro" else 1 / _dense(sweep, task, metric)
             share /= len(tasks) * len(main)
-            parts.append(_part(task, metric, share, f"{ALL_TASKS}.{name}"))
+            parts.append(_Part(task, metric, share))
     return parts
 
 
@@ -284,8 +309,14 @@ def _of_part(
         if about["true_answer"].isna().any():
             raise _unrecorded(part, "each question's true answer")
         stratum, _ = pd.factorize(about["true_answer"], sort=True)
+    if part.metric == LIKELIHOOD:
+        values = values.clip(lower=_IMPOSSIBLE)
+    weights = np.stack([one.loc[values.index, "weight"].to_numpy(np.float64) for one in columns])
+    if part.metric == LIKELIHOOD and np.isnan(weights).any():
+        raise _unrecorded(part, "each text's number of tokens")
     return _Piece(
         values=np.ascontiguousarray(values.to_numpy(np.float64).T),
+        weight=np.where(np.isnan(weights), 1.0, weights),
         image=about["image_id"].to_numpy(object),
         stratum=stratum.astype(np.int64),
     )
@@ -314,13 +345,17 @@ def _check_alike(
             )
 
 
-def check_paired(sweep: SweepStore) -> None:
-    """Refuses a sweep whose objective is no mean over items.
+def check_judged(sweep: SweepStore) -> None:
+    """Refuses a sweep of whose objective no verdict can speak.
 
     Raises:
-        SpecError: nothing can be paired by it.
+        SpecError: nothing can be paired by it, or a margin in points says nothing of it.
     """
-    _parts({sweep: sweep.trials(["metric"])})
+    (part, *_) = parts = _parts({sweep: sweep.trials(["metric"])})
+    if len(parts) == 1 and part.metric == LIKELIHOOD:
+        raise SpecError(
+            f"{part.task}.{LIKELIHOOD}: of a likelihood a verdict's margin in points says nothing."
+        )
 
 
 def _answers(
@@ -329,7 +364,8 @@ def _answers(
     """Each trial's answers to real pictures, by trial and state (None: any); one row a question."""
     import pandas as pd
 
-    columns = ["trial", "state", "example_id", "image_id", "true_answer", "value", "image_value"]
+    columns = ["trial", "state", "example_id", "image_id", "true_answer"]
+    columns += ["value", "weight", "image_value"]
     names = list(
         dict.fromkeys(rows["reused_trial"].where(rows["state"] == "reused", rows["trial"]))
     )

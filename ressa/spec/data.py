@@ -15,7 +15,7 @@ SPLITS = ("train", "calibration", "validation", "test")
 
 _SLICE = re.compile(r"(?P<name>[^\[\]\s]+)(\[(?P<low>\d{0,3})%?:(?P<high>\d{0,3})%?\])?")
 _PLACES = ("path", "images", "model", "model_revision")
-_SCORED = {"vqa": 2, "captioning": 2, "retrieval": 3}
+_SCORED = {"vqa": 2, "captioning": 2, "retrieval": 3, "perplexity": 2}
 """How a task's answers are scored; raised where that changes."""
 HUB = "hf://datasets/"
 """What the path of a data set on the hub begins with."""

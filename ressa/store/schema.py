@@ -254,6 +254,7 @@ ANSWERS = Table(
         Column("true_answer", "text", "the true answer: of several, the one that counts as such"),
         Column("correct", "boolean", "whether it equals the true answer"),
         Column("value", "float", "its own score: 1 if right, agreement, CIDEr or log-probability"),
+        Column("weight", "float", "tokens that a log-probability is the sum over; null: 1"),
         Column(
             "image_value",
             "float",

@@ -57,13 +57,14 @@ def sweep_status(sweep: SweepStore) -> SweepStatus:
     import pyarrow as pa
     import pyarrow.compute as pc
 
+    # First: of a driver that has ended now, its last words are there when they are read.
+    current = holder(sweep)
     events = sweep.read("events", columns=[*_ATTEMPT, "epoch", "kind", "detail", "committed"])
     attempts = sweep.read("trials", columns=_READ, all_attempts=True)
     trials = attempts
     if pc.count_distinct(attempts["trial"]).as_py() < len(attempts):
         trials = sweep.read("trials", columns=_READ)
     proposed = sweep.read("proposals", columns=_ATTEMPT, in_order=False)
-    current = holder(sweep)
     driven = current is not None and current.state in ("live", "unknown")
 
     begun = pc.field("kind") == "trial_started"

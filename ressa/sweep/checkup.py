@@ -49,8 +49,9 @@ class Examiner:
         return None
 
     def meet_at(self) -> tuple[str, int]:
-        """Offers an address and a port of this node to meet at."""
-        return meeting_place()
+        """Offers an address and an open port of this node to meet at."""
+        address, self._meeting = meeting_place()
+        return address, self._meeting.port
 
     def sum(self, rank: int, size: int, address: str, port: int) -> tuple[str, float]:
         """Joins the others and sums ones with them; returns over what, and the sum."""

@@ -16,7 +16,7 @@ from zlib import crc32
 
 from ressa.data import pictures_of
 from ressa.errors import ConflictError, InfeasibleAllocation, NotFoundError, SpecError
-from ressa.landscape.items import check_paired
+from ressa.landscape.items import check_judged
 from ressa.landscape.tables import LINE_COLUMNS, asked_lines
 from ressa.sparsity import Target, solve_language
 from ressa.spec import SweepSpec, apply_point
@@ -87,11 +87,11 @@ def confirmation(sweep: SweepStore, *, top: int, per_line: bool, seeds: int) -> 
     plan = make_plan(spec, reads_data=False)
     best = _best(sweep, plan, top=top, per_line=per_line)
     try:
-        check_paired(sweep)
+        check_judged(sweep)
     except SpecError as error:
         raise SpecError(
-            f"{error} Without pairs there is no verdict: for the mean over seeds and its spread, "
-            "give the sweep replicates and see ressa best."
+            f"{error} There can be no verdict: for the mean over seeds and its spread, give the "
+            "sweep replicates and see ressa best."
         ) from None
     compared, left_out = _compared(best, plan)
     first = _fresh(spec)

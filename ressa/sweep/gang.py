@@ -107,10 +107,12 @@ class Worker:
         self._kept: Kept | None = None
         self._steps: Generator[Progress] | None = None
         self._outcome: Outcome | None = None
+        self._meeting: Any = None  # goes with this worker
 
     def rendezvous(self) -> tuple[str, int]:
-        """Offers this worker's address and a free port of it for the gang to meet at."""
-        return meeting_place()
+        """Offers an open port of this worker's for the gang to meet at."""
+        address, self._meeting = meeting_place()
+        return address, self._meeting.port
 
     def join(self, rank: int, world_size: int, address: str, port: int) -> None:
         """Joins the process group; rank, size and rendezvous come from Ray, never host names."""

@@ -41,6 +41,8 @@ OF_DRIVERS = {
 _ENVIRONMENT = {
     # Ray then binds every server to 127.0.0.1 instead of the machine's address.
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    # In seconds: a machine that others keep busy takes longer than the 30 that Ray gives itself.
+    "RAY_gcs_server_port_wait_time_s": "120",
     # Ray runs workers at niceness 15, where anything else on the machine starves them; a user who
     # wants that says `nice ressa run`.
     "RAY_worker_niceness": "0",

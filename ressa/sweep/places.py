@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ressa.errors import SpecError
 from ressa.spec import Resources
@@ -26,12 +27,15 @@ def node_address() -> str:
     return str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
 
 
-def meeting_place() -> tuple[str, int]:
-    """Returns this node's address and a free port of it, for processes to meet at."""
+def meeting_place() -> tuple[str, Any]:
+    """Opens a port of this node for processes to meet at; returns its address and `workers.host`'s.
+
+    They can meet as long as the latter is kept.
+    """
     from ressa import workers
 
     address = node_address()
-    return address, workers.free_port(address)
+    return address, workers.host(address)
 
 
 def bundle(resources: Resources) -> dict[str, float]:

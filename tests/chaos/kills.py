@@ -35,7 +35,7 @@ class Kill:
     """One signal to one process at one moment."""
 
     target: str
-    """driver, trial, worker or raylet."""
+    """driver, trial, worker or raylet; or working trial, which is in a step just then."""
     moment: str
     nth: int = 1
     """At which new trace of the moment, from 1."""
@@ -95,7 +95,12 @@ def targets(driver: "subprocess.Popen[str]", target: str) -> list[int]:
     """Finds the processes of a driver's session that a kill may be aimed at."""
     if target == "driver":
         return [driver.pid] if driver.poll() is None else []
-    names = {"trial": "Trainable", "worker": "ray::Worker", "raylet": "raylet/raylet"}
+    names = {
+        "trial": "Trainable",
+        "working trial": "Trainable.train",
+        "worker": "ray::Worker",
+        "raylet": "raylet/raylet",
+    }
     session = [name for name in running_sessions() if name.startswith(f"ressa-{driver.pid}-")]
     return [
         pid

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from tests.chaos.kills import targets
-from tests.sweep.place import Place, make_place, session_folders
+from tests.sweep.place import PATIENCE, Place, contents, make_place, session_folders
 from tests.sweep.waiting import wait_for
 
 ROOT = Path(__file__).parents[2]
@@ -28,12 +28,7 @@ def command_lines() -> Iterator[str]:
 
 
 def files_with(token: str, folders: Iterable[Path]) -> list[Path]:
-    found = []
-    for folder in folders:
-        for path in folder.rglob("*"):
-            if path.is_file() and token.encode() in path.read_bytes():
-                found.append(path)
-    return found
+    return [path for folder in folders for path, held in contents(folder) if token.encode() in held]
 
 
 def answer(url: str, token: str | None = None) -> int | None:
@@ -63,7 +58,7 @@ def test_the_token_of_a_running_sweep_is_on_no_command_line_and_in_no_file(tmp_p
         assert not files_with(token, [*folders, tmp_path])
     finally:
         driver.terminate()
-        _, stderr = driver.communicate(timeout=120)
+        _, stderr = driver.communicate(timeout=PATIENCE)
     assert token not in stderr
 
 
@@ -131,5 +126,5 @@ def test_ray_on_one_node_is_open_to_its_token_on_loopback_alone(
         assert token not in done.stdout + done.stderr
     finally:
         script.terminate()
-        script.wait(timeout=120)
+        script.wait(timeout=PATIENCE)
     wait_for(lambda: not any(process.is_running() for process in ours), 60)

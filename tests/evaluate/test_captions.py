@@ -64,7 +64,7 @@ def test_peoples_own_captions_are_scored_as_the_official_code_scores_them():
     ]
     given = [Answer(said[0]) for said in REFERENCES]
     scores, each = Captions().score(None, examples, given)
-    assert each == pytest.approx(OWN, rel=1e-9)
+    assert [own.value for own in each] == pytest.approx(OWN, rel=1e-9)
     assert scores["cider"] == pytest.approx(sum(OWN) / 4)
     assert scores["bleu4"] == pytest.approx(1)
 

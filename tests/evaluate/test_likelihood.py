@@ -92,7 +92,8 @@ def test_of_logits_that_overflow_no_choice_is_the_likeliest(task, monkeypatch):
     answers = Choices().part(None, SimpleNamespace(source=source), examples, blank=False, keep=None)
     scores, each = Choices().score(None, examples, answers)
     assert answers[1].text == "b"
-    assert math.isnan(each[0]) and each[1] == 0 and math.isnan(each[2])
+    first, second, third = (own.value for own in each)
+    assert math.isnan(first) and second == 0 and math.isnan(third)
     assert math.isnan(scores["accuracy"]) and math.isnan(scores["accuracy_per_token"])
 
 

@@ -143,9 +143,9 @@ def test_every_caption_has_a_place_for_its_picture_and_one_of_its_own(task):
     assert all(0 <= a.values[0] < 5 and 0 <= a.values[2] < 10 for a in answers)
     scores, each = measure.score(task, examples, answers)
     assert scores["ir10"] == scores["tr10"] == 1
-    assert scores["ir1"] == sum(each) / len(each)
+    assert scores["ir1"] == sum(own.value for own in each) / len(each)
     images = [example.image_id for example in examples]
-    of_images = dict(zip(images, measure.of_images(examples, answers), strict=True))
+    of_images = {image: own.image_value for image, own in zip(images, each, strict=True)}
     assert scores["tr1"] == sum(of_images.values()) / len(of_images)
 
 
@@ -162,7 +162,7 @@ def test_of_equals_each_order_counts_alike(task):
     examples = captions_of(task, 2)
     answers = [Answer("x", values) for values in ((0, 3, 0, 1), (9, 3, 8, 7)) for _ in range(2)]
     scores, each = measure_of(task).score(task, examples, answers)
-    assert each[0] == 0.25
+    assert each[0].value == 0.25
     assert scores["ir10"] == pytest.approx((1 + 1 + 0.25 + 0.25) / 4)
     assert scores["tr10"] == pytest.approx((1 + 2 / 8) / 2)
 

@@ -3,8 +3,9 @@
 import json
 import math
 import re
+import socket
+import struct
 import threading
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
@@ -21,6 +22,7 @@ from ressa.landscape.report.page import as_script
 from ressa.spec import spec_from_mapping
 from ressa.store import SweepStore, acquire, open_store
 from tests.landscape.conftest import begin, commit
+from tests.sweep.waiting import wait_for
 
 EVIL = (
     "</script><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
@@ -169,8 +171,12 @@ def test_it_is_served_to_this_machine_alone_and_says_whether_it_is_new(
         assert fetch(address + "data.json", Host="evil.example:80")[0] == 403
         assert fetch(address + "etc/passwd")[0] == 404
         commit(asked, "t008", "0.4", "0.6")
-        time.sleep(0.5)
-        code, text, newer = fetch(address + "data.json", **{"If-None-Match": version})
+
+        def looked_again() -> tuple[int, str, str] | None:
+            found = fetch(address + "data.json", **{"If-None-Match": version})
+            return None if found[0] == 304 else found
+
+        code, text, newer = wait_for(looked_again)
         assert code == 200
         assert newer != version
         assert "t008" in json.loads(text)["trials"]["trial"]
@@ -205,6 +211,29 @@ def test_a_page_that_was_long_in_the_making_asks_for_what_is_newer(
         version = fetch(address)[2]
         code, text, _ = fetch(address + "data.json", **{"If-None-Match": version})
     assert (code, json.loads(text)["spec"]) == (200, "the last")
+
+
+def test_a_page_that_is_closed_before_its_answer_is_no_fault(
+    asked: SweepStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, begun, closed = gather(asked), threading.Event(), threading.Event()
+
+    def made(data: dict[str, Any], *, watch: float) -> str:
+        begun.set()
+        assert closed.wait(30)
+        return "x" * 10_000_000
+
+    with pytest.MonkeyPatch.context() as patch, serve(lambda: data) as address:
+        patch.setattr("ressa.landscape.report.serving.page", made)
+        port = int(address.rstrip("/").rpartition(":")[2])
+        with socket.create_connection(("127.0.0.1", port)) as reader:
+            reader.sendall(f"GET / HTTP/1.0\r\nHost: 127.0.0.1:{port}\r\n\r\n".encode())
+            assert begun.wait(30)
+            # Closed at once, as by a reader that ends.
+            reader.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        closed.set()
+        wait_for(lambda: not any("process_request" in t.name for t in threading.enumerate()))
+    assert capsys.readouterr().err == ""
 
 
 def test_a_look_that_fails_is_said_and_made_again(asked: SweepStore, monkeypatch) -> None:

@@ -398,8 +398,14 @@ objective: {maximize: macro}
 """
 
 
-def several(folder: Path, metric: str, text: str = TASKS) -> SweepStore:
-    """Two trials of a sweep over two tasks, whose pictures have the same names."""
+def several(
+    folder: Path, metric: str, text: str = TASKS, impossible: float | None = None
+) -> SweepStore:
+    """Two trials of a sweep over two tasks, whose pictures have the same names, and some texts.
+
+    Args:
+        impossible: log-probability of all texts by the first model.
+    """
     (folder / "tasks.yaml").write_text(text)
     resolved = load_spec(folder / "tasks.yaml").spec.to_yaml()
     sweep = open_store(folder / "store", create=True).create_sweep("several", resolved)
@@ -413,6 +419,18 @@ def several(folder: Path, metric: str, text: str = TASKS) -> SweepStore:
             }
             for task, chance, answers, count in (("easy-vqa", 0.8, 3, 300), ("mine", 0.4, 5, 80))
             for at in range(count)
+        ]
+        # The second model has a tokenizer of its own.
+        tokens = draw.integers(1 + number, 9, 80).astype(float)
+        drawn = [-float(draw.exponential(count)) for count in tokens]
+        rows += [
+            {
+                **{"task": "captions", "split": "validation", "state": "pruned", "image": "real"},
+                **{"example_id": f"c{at}", "image_id": f"p{at // 2}", "true_answer": "a"},
+                **{"value": value if impossible is None or number else impossible},
+                **{"weight": float(count)},
+            }
+            for at, (count, value) in enumerate(zip(tokens, drawn, strict=True))
         ]
         dense = [
             {
@@ -455,14 +473,33 @@ def test_a_mean_over_tasks_is_paired_by_the_items_of_all_of_them(
     assert row["difference_points"] == pytest.approx(100 * (items.scores[0] - items.scores[1]))
 
 
-def test_a_mean_over_a_task_that_is_no_mean_over_items_is_refused_by_its_name(
-    tmp_path: Path,
-) -> None:
-    sweep = several(tmp_path, "all.macro", TASKS.replace("task: mine}]", "task: captions}]"))
-    with pytest.raises(
-        SpecError, match=r"all\.macro takes in captions\.likelihood, which is no mean"
-    ):
-        read_items({sweep: sweep.trials()})
+def test_likelihoods_are_paired_by_texts_of_many_tokens_or_few(tmp_path: Path) -> None:
+    text = TASKS.replace("task: mine}]", "task: captions}]")
+    sweep = several(tmp_path, "all.macro", text)
+    trials = sweep.trials().assign(metric="captions.likelihood")
+    items = read_items({sweep: trials})
+    answers = sweep.answers()
+    for number, trial in enumerate(("t000", "t001")):
+        own = answers[(answers["trial"] == trial) & (answers["task"] == "captions")]
+        likelihood = np.exp(own["value"].sum() / own["weight"].sum())
+        assert items.scores[number] == pytest.approx(likelihood)
+        influence = likelihood * (own["value"] - np.log(likelihood) * own["weight"])
+        said = likelihood + 40 * influence.groupby(own["image_id"]).sum() / own["weight"].sum()
+        assert sorted(items.said[number]) == pytest.approx(sorted(said))
+    both = read_items({sweep: sweep.trials()})
+    easy = read_items({sweep: trials.assign(metric="easy-vqa.balanced_accuracy")})
+    assert both.scores == pytest.approx((items.scores + easy.scores) / 2)
+    for one in (items, both):
+        spread = one.resampled(4000, seed=0).std(axis=0)
+        expected = one.said.std(axis=1, ddof=1) / one.pictures**0.5
+        assert spread == pytest.approx(expected, rel=0.1)
+
+
+def test_of_a_text_that_is_impossible_the_likelihood_is_0_for_every_pair(tmp_path: Path) -> None:
+    sweep = several(tmp_path, "captions.likelihood", impossible=-np.inf)
+    items = read_items({sweep: sweep.trials()})
+    assert items.scores[0] == 0 and items.scores[1] > 0
+    assert np.isfinite(items.said).all() and np.isfinite(items.resampled(10, seed=0)).all()
 
 
 FOUND = """

@@ -46,7 +46,7 @@ def kept(store: Path) -> list[str]:
 
 
 def repair_until_killed(store: Path, told: Any) -> None:
-    """Says each step when it is done."""
+    """Says each step when it is done; it is killed before the last."""
     from ressa.repair import loop
 
     check = loop.check_divergence
@@ -54,7 +54,7 @@ def repair_until_killed(store: Path, told: Any) -> None:
     def tell(curve: Any, repair: Repair) -> None:
         check(curve, repair)
         told.put(len(curve))
-        time.sleep(0.05)  # so that it is killed near the step that was said
+        time.sleep(600 if len(curve) == PLAN.steps else 0.05)
 
     loop.check_divergence = tell
     torch.set_num_threads(1)

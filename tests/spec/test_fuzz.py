@@ -41,12 +41,12 @@ TOKENS = (
 )
 SCALE = int(os.environ.get("RESSA_TEST_SCALE", "1"))
 """How many times the inputs of the CI tier: `make chaos` sets it."""
-pytestmark = pytest.mark.timeout(300 * SCALE)
+pytestmark = pytest.mark.timeout(900 * SCALE)
 
 fuzz = settings(
     max_examples=150 * SCALE,
     deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 
 

@@ -18,7 +18,7 @@ def many(examples: int) -> settings:
         max_examples=examples * SCALE,
         deadline=None,
         phases=(Phase.explicit, Phase.generate),
-        suppress_health_check=[HealthCheck.function_scoped_fixture],
+        suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
     )
 
 

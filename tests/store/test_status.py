@@ -1,5 +1,9 @@
 """How far a sweep is follows from rows, events and the lease."""
 
+from typing import Any
+
+import pytest
+
 from ressa.store import SweepStore, acquire
 
 from .conftest import commit_trial
@@ -40,6 +44,24 @@ def test_a_finished_sweep_is_finished(sweep: SweepStore) -> None:
         sweep.event("started", {"planned": 1}, epoch=lease.epoch)
         commit_trial(sweep, "t000", 0.8)
         sweep.event("finished", epoch=lease.epoch)
+    assert sweep.status().state == "finished"
+
+
+def test_a_sweep_that_finishes_while_it_is_looked_at_is_not_interrupted(
+    sweep: SweepStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lease, read = acquire(sweep), SweepStore.read
+    sweep.event("started", {"planned": 0}, epoch=lease.epoch)
+
+    def read_before_the_end(of: SweepStore, table: str, **how: Any) -> Any:
+        found = read(of, table, **how)
+        monkeypatch.setattr(SweepStore, "read", read)
+        sweep.event("finished", epoch=lease.epoch)
+        lease.release()
+        return found
+
+    monkeypatch.setattr(SweepStore, "read", read_before_the_end)
+    assert sweep.status().state == "running"
     assert sweep.status().state == "finished"
 
 

@@ -5,7 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.sweep.place import Place, drivers, make_place, running_sessions, session_folders
+from tests.sweep.place import (
+    PATIENCE,
+    Place,
+    drivers,
+    make_place,
+    running_sessions,
+    session_folders,
+)
 
 
 @pytest.fixture
@@ -30,6 +37,7 @@ def nothing_is_left() -> Iterator[None]:
     for driver, _ in drivers.values():
         if driver.poll() is None:  # a test that failed half way: the next one starts afresh
             driver.terminate()
-            driver.communicate(timeout=60)
+            driver.communicate(timeout=PATIENCE)
     assert not running_sessions()
     assert not session_folders()
+    drivers.clear()  # their process ids may come again

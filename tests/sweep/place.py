@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,6 +29,9 @@ repair:
 evaluate: [{task: easy-vqa, split: validation, samples: 150}]
 """
 
+
+PATIENCE = 1200
+"""Seconds in which a process that was told to end has ended: more only ends a hung test."""
 
 drivers: dict[int, tuple[subprocess.Popen[str], str]] = {}
 """The drivers that tests started, and where each keeps temporary files, by process."""
@@ -60,7 +63,7 @@ class Place:
 
     def ressa(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
         process = self.start(*arguments)
-        stdout, stderr = process.communicate(timeout=900)
+        stdout, stderr = process.communicate(timeout=PATIENCE)
         return subprocess.CompletedProcess(arguments, process.returncode, stdout, stderr)
 
 
@@ -81,6 +84,17 @@ def session_folders() -> list[Path]:
         for one, temporary in drivers.values()
         for path in Path(temporary).glob(f"ressa-{one.pid}-*")
     ]
+
+
+def contents(folder: Path) -> Iterator[tuple[Path, bytes]]:
+    """Reads every file below a folder at which others work; what goes meanwhile is left out."""
+    for place, _, names in os.walk(folder):  # not by `rglob`, which a folder that goes breaks off
+        for path in (Path(place, name) for name in names):
+            try:
+                content = path.read_bytes() if path.is_file() else b""
+            except FileNotFoundError:
+                continue
+            yield path, content
 
 
 def results(sweep: SweepStore) -> Sequence[dict[str, object]]:

@@ -48,7 +48,7 @@ def test_a_sweep_in_a_bucket_is_killed_resumed_and_ends_as_one_in_a_folder(
         wait_for(lambda: open_store(bucket).sweeps() and len(sweep().trials()) >= 2, 600)
         driver.kill()
         said = "".join(driver.communicate())
-        wait_for(lambda: not running_sessions(), 60)
+        wait_for(lambda: not running_sessions())
         resumed = place.ressa("resume", "small", "--store", bucket)
         assert resumed.returncode == 0, resumed.stderr
         assert results(sweep()) == results(in_a_folder.sweep)

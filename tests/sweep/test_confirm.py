@@ -322,14 +322,21 @@ def test_what_cannot_be_confirmed_is_said(tmp_path: Path) -> None:
         confirmation(new, top=1, per_line=False, seeds=3)
 
 
+@pytest.mark.parametrize(
+    ("metric", "message"),
+    [
+        ("bleu4", r"bleu4 is no mean over items.*ressa best"),
+        ("likelihood", r"of a likelihood a verdict's margin in points says nothing\..*ressa best"),
+    ],
+)
 def test_an_objective_that_no_verdict_can_be_about_is_refused_before_it_runs(
-    tmp_path: Path,
+    tmp_path: Path, metric: str, message: str
 ) -> None:
     sweep = searched_sweep(tmp_path)
     for row in sweep.read("trials").to_pylist():
-        row["metric"] = "easy-vqa.likelihood"
+        row["metric"] = f"easy-vqa.{metric}"
         sweep.commit("trials", [row], trial=row["trial"], epoch=1, attempt=row["attempt"])
-    with pytest.raises(SpecError, match=r"likelihood is no mean over items.*ressa best"):
+    with pytest.raises(SpecError, match=message):
         confirmation(sweep, top=1, per_line=True, seeds=3)
 
 

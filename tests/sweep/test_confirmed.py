@@ -28,7 +28,7 @@ def test_a_killed_confirmation_with_repair_goes_on_to_its_verdicts(tmp_path: Pat
     wait_for(lambda: len(store.sweep("small-confirm").trials()) >= 2)
     driver.kill()
     driver.communicate()
-    wait_for(lambda: not running_sessions(), 30)
+    wait_for(lambda: not running_sessions())
     early = json.loads(place.ressa("verdict", "small", "-o", "json").stdout or "[]")
     assert all(row["answer"] == "not decided" for row in early)
 

@@ -68,11 +68,12 @@ def test_an_address_that_cannot_be_one_is_refused() -> None:
 def test_where_nothing_answers_is_said_at_once() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    with pytest.raises(ClusterError, match=r"no Ray answers at http://.*Connection refused"):
-        Head(f"http://{address}")
-    with pytest.raises(ClusterError, match="no Ray answers at 127"), joined_ray(address, threads=1):
-        pass
+        address = f"127.0.0.1:{free.getsockname()[1]}"  # nobody listens while we hold it
+        with pytest.raises(ClusterError, match=r"no Ray answers at http://.*Connection refused"):
+            Head(f"http://{address}")
+        refused = pytest.raises(ClusterError, match="no Ray answers at 127")
+        with refused, joined_ray(address, threads=1):
+            pass
 
 
 def head_with(*jobs: SimpleNamespace) -> tuple[Head, list[dict[str, Any]]]:

@@ -7,7 +7,7 @@ import pytest
 from tests.sweep.place import SMALL, Place, make_place, running_sessions
 from tests.sweep.waiting import wait_for
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 HALVED = (
     SMALL.replace('choices: [0.5, 0.7, "2:4"]', "choices: [0.4, 0.5, 0.6, 0.7, 0.8]")
@@ -42,7 +42,7 @@ def test_a_killed_sweep_stops_the_same_trials_at_the_same_rungs(tmp_path: Path) 
     wait_for(lambda: reached(killed) >= 4)
     driver.kill()
     driver.communicate()
-    wait_for(lambda: not running_sessions(), 60)
+    wait_for(lambda: not running_sessions())
     resumed = killed.ressa("resume", "small")
     assert resumed.returncode == 0, resumed.stderr
     assert found(killed) == found(calm)

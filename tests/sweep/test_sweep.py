@@ -15,7 +15,7 @@ import pytest
 
 from ressa.store import open_store
 from tests.chaos.kills import targets
-from tests.sweep.place import SMALL, Place, make_place, results, running_sessions
+from tests.sweep.place import PATIENCE, SMALL, Place, make_place, results, running_sessions
 from tests.sweep.waiting import wait_for
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(1800)]
@@ -108,7 +108,7 @@ def test_a_killed_sweep_resumes_to_the_same_rows(undisturbed: Place, place: Plac
     kept = place.sweep.trials()[["trial", "attempt", "epoch"]].astype(str).to_dict("records")
     driver.kill()
     driver.communicate()
-    wait_for(lambda: not running_sessions(), 30)
+    wait_for(lambda: not running_sessions())
 
     resumed = place.ressa("resume", "small")
     assert resumed.returncode == 0, resumed.stderr
@@ -146,7 +146,7 @@ def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(place: Place) -> None:
     driver = place.start("run", "small.yaml", *ENDLESS)
     wait_for(lambda: finished(place) >= 1)
     driver.send_signal(signal.SIGINT)
-    _, stderr = driver.communicate(timeout=60)
+    _, stderr = driver.communicate(timeout=PATIENCE)
     assert driver.returncode == 130
     assert "ressa resume small" in stderr
     assert "Traceback" not in stderr
@@ -168,8 +168,8 @@ def test_on_a_terminal_the_board_moves_and_the_last_words_stay(place: Place) -> 
     os.close(theirs)
     wait_for(lambda: b"repair" in b"".join(shown) and finished(place) >= 1)
     driver.send_signal(signal.SIGINT)
-    driver.communicate(timeout=60)
-    reader.join(timeout=10)
+    driver.communicate(timeout=PATIENCE)
+    reader.join(timeout=PATIENCE)
     os.close(ours)
     text = b"".join(shown).decode()
     assert driver.returncode == 130
@@ -178,15 +178,15 @@ def test_on_a_terminal_the_board_moves_and_the_last_words_stay(place: Place) -> 
 
 
 def test_a_second_driver_is_refused_while_the_first_lives(place: Place) -> None:
-    driver = place.start("run", "small.yaml")
+    driver = place.start("run", "small.yaml", *ENDLESS)
     try:
         wait_for(lambda: finished(place) >= 1)
-        second = place.ressa("run", "small.yaml")
+        second = place.ressa("run", "small.yaml", *ENDLESS)
         assert second.returncode == 4
         assert str(driver.pid) in second.stderr
     finally:
         driver.send_signal(signal.SIGTERM)
-        driver.communicate(timeout=60)
+        driver.communicate(timeout=PATIENCE)
     assert driver.returncode == 130
 
 
@@ -194,7 +194,7 @@ def test_a_trial_whose_process_dies_is_lost_and_can_be_redone(place: Place) -> N
     driver = place.start("run", "small.yaml", "--set", "retry.attempts=1")
     wait_for(lambda: finished(place) >= 2)
     os.kill(targets(driver, "trial")[0], signal.SIGKILL)
-    _, stderr = driver.communicate(timeout=900)
+    _, stderr = driver.communicate(timeout=PATIENCE)
     assert driver.returncode == 1, stderr
     lost = place.sweep.trials().query("state == 'lost'")
     assert len(lost) == 1

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -68,6 +69,15 @@ def _why(error: Exception) -> str:
     line = next(iter(str(error).strip().splitlines()), "")
     kind = "" if isinstance(error, RessaError) else f"{type(error).__name__}: "
     return f"not fresh: {kind}{line}"
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Says nothing of a page that was closed before it had its answer."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
 
 
 def _handler(latest: _Latest) -> type[BaseHTTPRequestHandler]:
@@ -157,10 +167,9 @@ def serve(
     latest.look()
 
     try:
-        server = ThreadingHTTPServer(("127.0.0.1", port), _handler(latest))
+        server = _Server(("127.0.0.1", port), _handler(latest))
     except OSError as error:
         raise RessaError(f"port {port} of 127.0.0.1 cannot be used: {error.strerror}.") from error
-    server.daemon_threads = True
     serving = threading.Thread(target=server.serve_forever, daemon=True)
     serving.start()
     stop = threading.Event()
