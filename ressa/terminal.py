@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from enum import StrEnum
 from io import TextIOWrapper
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -35,10 +35,18 @@ class Output(StrEnum):
 
 
 def prepare() -> None:
-    """Lets a terminal without Unicode show ? where it lacks a character."""
+    """Lets a terminal without Unicode show ? where it lacks a character.
+
+    What is written to a stream that was closed (>&-) goes nowhere, as Python's own print does.
+    """
+    sys.stdout, sys.stderr = sys.stdout or _nowhere(), sys.stderr or _nowhere()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")
+
+
+def _nowhere() -> TextIO:
+    return os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8")
 
 
 def show(
@@ -189,7 +197,11 @@ def explain(facts: Iterable[tuple[str, str]]) -> None:
     console = words()
     with console.capture() as captured:
         console.print(table)
-    sys.stderr.write("\n".join(map(str.rstrip, captured.get().split("\n"))))
+    try:
+        sys.stderr.write("\n".join(map(str.rstrip, captured.get().split("\n"))))
+        sys.stderr.flush()
+    except BrokenPipeError:
+        console.on_broken_pipe()
 
 
 def words() -> Console:

@@ -604,6 +604,27 @@ def test_a_reader_that_has_enough_ends_nothing_badly(
         assert ressa("results", "quickstart", "-o", output) == Said(0, "", words)
 
 
+@pytest.mark.parametrize("verb", [["best", "quickstart"], ["plan", QUICKSTART]])
+def test_words_that_nobody_reads_end_nothing(
+    ressa: Ressa, sweep: SweepStore, monkeypatch: pytest.MonkeyPatch, verb: list[str]
+) -> None:
+    data = ressa(*verb).out
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w") as pipe:
+        monkeypatch.setattr(sys, "stderr", pipe)
+        assert ressa(*verb) == Said(0, data, "")
+
+
+def test_a_closed_stream_takes_nothing_and_ends_nothing(sweep: SweepStore, tmp_path: Path) -> None:
+    call = f"{sys.executable} -c 'from ressa.cli import main; main()' best quickstart"
+    for closed, written in ((">&-", "stderr"), ("2>&-", "stdout")):
+        done = subprocess.run(f"{call} {closed}", shell=True, cwd=tmp_path, capture_output=True)
+        assert done.returncode == 0
+        assert b"Traceback" not in done.stderr
+        assert getattr(done, written)
+
+
 def test_what_stays_is_not_written_again(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -155,6 +155,21 @@ def test_bytes_and_cut_characters_come_as_they_were_sent(
     assert capfdbinary.readouterr().out == "±–ü".encode()
 
 
+def test_what_a_cluster_writes_steers_no_terminal(
+    tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    display = "\x1b[?25l\x1b[1;31mred\x1b[0m\r\x1b[2K\x1b[1A\x1b[?25h\n"
+    sent = f"\x1b]0;title\x07\x1b[6n\x9b2J\x1bc{display}".encode()
+    taken = f"]0;title[6n2Jc{display}".encode()
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    for cut in (1, 9, 23, 25, 40, len(sent)):
+        for kind in ("out", "err"):
+            frames = [Frame(kind, sent[:cut]), Frame(kind, sent[cut:]), Frame("exit", b"0")]
+            assert passed_on(frames, tmp_path) == 0
+            said = capfdbinary.readouterr()
+            assert (said.out, said.err) == ((taken, b"") if kind == "out" else (b"", taken))
+
+
 def test_rows_come_whole_from_the_far_end(
     sweep: SweepStore,  # noqa: F811
     tmp_path: Path,

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ressa.console import but_displays
 from ressa.errors import ClusterError, SpecError, writing
 from ressa.terminal import Output, check_takes, put, say, write, write_bytes
 
@@ -116,18 +117,17 @@ def passed_on(
         StoreError: a file cannot be written here.
         ClusterError: all went well there, and the file that was asked for did not come.
     """
-    # A character may be cut between two frames.
-    text = {kind: codecs.getincrementaldecoder("utf-8")("replace") for kind in ("out", "err")}
+    shown = {kind: _shown() for kind in ("out", "err")}
     came = False
     for frame in frames:
         if frame.kind == until == "taken":
             return None
         if frame.kind == "out" and sys.stdout.isatty():
-            put(text["out"].decode(frame.content))
+            put(shown["out"](frame.content))
         elif frame.kind == "out":
             write_bytes(frame.content)  # it may be a Parquet file
         elif frame.kind == "err":
-            sys.stderr.write(text["err"].decode(frame.content))
+            sys.stderr.write(shown["err"](frame.content))
             sys.stderr.flush()
         elif frame.kind == "file" and frame.name == file:
             with writing(folder / file):
@@ -139,6 +139,21 @@ def passed_on(
                 raise ClusterError(f"the cluster sent no {file!r}, though all went well there.")
             return code
     raise AssertionError("frames end with an exit or an error")
+
+
+def _shown() -> Callable[[bytes], str]:
+    """Makes of what comes piece by piece what a terminal may be shown.
+
+    Whatever runs there may have written it; a character or a sequence may be cut between two.
+    """
+    decoder, cut = codecs.getincrementaldecoder("utf-8")("replace"), ""
+
+    def shown(content: bytes) -> str:
+        nonlocal cut
+        text, cut = but_displays(cut + decoder.decode(content))
+        return text
+
+    return shown
 
 
 def words_of(context: typer.Context) -> list[str]:

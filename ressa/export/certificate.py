@@ -9,7 +9,7 @@ Dimensions: out, in = weight rows and columns of one linear layer; probe = rando
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from ressa.sparsity import Pattern, Target
 NAME = "certificate.json"
 VERSION = 1
 _PROBES = 8  # inputs to each layer
-_NOT_OURS = frozenset({".cache", ".gitattributes"})  # a download from the hub brings them
+_NOT_OURS = frozenset({".cache", ".git", ".gitattributes", ".DS_Store"})  # copying brings them
 
 
 def digest(certificate: Mapping[str, Any]) -> str:
@@ -91,6 +91,21 @@ def matrix(
     if wanted is not None:
         found["pattern_broken"] = _broken(~zero, wanted)
     return found
+
+
+def totals(matrices: Sequence[Mapping[str, Any]], tower: str) -> dict[str, Any]:
+    """Adds up what is said of a tower's matrices."""
+    own = [found for found in matrices if found["tower"] == tower]
+    weights = sum(found["rows"] * found["columns"] for found in own)
+    pruned = sum(found["pruned"] for found in own)
+    return {
+        "weights": weights,
+        "pruned": pruned,
+        "zeros_before_merge": sum(found["zeros_before_merge"] for found in own),
+        "zeros": sum(found["zeros"] for found in own),
+        "sparsity": pruned / weights,
+        "patterns": sorted({found["pattern"] for found in own if found["pattern"]}),
+    }
 
 
 def _broken(is_set: Bool[Tensor, "out in"], pattern: Pattern) -> int:

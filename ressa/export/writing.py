@@ -144,7 +144,7 @@ def write(
         "repair": None if unmerged.repair is None else unmerged.repair.model_dump(mode="json"),
         "mask_hash": mask_hash(unmerged.masks),
         "merge_gap": proof.merge_gap,
-        "towers": {tower: _tower(proof.matrices, tower) for tower in TOWERS},
+        "towers": {tower: certificate.totals(proof.matrices, tower) for tower in TOWERS},
         "connector": proof.connector,
         "matrices": proof.matrices,
     }
@@ -213,20 +213,6 @@ def _matrix(
         "pattern": report.pattern,
         "merge": gaps.get(report.name),
         **certificate.matrix(weight, masks[report.name], report.pattern),
-    }
-
-
-def _tower(matrices: list[dict[str, Any]], tower: str) -> dict[str, Any]:
-    own = [found for found in matrices if found["tower"] == tower]
-    weights = sum(found["rows"] * found["columns"] for found in own)
-    pruned = sum(found["pruned"] for found in own)
-    return {
-        "weights": weights,
-        "pruned": pruned,
-        "zeros_before_merge": sum(found["zeros_before_merge"] for found in own),
-        "zeros": sum(found["zeros"] for found in own),
-        "sparsity": pruned / weights,
-        "patterns": sorted({found["pattern"] for found in own if found["pattern"]}),
     }
 
 

@@ -294,7 +294,9 @@ def _objects(frame: "pandas.DataFrame") -> list[str]:
 
 
 _IN_LATEX = str.maketrans(
-    {mark: rf"\{mark}" for mark in "&%$#_{}"}
+    {chr(code): None for code in (*range(9), 11, 12, *range(14, 32), 127)}  # never to be read
+    | {mark: rf"\{mark}" for mark in "&%$#_{}"}
+    | {mark: rf"{{{mark}}}" for mark in "[*"}  # at the start of a row an option of the one before
     | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 )
 

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 from transformers.utils import logging as transformers_logging
 
-from ressa.errors import SpecError
+from ressa.errors import RessaError, SpecError
 from ressa.models.asking import Asking
 from ressa.models.identity import checked_folder, pinned, refuse_incomplete
 from ressa.models.sizes import resize
@@ -117,19 +117,22 @@ def reading(ref: ModelRef, *, weights: bool = False) -> Iterator[tuple[str, dict
     options: dict[str, Any] = {"trust_remote_code": ref.trust_remote_code}
     if folder is not None:
         options["local_files_only"] = True  # a folder that lacks a file must not ask the hub
-        if weights:
-            refuse_incomplete(ref.id, folder)
     else:
         known, answers = pinned(ref, weights=weights)
         options["revision"] = known.revision
         # Without an answer transformers would ask for each file anew, for minutes.
         options["local_files_only"] = not answers
     try:
+        if folder is not None and weights:
+            refuse_incomplete(ref.id, folder)
         with no_progress_bars(folder is not None):
             yield ref.id if folder is None else str(folder), options
-    # Transformers raises these for a missing file, an unreachable hub, a class that is no
-    # vision-language model, and a package that this model needs. The cause is kept.
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    # torch's own, of too little memory too, are no fault of the files.
+    except (RessaError, RuntimeError, MemoryError):
+        raise
+    # A missing or damaged file, an unreachable hub, a class that is no vision-language model, a
+    # package that this model needs: each library has errors of its own. The cause is kept.
+    except Exception as error:
         raise SpecError(_failure(ref, folder, error)) from error
 
 

@@ -132,8 +132,7 @@ def trimmed(batch: Batch) -> Batch:
     assert batch.labels is not None
     inputs = dict(batch.inputs)
     longest = int(inputs["attention_mask"].sum(dim=1).max())
-    is_whole = batch.labels.shape == inputs["input_ids"].shape
-    answers = longest if is_whole else int((batch.labels != NO_LABEL).sum(dim=1).max())
+    answers = int((batch.labels != NO_LABEL).any(dim=0).nonzero().max()) + 1
     shape = inputs["attention_mask"].shape
     for name in inputs.keys() - batch.of_pictures:
         if inputs[name].shape[:2] == shape:

@@ -346,14 +346,16 @@ def _lend(adapters: Adapters, dtype: torch.dtype, stage: int) -> list[_Loan]:
     for path, owner in adapters.layers.items():
         for key, original in list(owner.named_parameters(recurse=False)):
             is_trained = id(original) in trained
+            if not is_trained and stage < 3:
+                continue
+            # DeepSpeed sends rows as bytes: GPT-2's weights and some experts' lie transposed.
+            whole = original.detach().contiguous()
             if is_trained:
-                copy = nn.Parameter(original.detach().to(dtype, copy=True))
-            elif stage == 3:
-                copy = nn.Parameter(original.detach(), requires_grad=False)
+                copy = nn.Parameter(whole.to(dtype, copy=True))
+            else:
+                copy = nn.Parameter(whole, requires_grad=False)
                 # Its memory is DeepSpeed's now, to be shared out.
                 original.data = original.data.new_empty(0)
-            else:
-                continue
             owner._parameters[key] = copy
             loans.append(
                 _Loan(

@@ -126,7 +126,9 @@ def parquet_bytes(frame: "pandas.DataFrame") -> bytes:
     for at, name in enumerate(frame.columns):
         values = frame.iloc[:, at]
         try:
-            columns[str(name)] = pa.array(values, from_pandas=True)
+            column = pa.array(values, from_pandas=True)
+            pq.write_table(pa.table({str(name): column.slice(0, 0)}), pa.BufferOutputStream())
+            columns[str(name)] = column
         except pa.ArrowException:
             texts = [None if row_files.is_null(value) else str(value) for value in values]
             columns[str(name)] = pa.array(texts, pa.string())

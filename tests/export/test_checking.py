@@ -1,9 +1,12 @@
 """An export is what its certificate says, or each fault is named."""
 
 import json
+import math
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +16,8 @@ from ressa.catalog import MODELS
 from ressa.errors import VerificationError
 from ressa.export import certificate, checking, load, verify
 from ressa.models import load_vlm
+from ressa.prune import mask_hash
+from ressa.sparsity import TOWERS
 from tests.export.conftest import BLIP2
 from tests.export.shop import change, logits, pruned, reseal
 
@@ -112,6 +117,31 @@ def a_certificate_that_prunes_more(folder: Path) -> None:
     certificate.write(folder, said)
 
 
+def a_link_to_nothing(folder: Path) -> None:
+    (folder / "config.json").unlink()
+    (folder / "config.json").symlink_to("/nowhere/config.json")
+
+
+def a_pipe_for_masks(folder: Path) -> None:
+    (folder / "masks.safetensors").unlink()
+    os.mkfifo(folder / "masks.safetensors")
+
+
+def a_truncated_index(folder: Path) -> None:
+    path = folder / "model.safetensors.index.json"
+    path.write_text(path.read_text()[:500])
+
+
+def a_config_of_another_kind(folder: Path) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"text_config": {"d_model": "x"}}))
+
+
+def masks_with_a_deep_header(folder: Path) -> None:
+    header = b"[" * 100_000
+    (folder / "masks.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+
+
 def said_of(folder: Path, **options: str) -> str:
     with pytest.raises(VerificationError) as error:
         verify(folder, **options)
@@ -135,6 +165,11 @@ FAULTS: list[tuple[Plant, str]] = [
     (an_extra_file, "a file is too many: modeling.py"),
     (an_edited_certificate, "certificate.json was edited"),
     (a_certificate_that_prunes_more, "vision: certificate.json says pruned"),
+    (a_link_to_nothing, "config.json is no file, or a link to none"),
+    (a_pipe_for_masks, "masks.safetensors is no file"),
+    (a_truncated_index, "model.safetensors.index.json has 500 bytes"),
+    (a_config_of_another_kind, "transformers cannot load it"),
+    (masks_with_a_deep_header, "masks.safetensors cannot be read"),
 ]
 
 
@@ -145,9 +180,11 @@ def test_what_was_written_is_what_its_certificate_says(folder: Path) -> None:
     assert {one["stray"] for one in said["matrices"]} == {0}
     assert {one.get("pattern_broken", 0) for one in said["matrices"]} == {0}
     assert all(one["zeros_before_merge"] == one["pruned"] for one in said["matrices"])
-    # What the hub's client leaves in a download is no fault.
-    (folder / ".cache").mkdir()
-    (folder / ".cache" / "x").touch()
+    # What a download from the hub, a clone and a file manager leave there is no fault.
+    for name in (".cache", ".git"):
+        (folder / name).mkdir()
+        (folder / name / "x").touch()
+    (folder / ".DS_Store").touch()
     assert verify(folder) == said
 
 
@@ -177,6 +214,74 @@ def test_a_fault_is_named_whose_planter_made_the_hashes_of_files_anew(
     found = said_of(folder)
     assert named in found
     assert "is not the file that was exported" not in found
+
+
+def weights_that_are_not_finite(folder: Path) -> None:
+    set_weight(folder, pruned=False, value=math.nan)
+    reseal(folder)
+    path, name = a_file_with(folder, Q_PROJ)
+    certified(folder, weights=certificate.tensor_hash(load_file(path)[name]))
+
+
+def certified(folder: Path, **changes: Any) -> None:
+    """Says something else of a matrix, and seals it."""
+    said = certificate.read(folder)
+    next(one for one in said["matrices"] if one["name"] == Q_PROJ).update(changes)
+    sealed(folder, said)
+
+
+def sealed(folder: Path, said: dict[str, Any]) -> None:
+    text = json.dumps(said | {"digest": certificate.digest(said)})  # NaN too
+    (folder / certificate.NAME).write_text(text)
+
+
+def a_layer_left_out(folder: Path) -> None:
+    said = certificate.read(folder)
+    kept = [one for one in said["matrices"] if one["name"] != Q_PROJ]
+    masks, _ = checking._read_masks(folder, kept)
+    of_kept = {"matrices": kept, "mask_hash": mask_hash(masks)}
+    totals = {tower: certificate.totals(kept, tower) for tower in TOWERS}
+    sealed(folder, said | of_kept | {"towers": totals})
+
+
+def a_layer_counted_twice(folder: Path) -> None:
+    said = certificate.read(folder)
+    twice = [*said["matrices"], said["matrices"][-1]]
+    totals = {tower: certificate.totals(twice, tower) for tower in TOWERS}
+    sealed(folder, said | {"matrices": twice, "towers": totals})
+
+
+def of_a_tower(**claims: Any) -> Plant:
+    def plant(folder: Path) -> None:
+        said = certificate.read(folder)
+        said["towers"]["language"] |= claims
+        sealed(folder, said)
+
+    return plant
+
+
+def of_a_matrix(**claims: Any) -> Plant:
+    return lambda folder: certified(folder, **claims)
+
+
+@pytest.mark.parametrize(
+    ("plant", "named"),
+    [
+        (weights_that_are_not_finite, f"{Q_PROJ}: not all of its weights are finite"),
+        (a_layer_left_out, f"certificate.json leaves out a layer: {Q_PROJ} of language"),
+        (a_layer_counted_twice, "counts a layer that is another tower's, or twice: "),
+        (of_a_tower(sparsity=0.9), "language: certificate.json says sparsity 0.9, not 0.5"),
+        (of_a_tower(weights=10**9), "language: certificate.json says weights 1000000000"),
+        (of_a_tower(patterns=["2:4"]), "language: certificate.json says patterns ['2:4'], not []"),
+        (of_a_matrix(norm=math.nan), f"{Q_PROJ}: its weights' norm is "),
+        (of_a_matrix(norm=10**400), "lacks what a certificate says"),
+        (of_a_matrix(pattern="9:4"), "lacks what a certificate says"),
+        (of_a_matrix(pattern="1:7"), "lacks what a certificate says"),
+    ],
+)
+def test_a_forged_certificate_is_counted_again(folder: Path, plant: Plant, named: str) -> None:
+    plant(folder)
+    assert named in said_of(folder)
 
 
 def test_a_folder_without_a_certificate_or_with_a_broken_one_is_refused(folder: Path) -> None:

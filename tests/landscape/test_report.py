@@ -169,6 +169,7 @@ def test_it_is_served_to_this_machine_alone_and_says_whether_it_is_new(
         assert "connect-src 'self'" in text
         assert fetch(address + "data.json", **{"If-None-Match": version})[0] == 304
         assert fetch(address + "data.json", Host="evil.example:80")[0] == 403
+        assert fetch(address + "data.json", Host="localhost")[0] == 200  # as of port 80
         assert fetch(address + "etc/passwd")[0] == 404
         commit(asked, "t008", "0.4", "0.6")
 

@@ -70,6 +70,7 @@ def test_a_latex_table_escapes_what_latex_reads(sweep: SweepStore) -> None:
     assert text.startswith(r"\begin{tabular}{lrl}")
     assert r"trial & standard\_error & a \\" in text
     assert r"50 \% \& more\_ \\" in text
+    assert "\n{[}2pt]{*} \\\\" in latex_table(frame[[]].assign(a="\x1b[2pt]*"))
 
 
 def test_baselines_come_first(sweep: SweepStore) -> None:

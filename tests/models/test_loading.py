@@ -160,12 +160,29 @@ def _without_a_shard(folder: Path) -> None:
     (folder / "model-00002-of-00004.safetensors").unlink()
 
 
+def _with_half_an_index(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
+    (folder / "model.safetensors.index.json").write_text("{")
+
+
+def _with_another_tokenizer(folder: Path) -> None:
+    tokenizer = {"added_tokens": [], "model": {"type": "none"}}  # a bare Exception from tokenizers
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+
+
+def _with_another_processor(folder: Path) -> None:
+    (folder / "processor_config.json").write_text('{"processor_class": 3}')
+
+
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
         (_without_template, "comes without a chat template"),
         (_without_processor, "holds no processor"),
         (_cut_short, r"model\.safetensors is damaged, or was not copied whole"),
+        (_with_half_an_index, "cannot be loaded from .*property name"),
+        (_with_another_tokenizer, "cannot be loaded from .*untagged enum"),
+        (_with_another_processor, "cannot be loaded from "),
         (_without_a_shard, "1 of its 4 files of weights are not in .*model-00002-of-00004"),
     ],
 )

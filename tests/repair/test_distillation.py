@@ -251,6 +251,21 @@ def test_a_batch_is_trimmed_to_what_it_would_be_by_itself(kind: str) -> None:
         assert torch.equal(got.inputs[name], alone.inputs[name])
 
 
+def test_an_answer_is_whole_where_the_longest_is_as_long_as_the_longest_prompt() -> None:
+    """An encoder's prompts and a decoder's answers are then tensors of one shape."""
+    vlm, examples = dense_vlm("blip2"), [*questions(20)]
+    lengths = vlm.encode(examples, task().image, answers=True).inputs["attention_mask"].sum(dim=1)
+    words = " ".join(["yes"] * (int(lengths.max()) - 1))  # and the end of text
+    shortest = int(lengths.argmin())
+    examples[shortest] = dataclasses.replace(examples[shortest], answer=words)
+    encoded = vlm.encode(examples, task().image, answers=True)
+    assert encoded.labels.shape == encoded.inputs["input_ids"].shape
+    got = trimmed(encoded.select([shortest]))
+    alone = vlm.encode([examples[shortest]], task().image, answers=True)
+    assert torch.equal(got.labels, alone.labels)
+    assert torch.equal(got.inputs["input_ids"], alone.inputs["input_ids"])
+
+
 @pytest.mark.parametrize("method", sorted(REPAIR_METHODS))
 def test_a_live_teacher_is_the_dense_model_before_and_after(method: str) -> None:
     vlm = dense_vlm()

@@ -364,6 +364,32 @@ def test_divergence_is_a_numeric_failure_that_names_its_step(stage: int) -> None
     assert raised.value.failure == "numeric"
 
 
+@pytest.mark.parametrize(
+    ("method", "stage"),
+    [("masked_finetune", 0), ("masked_finetune", 1), ("masked_finetune", 3), ("sparselora", 3)],
+)
+def test_weights_that_lie_transposed_are_trained_like_others(
+    method: str, stage: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As GPT-2's do, and the experts of some mixtures; checkpoints hold them too."""
+    plan = repair_plan(
+        method=method, steps=2, checkpoint_steps=1, zero_stage=stage, deepspeed=SHARE_ALL
+    )
+    wanted = repaired(plan)
+
+    def transposed(*which: Any) -> VLM:
+        vlm = dense_vlm(*which)
+        for layer in vlm.towers.inventory.layers:
+            weight = vlm.model.get_parameter(f"{layer.name}.weight")
+            weight.data = weight.detach().T.contiguous().T
+        return vlm
+
+    monkeypatch.setattr("pruned.dense_vlm", transposed)
+    curve, weights = repaired(plan, store=tmp_path)
+    assert [point["loss"] for point in curve] == pytest.approx([p["loss"] for p in wanted[0]])
+    torch.testing.assert_close(weights, wanted[1])
+
+
 @pytest.mark.parametrize("stage", [0, 1, 2])
 def test_updates_in_half_precision_stay_near_those_in_full(
     stage: int, plain: tuple[Curve, dict[str, Tensor]]

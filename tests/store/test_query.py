@@ -1,5 +1,6 @@
 """A query reads the store's tables and can do nothing else."""
 
+import io
 import re
 from concurrent.futures import Future
 from pathlib import Path
@@ -8,7 +9,7 @@ import pandas as pd
 import pytest
 
 from ressa.errors import SpecError
-from ressa.store import Store, SweepStore, matching, query
+from ressa.store import Store, SweepStore, matching, parquet_bytes, query
 from ressa.store.query import VIEWS
 
 from .conftest import commit_trial
@@ -37,6 +38,13 @@ def test_sums_of_whole_numbers_are_whole(store: Store, sweep: SweepStore) -> Non
     commit_trial(sweep, "t002", 0.5)
     commit_trial(sweep, "t003", 0.5)
     assert query(store, "SELECT sum(number) AS n FROM trials")["n"].tolist() == [5]
+
+
+def test_what_parquet_has_no_type_for_becomes_text(store: Store) -> None:
+    found = query(store, "SELECT INTERVAL 1 DAY AS took, 7 AS n")
+    (row,) = pd.read_parquet(io.BytesIO(parquet_bytes(found))).to_dict("records")
+    assert row["n"] == 7
+    assert "days=1" in row["took"]
 
 
 def test_every_view_is_there_in_an_empty_store(store: Store) -> None:

@@ -88,7 +88,7 @@ def _handler(latest: _Latest) -> type[BaseHTTPRequestHandler]:
 
         def do_GET(self) -> None:
             # Another site's name that leads here is not ours: its page must not read the sweep.
-            if (self.headers.get("Host") or "").rpartition(":")[0] not in _NAMES:
+            if (self.headers.get("Host") or "").partition(":")[0] not in _NAMES:
                 self._answer(403, b"", "text/plain")
             elif self.path in ("/", "/data.json"):
                 try:
