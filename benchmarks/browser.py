@@ -22,7 +22,7 @@ _OPTIONS = (
     *("--disable-gpu", "--disable-dev-shm-usage", "--disable-extensions", "--hide-scrollbars"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
 )
-_PATIENCE = 60.0  # seconds
+_PATIENCE = 300.0  # seconds: it only ends what hangs
 
 
 class Browser:

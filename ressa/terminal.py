@@ -1,5 +1,6 @@
 """What the command line writes: data to stdout, words to stderr."""
 
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -37,12 +38,22 @@ class Output(StrEnum):
 def prepare() -> None:
     """Lets a terminal without Unicode show ? where it lacks a character.
 
-    What is written to a stream that was closed (>&-) goes nowhere, as Python's own print does.
+    What is written to a stream that was closed (>&-) goes nowhere, as Python's own print does, and
+    what is logged is said like all words: a warning may quote a stranger's bytes.
     """
     sys.stdout, sys.stderr = sys.stdout or _nowhere(), sys.stderr or _nowhere()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")
+    logging.lastResort = _Words(logging.WARNING)
+
+
+class _Words(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            say(self.format(record))
+        except OSError:
+            self.handleError(record)
 
 
 def _nowhere() -> TextIO:

@@ -5,6 +5,7 @@ Rank 0 decides and stores; the others follow. With one worker nothing is sent an
 
 import os
 import platform
+import socket
 import sys
 from collections.abc import Callable, Sequence
 from datetime import timedelta
@@ -84,11 +85,15 @@ def _processor() -> str:
 
 
 def host(address: str) -> Any:
-    """Opens a port of this machine for workers to meet at, for as long as the result is kept.
+    """Opens a port of an address of this machine for workers to meet at; `.port` says which.
 
-    The system picks it, and nobody can take it before they come; `.port` of the result says it.
+    It is open for as long as the result is kept: nobody can take it before they come.
     """
-    return _TCPStore(address, 0, is_master=True, wait_for_workers=False)
+    # A port that torch opens by itself is one of all addresses, whoever can reach them.
+    listening = socket.create_server((address, 0))
+    port = listening.getsockname()[1]
+    taken = listening.detach()
+    return _TCPStore(address, port, is_master=True, wait_for_workers=False, master_listen_fd=taken)
 
 
 def join(rank: int, world_size: int, address: str, port: int, *, own: str) -> None:

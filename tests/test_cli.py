@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pandas
+import pyarrow.parquet as pq
 import pytest
 
 import ressa as library
@@ -697,6 +698,19 @@ def test_no_string_of_a_store_steers_the_terminal(
 
 
 ENDLESS = "SELECT 1 FROM range(1000000) a, range(1000000) b WHERE hash(a.range * b.range) = 1"
+
+
+def test_no_warning_of_a_stores_bytes_steers_the_terminal(
+    sweep: SweepStore, tmp_path: Path
+) -> None:
+    (part, *_) = (tmp_path / "results/sweeps/quickstart/trials").glob("t000-*")
+    rows = pq.read_table(part)
+    place = rows.schema.get_field_index("score")
+    pq.write_table(rows.set_column(place, "score", [["\x1b]0;title\x07"] * len(rows)]), part)
+    call = [sys.executable, "-c", "from ressa.cli import main; main()", "results", "quickstart"]
+    done = subprocess.run(call, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert "a column has another type" in done.stderr
+    assert "\x1b" not in done.stdout + done.stderr
 
 
 def test_ctrl_c_ends_a_long_query(

@@ -1,3 +1,4 @@
+import socket
 import subprocess
 import sys
 
@@ -52,6 +53,12 @@ def test_what_torch_keeps_for_later_is_free_for_the_next_model(monkeypatch):
     assert fits(50)
     show_gpu(monkeypatch, free=4, reserved=70, allocated=20)
     assert not fits(50)
+
+
+def test_workers_meet_at_no_other_address_than_their_own():
+    meeting = host("127.0.0.1")
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.2", meeting.port))
 
 
 def ask_as_worker(rank: int, port: int) -> None:

@@ -130,7 +130,7 @@ def _scores(said: Mapping[str, Any]) -> str:
             _text(row["metric"]),
             _STATES.get(row["state"], row["state"]),
             row["image"],
-            f"{row['value']:.4f}",
+            "–" if row["value"] is None else f"{row['value']:.4f}",
             "" if error is None else f"{error:.4f}",
             f"{row['items']:,}",
         ]

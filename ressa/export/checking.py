@@ -133,7 +133,13 @@ def _of_files(folder: Path, said: Mapping[str, dict[str, Any]]) -> Iterator[str]
         size = path.stat().st_size
         if size != said[name]["bytes"]:
             yield f"{name} has {size:,} bytes, not {said[name]['bytes']:,}"
-        elif certificate.file_hash(path) != said[name]["sha256"]:
+            continue
+        try:
+            found = certificate.file_hash(path)
+        except OSError as error:
+            yield f"{name} cannot be read: {error.strerror}"
+            continue
+        if found != said[name]["sha256"]:
             yield f"{name} is not the file that was exported"
 
 

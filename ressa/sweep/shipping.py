@@ -1,6 +1,7 @@
 """From a stored trial to a folder that ships: its model is made again, compared, and written."""
 
 import json
+import math
 import platform
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -210,7 +211,7 @@ def _checked(row: Row, remade: "Remade", proof: "Proof") -> dict[str, Any]:
     ]
     score, was, error = split_scores[0], row["score"], row["score_repaired_se"]
     how = f"{whence}, not to the same bits; {row['metric']} {score:.4f}, in the trial {was:.4f}."
-    if abs(score - was) > (0 if is_null(error) else error):
+    if not abs(score - was) <= (0 if is_null(error) else error):  # NaN is refused
         raise VerificationError(
             f"trial {row['trial']}: {how} That is more than a standard error apart: export where "
             "it ran, or run it again."
@@ -233,7 +234,13 @@ def _about(sweep: SweepStore, row: Row, spec: TrialSpec) -> dict[str, Any]:
         "key": row["key"],
         "fingerprint": spec.fingerprint,
         "recipe": recipe,
-        "scores": [{k: None if is_null(v) else v for k, v in score.items()} for score in own],
+        "scores": [{name: _known(value) for name, value in score.items()} for score in own],
         "made_by": {package: version(package) for package in _PACKAGES}
         | {"python": platform.python_version(), "machine": platform.machine()},
     }
+
+
+def _known(value: object) -> object:
+    """A value as JSON has it: an infinite perplexity is as little a number as none."""
+    is_number = not is_null(value) and (not isinstance(value, float) or math.isfinite(value))
+    return value if is_number else None

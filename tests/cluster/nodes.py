@@ -127,7 +127,7 @@ class Node:
             stdout=subprocess.DEVNULL,
             start_new_session=True,
         )
-        wait_for(lambda: self.first() and (private / "resolv.conf").exists(), 60)
+        wait_for(lambda: self.first() and (private / "resolv.conf").exists())
 
     def start_ray(self, cpus: int = 1) -> None:
         """Starts its Ray, on a machine that may be on already: the head's if it is the first."""

@@ -216,6 +216,20 @@ def test_a_fault_is_named_whose_planter_made_the_hashes_of_files_anew(
     assert "is not the file that was exported" not in found
 
 
+def test_a_file_that_may_not_be_read_is_named(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hash_of = certificate.file_hash
+
+    def denied(path: Path) -> str:
+        if path.name == "config.json":
+            raise PermissionError(13, "Permission denied", str(path))
+        return hash_of(path)
+
+    monkeypatch.setattr(certificate, "file_hash", denied)
+    assert said_of(folder).endswith("1 fault\n- config.json cannot be read: Permission denied")
+
+
 def weights_that_are_not_finite(folder: Path) -> None:
     set_weight(folder, pruned=False, value=math.nan)
     reseal(folder)

@@ -196,7 +196,7 @@ def test_a_page_that_was_long_in_the_making_asks_for_what_is_newer(
 
     def made(data: dict[str, Any], *, watch: float) -> str:
         shown.append(data["spec"])
-        assert newer.wait(30)
+        assert newer.wait(300)
         return page(data, watch=watch)
 
     def told(now: Mapping[str, Any]) -> None:
@@ -221,7 +221,7 @@ def test_a_page_that_is_closed_before_its_answer_is_no_fault(
 
     def made(data: dict[str, Any], *, watch: float) -> str:
         begun.set()
-        assert closed.wait(30)
+        assert closed.wait(300)
         return "x" * 10_000_000
 
     with pytest.MonkeyPatch.context() as patch, serve(lambda: data) as address:
@@ -229,7 +229,7 @@ def test_a_page_that_is_closed_before_its_answer_is_no_fault(
         port = int(address.rstrip("/").rpartition(":")[2])
         with socket.create_connection(("127.0.0.1", port)) as reader:
             reader.sendall(f"GET / HTTP/1.0\r\nHost: 127.0.0.1:{port}\r\n\r\n".encode())
-            assert begun.wait(30)
+            assert begun.wait(300)
             # Closed at once, as by a reader that ends.
             reader.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         closed.set()
@@ -261,12 +261,12 @@ def test_a_look_that_fails_is_said_and_made_again(asked: SweepStore, monkeypatch
 
     with serve(gathered, changed=write, failed=failed) as address:
         data = data | {"spec": "other"}
-        assert first_said.wait(30)
-        assert written_again.wait(30)
+        assert first_said.wait(300)
+        assert written_again.wait(300)
         assert said == ["not fresh: OSError: the disk is full"]
         broken.append(ValueError("a file is half there\nmore"))
         first_said.clear()
-        assert first_said.wait(30)
+        assert first_said.wait(300)
         assert fetch(address)[0] == fetch(address + "data.json")[0] == 503
         assert said[1:] == ["not fresh: ValueError: a file is half there"]
         broken.clear()

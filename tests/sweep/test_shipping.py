@@ -1,6 +1,7 @@
 """A stored trial becomes the model that it was, or the export says why not."""
 
 import json
+import math
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -204,6 +205,22 @@ def test_a_merge_that_changes_more_than_it_did_is_not_exported(
     monkeypatch.setattr(shipping, "_GAP_FACTOR", 1e-9)
     with pytest.raises(VerificationError, match="merging changes logits by up to"):
         ship(sweep, "t000", told)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_score_that_is_no_number_is_a_gap(
+    sweep: SweepStore, told: list[str], tmp_path: Path, value: float
+) -> None:
+    scores = sweep.scores()
+    own = scores[scores["trial"] == "t000"].drop(columns=["sweep", "trial", "attempt", "epoch"])
+    last = own.iloc[-1:].assign(metric="perplexity", value=value, standard_error=value)
+    found = [*own.to_dict("records"), *last.to_dict("records")]
+    sweep.commit("scores", found, epoch=1, trial="t000")
+    said = ship(sweep, "t000", told)["scores"]
+    assert [(one["value"], one["standard_error"]) for one in said if one["value"] is None] == [
+        (None, None)
+    ]
+    assert "| perplexity | " in (tmp_path / "t000" / "README.md").read_text()
 
 
 def test_a_reused_trial_is_the_one_that_ran(sweep: SweepStore, told: list[str]) -> None:
