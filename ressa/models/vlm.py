@@ -60,6 +60,9 @@ _shown: ContextVar["Batch | None"] = ContextVar("shown", default=None)
 # Those that read a prompt in both directions, where token_type_ids is 0, and answers in one.
 _PREFIX = ("paligemma",)
 
+# Which put a picture's tokens in front of the text's, where no mask of a batch counts them.
+_IN_FRONT = ("git",)
+
 # Their connectors read pictures alone and put out [image token hidden], so that these too are
 # spared for a second question about a picture. In others the vision tower is.
 _SHARED_BEHIND_CONNECTOR = ("blip-2", "llava")
@@ -334,6 +337,11 @@ class VLM:
                 hooks.callback(layer.register_forward_pre_hook(listen, with_kwargs=True).remove)
             self.all_logits(batch)
         return seen
+
+    @property
+    def puts_pictures_in_front(self) -> bool:
+        """Whether a picture's tokens stand in front of the text, and not at places of it."""
+        return self.model.config.model_type in _IN_FRONT
 
     @property
     def vision_roots(self) -> Sequence[str]:

@@ -32,6 +32,7 @@ from greenlet import getcurrent
 from jaxtyping import Num
 from PIL.Image import Image
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from ressa.errors import CalibrationError
 from ressa.memory import free_cache, halved, is_out_of_memory
@@ -456,6 +457,8 @@ class _Observer:
         else:
             assert batch.labels is not None  # encoded with answers
             weights = (batch.labels != NO_LABEL).long()
+        if self._vlm.puts_pictures_in_front:
+            weights = pad(weights, (rows // len(batch) - weights.shape[1], 0), value=1)
         kinds = batch.inputs.get("moe_mm_token_type_ids")
         if weights.numel() != rows and kinds is not None:  # a mixture of one kind of token alone
             weights = weights[kinds.bool() == ("vision" in layer.name)]

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +63,10 @@ class PicturesOfTwoSizes(Pictures):
 # Each lays questions and pictures out in its own way; the first fills small pictures up.
 LAYOUTS = ("idefics2", "molmo2", "minicpmv4_6", "mllama", "gemma4", "kosmos-2")
 LAYOUTS += ("t5gemma2", "ernie4_5_vl_moe", "llama4", "qwen2_5_vl", "deepseek_ocr2", "florence2")
+LAYOUTS += ("git",)
+
+# The first is longer than the others, which are padded.
+UNEVEN = (replace(EXAMPLES[0], answer="red blue yes red blue"), *EXAMPLES[1:])
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -73,10 +78,10 @@ def test_sums_of_questions_together_are_those_of_each_alone(kind: str) -> None:
         alone, together = (
             {
                 name: known
-                for block in walk(model, EXAMPLES, pictures.image, tower, chunk=chunk)
+                for block in walk(model, UNEVEN, pictures.image, tower, chunk=chunk)
                 for name, known in block.layers.items()
             }
-            for chunk in (1, len(EXAMPLES))
+            for chunk in (1, len(UNEVEN))
         )
         for name, layer in alone.items():
             other, scale = together[name], float(layer.square_sums.max())
