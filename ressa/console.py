@@ -19,7 +19,7 @@ class SafeConsole(Console):
 
     rich drops some control characters, such as the bell, and takes the width of all others for
     none: dropped too, they leave tables as they were laid out. What rich itself does to the cursor
-    are segments of another kind. Words that nobody reads any more end nothing.
+    are segments of another kind. Words that nobody takes any more end nothing.
     """
 
     def render(
@@ -32,8 +32,14 @@ class SafeConsole(Console):
             else:
                 yield Segment(_STEERING.sub("", segment.text), segment.style)
 
+    def _check_buffer(self) -> None:
+        try:
+            super()._check_buffer()
+        except OSError:  # a full disk, a terminal that is gone
+            self.on_broken_pipe()
+
     def on_broken_pipe(self) -> None:
-        """Writes the rest to nowhere; rich would end the program."""
+        """Writes the rest to nowhere; rich would end the program, and with it a sweep."""
         os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
 
 

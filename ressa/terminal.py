@@ -211,7 +211,7 @@ def explain(facts: Iterable[tuple[str, str]]) -> None:
     try:
         sys.stderr.write("\n".join(map(str.rstrip, captured.get().split("\n"))))
         sys.stderr.flush()
-    except BrokenPipeError:
+    except OSError:
         console.on_broken_pipe()
 
 

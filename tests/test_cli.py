@@ -605,15 +605,28 @@ def test_a_reader_that_has_enough_ends_nothing_badly(
         assert ressa("results", "quickstart", "-o", output) == Said(0, "", words)
 
 
-@pytest.mark.parametrize("verb", [["best", "quickstart"], ["plan", QUICKSTART]])
-def test_words_that_nobody_reads_end_nothing(
-    ressa: Ressa, sweep: SweepStore, monkeypatch: pytest.MonkeyPatch, verb: list[str]
-) -> None:
-    data = ressa(*verb).out
+def left_pipe() -> int:
     read, write = os.pipe()
     os.close(read)
-    with os.fdopen(write, "w") as pipe:
-        monkeypatch.setattr(sys, "stderr", pipe)
+    return write
+
+
+def full_disk() -> int:
+    return os.open("/dev/full", os.O_WRONLY)
+
+
+@pytest.mark.parametrize("taker", [left_pipe, full_disk])
+@pytest.mark.parametrize("verb", [["best", "quickstart"], ["plan", QUICKSTART]])
+def test_words_that_nobody_takes_end_nothing(
+    ressa: Ressa,
+    sweep: SweepStore,
+    monkeypatch: pytest.MonkeyPatch,
+    verb: list[str],
+    taker: Callable[[], int],
+) -> None:
+    data = ressa(*verb).out
+    with os.fdopen(taker(), "w") as stderr:
+        monkeypatch.setattr(sys, "stderr", stderr)
         assert ressa(*verb) == Said(0, data, "")
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ressa.errors import VerificationError
 from ressa.export import certificate
 from ressa.models import VLM, load_vlm
-from ressa.models.identity import file_hashes
+from ressa.models.identity import file_hashes, local_copy
 from ressa.prune import apply_masks, mask_hash
 from ressa.prune.masks import mask_of_bits
 from ressa.prune.packing import unpack
@@ -273,7 +273,8 @@ def _of_adapters(
         yield f"the dense model {model.id} is another one: {files}, such as {min(others)}"
         return
     try:
-        vlm, adapters = _adapted(folder, said, base, trust)
+        # By its folder: a hub's newest may be another than the copy that was hashed.
+        vlm, adapters = _adapted(folder, said, str(local_copy(model)), trust)
     except Exception as error:
         yield f"the adapters do not fit: {' '.join(str(error).split())}"
         return

@@ -65,10 +65,12 @@ def plot(
         )
     import matplotlib
 
-    figure = _drawn(sweeps, show, by, trials, margin)
-    # With dates and random names left out, an unchanged sweep draws an unchanged file.
-    with matplotlib.rc_context({"svg.hashsalt": "ressa"}), writing(path):
-        figure.savefig(path, dpi=200, bbox_inches="tight", metadata=_undated(path))
+    # With dates and random names left out, an unchanged sweep draws an unchanged file. Names are no
+    # formulae: two dollars in a folder's would be read as one.
+    with matplotlib.rc_context({"svg.hashsalt": "ressa", "text.parse_math": False}):
+        figure = _drawn(sweeps, show, by, trials, margin)
+        with writing(path):
+            figure.savefig(path, dpi=200, bbox_inches="tight", metadata=_undated(path))
 
 
 def check_shown(show: str, by: str | None, trials: Sequence[str]) -> None:

@@ -59,21 +59,25 @@ def file_hashes(ref: ModelRef) -> dict[str, str]:
 
     Of a hub model those of the local copy.
     """
-    folder = _folder(ref.id)
-    if not folder.is_dir():
-        try:
-            from huggingface_hub import try_to_load_from_cache
-        except ImportError:
-            return {}
-        found = try_to_load_from_cache(ref.id, "config.json", revision=ref.revision)
-        if not isinstance(found, str):
-            return {}
-        folder = Path(found).parent
+    folder = local_copy(ref)
     hashes = {}
-    for path in _files(folder):
+    for path in [] if folder is None else _files(folder):
         with path.open("rb") as file:
             hashes[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
     return hashes
+
+
+def local_copy(ref: ModelRef) -> Path | None:
+    """Returns the folder of this machine that has a model's files, or None; nobody is asked."""
+    folder = _folder(ref.id)
+    if folder.is_dir():
+        return folder
+    try:
+        from huggingface_hub import try_to_load_from_cache
+    except ImportError:
+        return None
+    found = try_to_load_from_cache(ref.id, "config.json", revision=ref.revision)
+    return Path(found).parent if isinstance(found, str) else None
 
 
 def checked_folder(name: str) -> Path | None:

@@ -356,6 +356,21 @@ def test_faults_of_adapters_are_named(small_folder: Path) -> None:
     assert "a file is missing: adapters.safetensors" in said_of(small_folder)
 
 
+def test_a_dense_model_of_the_hub_is_read_from_its_copy_here_and_nobody_is_asked(
+    small_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def asked(*_: object, **__: object) -> None:
+        raise AssertionError("the hub is asked")
+
+    copy = MODELS["pocket-blip2"].folder / "config.json"
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_, **__: str(copy))
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", asked)
+    said = certificate.read(small_folder)
+    said["model"]["id"] = "someone/something"
+    sealed(small_folder, said)
+    assert verify(small_folder)["model"]["id"] == "someone/something"
+
+
 def test_a_mask_bit_of_adapters_is_named(small_folder: Path) -> None:
     one_mask_bit(small_folder)
     reseal(small_folder)

@@ -50,6 +50,15 @@ def test_layers_and_curves_of_the_best_are_drawn(sweep: SweepStore, tmp_path: Pa
     assert "t001, 50:50" in (tmp_path / "curves.svg").read_text()
 
 
+def test_a_name_with_dollars_is_no_formula(
+    sweep: SweepStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "/data/$run^/{$1}"
+    monkeypatch.setattr("ressa.landscape.picture.title_of", lambda frame: name)
+    plot([sweep], tmp_path / "map.svg")
+    assert name in (tmp_path / "map.svg").read_text()
+
+
 def test_how_sure_the_map_is_stands_below_it(kept: SweepStore, tmp_path: Path) -> None:
     plot([kept], tmp_path / "map.svg")
     text = (tmp_path / "map.svg").read_text()
