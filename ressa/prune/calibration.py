@@ -12,8 +12,8 @@ workers share the chunks.
   encodes a distinct image of a chunk once, so its rows are weighted by the number of questions.
   Rows that fill a smaller image up, by the mask that the tower is given, do not count.
 * Language model, decoder only: the positions that the attention mask admits (image tokens, prompt
-  and answer), and a picture's tokens that stand in front of them. Keys and values of cross-attention
-  to a picture: all of its tokens; one question tells which layers these are.
+  and answer), and a picture's tokens that stand in front of them. Keys and values of
+  cross-attention to a picture: all of its tokens; one question tells which layers these are.
 * Language model, encoder: likewise (query tokens and prompt). Decoder: the positions that predict
   an answer token. Keys and values of its cross-attention read the encoder's output, hence the
   encoder's positions; such a layer is known by its input being that very tensor.
