@@ -96,6 +96,7 @@ class MaskedLinear(AdaptedLinear):
         return whole
 
     def forward(self, x: Float[Tensor, "*token in"]) -> Float[Tensor, "*token out"]:
+        x = x.to(self._own_dtype)  # T5 hands its `wo` the type that the weight has in training
         output = _MaskedGradientLinear.apply(x, self.weight, self.keep_bits, self.bias)  # type: ignore[no-untyped-call]
         return cast(Tensor, output)
 

@@ -124,6 +124,20 @@ def test_before_training_every_method_is_the_pruned_layer(method: str, half: Ten
     assert {*layer.state_dict()} == {"weight", "bias"}
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_a_layer_of_a_model_in_half_precision_puts_out_half_precision(method: str) -> None:
+    """Though a T5 asks its `wo` for the type of what it hands it: residuals would be fp32 then."""
+    vlm = dense_vlm("blip2", torch.bfloat16)
+    masks = prune(vlm)
+    batch = vlm.encode(questions(6), task().image, answers=True)
+    adapters = attach(vlm.model, masks, vlm.towers, repair_plan(method=method), seed=0)
+    seen = []
+    for layer in adapters.layers.values():
+        layer.register_forward_hook(lambda layer, args, output: seen.append(output.dtype))
+    vlm.answer_logits(batch)
+    assert {*seen} == {torch.bfloat16}
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("method", METHODS)
 def test_a_merge_keeps_every_zero_positive(method: str, dtype: torch.dtype, half: Tensor) -> None:
