@@ -12,7 +12,8 @@ workers share the chunks.
   encodes a distinct image of a chunk once, so its rows are weighted by the number of questions.
   Rows that fill a smaller image up, by the mask that the tower is given, do not count.
 * Language model, decoder only: the positions that the attention mask admits (image tokens, prompt
-  and answer).
+  and answer), and a picture's tokens that stand in front of them. Keys and values of
+  cross-attention to a picture: all of its tokens; one question tells which layers these are.
 * Language model, encoder: likewise (query tokens and prompt). Decoder: the positions that predict
   an answer token. Keys and values of its cross-attention read the encoder's output, hence the
   encoder's positions; such a layer is known by its input being that very tensor.
@@ -259,6 +260,7 @@ class _Observer:
         self._encoder = _language_encoder(vlm)
         self._leaders: dict[str, str] = {}  # of each layer, the first one that reads its input
         self._mixed: set[str] = set()  # layers that read several inputs, which nobody follows
+        self._of_pictures: set[str] = set()  # language layers that read a picture and no text
         self._shared: dict[str, LayerStatistics] = {}  # of leaders that later blocks may follow
         self._scout: _ChunkPass | None = None
         self._pass: _ChunkPass | None = None  # whose block is being observed
@@ -399,8 +401,9 @@ class _Observer:
             return
         if layer.name not in self._mixed:
             each.remember(layer.name, inputs)
+        weights = self._weights(layer, in_encoder, module, inputs, each)
         if each is not self._scout:
-            self._add(layer, inputs, self._weights(layer, in_encoder, module, inputs, each))
+            self._add(layer, inputs, weights)
 
     def _add(self, layer: LayerShape, inputs: Tensor, weights: Tensor) -> None:
         rows = inputs.reshape(-1, layer.columns)  # [token in]
@@ -462,7 +465,9 @@ class _Observer:
         kinds = batch.inputs.get("moe_mm_token_type_ids")
         if weights.numel() != rows and kinds is not None:  # a mixture of one kind of token alone
             weights = weights[kinds.bool() == ("vision" in layer.name)]
-        if weights.numel() != rows and rows % len(batch) == 0:
+        if rows % len(batch) == 0 and (weights.numel() != rows or layer.name in self._of_pictures):
+            if each is self._scout:  # a chunk's text may happen to be as long as a picture
+                self._of_pictures.add(layer.name)
             return torch.ones(rows)  # cross-attention's keys and values read a picture's tokens
         return weights.reshape(-1)
 

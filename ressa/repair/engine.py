@@ -164,6 +164,9 @@ class Engine:
                 config=self.config,
                 dist_init_required=False,
             )
+            if self.stage:  # DeepSpeed has made its fp32 masters of copies, which may be rounded
+                for loan in self._trained:
+                    self._put(loan.copy, None, loan.original)
 
     def set_learning_rate(self, rate: float) -> None:
         """Sets the rate that the next update is made with."""
@@ -269,6 +272,7 @@ class Engine:
         if moment.loss_scale is not None and self._engine.fp16_enabled():
             optimizer.loss_scaler.cur_scale = moment.loss_scale
 
+    @torch.no_grad()
     def _put(self, parameter: nn.Parameter, key: str | None, value: Tensor) -> None:
         """Sets a parameter's value, or one of its moments, from a whole tensor."""
         if self.stage == 0:

@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from PIL import Image
 from benchmarks.zoo.stages import EXAMPLES, STAGES, Pictures, build, check_causal, quiet, run
 from ressa.models import vlm
 from ressa.prune import walk
+from ressa.records import Example
 from ressa.sparsity import TOWERS
 
 NAMED = (
@@ -89,3 +91,22 @@ def test_sums_of_questions_together_are_those_of_each_alone(kind: str) -> None:
             np.testing.assert_allclose(
                 other.square_sums, layer.square_sums, rtol=1e-3, atol=1e-4 * scale, err_msg=name
             )
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["idefics", "mllama", "blip"])
+def test_a_picture_counts_in_full_beside_a_text_of_just_its_length(kind: str) -> None:
+    quiet()
+    model, pictures = build(kind), Pictures()
+
+    def tokens(examples: Sequence[Example], chunk: int) -> dict[str, int]:
+        blocks = walk(model, examples, pictures.image, "language", chunk=chunk)
+        return {name: known.tokens for b in blocks for name, known in b.layers.items()}
+
+    known = tokens(EXAMPLES[:1], 1)
+    [length, size] = sorted(set(known.values()))
+    longer = replace(EXAMPLES[1], answer=EXAMPLES[1].answer + " red" * (size - length))
+    examples = (EXAMPLES[0], longer)
+    batch = model.encode(examples, pictures.image, answers=True)
+    assert batch.inputs["input_ids"].shape == (2, size)
+    assert tokens(examples, 2) == tokens(examples, 1)

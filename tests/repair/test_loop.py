@@ -405,6 +405,18 @@ def test_updates_in_half_precision_stay_near_those_in_full(
     assert config["zero_optimization"]["stage"] == max(1, stage)
 
 
+@pytest.mark.parametrize("stage", [1, 2])
+def test_training_in_half_precision_rounds_no_weight_of_a_model_in_full(stage: int) -> None:
+    """Steps that move nothing leave the weights as they were: masters begin as the weights are."""
+    plan = repair_plan(
+        method="masked_finetune", dtype="bfloat16", zero_stage=stage, learning_rate=1e-12, steps=1
+    )
+    _, weights = repaired(plan)
+    vlm = dense_vlm()
+    prune(vlm)
+    torch.testing.assert_close(weights, state(vlm.model), rtol=0, atol=1e-9)
+
+
 def test_every_stage_takes_the_same_steps_on_a_model_in_half_precision() -> None:
     curves = []
     for stage in (1, 2, 3):
