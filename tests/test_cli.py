@@ -290,6 +290,15 @@ def test_what_cannot_be_chosen_is_said(
     assert message in said.err
 
 
+def test_that_nothing_is_best_yet_is_said(ressa: Ressa, tmp_path: Path) -> None:
+    store = open_store(tmp_path / "results", create=True)
+    store.create_sweep("quickstart", load_spec(QUICKSTART).spec.to_yaml())
+    said = ressa("best", "quickstart")
+    assert (said.code, said.out) == (0, "")
+    assert "no trial of quickstart came to a result yet: ressa status" in said.err
+    assert json.loads(ressa("best", "quickstart", "-o", "json").out) == []
+
+
 def test_the_best_is_one_a_line_or_several(ressa: Ressa, sweep: SweepStore) -> None:
     (row,) = json.loads(ressa("best", "quickstart", "-o", "json").out)
     assert (row["trial"], row["budget"], row["runs"]) == ("t000", 0.5, 1)

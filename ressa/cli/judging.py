@@ -69,16 +69,18 @@ def best(
     if output is not Output.table:
         show(found.drop(columns="best").dropna(axis="columns", how="all"), output)
         return
+    if not len(found):
+        say(f"no trial of {sweep.name} came to a result yet: {command('status', sweep)}")
+        return
     apart = bool((found["below_best"] > 0).any())
     show([_allocated(row, apart=apart) for row in found.to_dict("records")], output)
     if within and found["standard_error"].isna().any():
         say("where no standard error is known (–), --within shows the best alone")
     say_edges(found["edge"], spec)
-    if len(found):
-        say(
-            "the best of noisy scores is biased upwards; again with fresh seeds, on test examples: "
-            f"{_confirming(sweep)}"
-        )
+    say(
+        "the best of noisy scores is biased upwards; again with fresh seeds, on test examples: "
+        f"{_confirming(sweep)}"
+    )
 
 
 def _confirming(sweep: "SweepStore") -> str:

@@ -74,9 +74,10 @@ def local_copy(ref: ModelRef) -> Path | None:
         return folder
     try:
         from huggingface_hub import try_to_load_from_cache
-    except ImportError:
+
+        found = try_to_load_from_cache(ref.id, "config.json", revision=ref.revision)
+    except (ImportError, ValueError):  # a folder that is not here can be no hub model
         return None
-    found = try_to_load_from_cache(ref.id, "config.json", revision=ref.revision)
     return Path(found).parent if isinstance(found, str) else None
 
 

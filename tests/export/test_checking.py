@@ -341,7 +341,9 @@ def test_faults_of_adapters_are_named(small_folder: Path) -> None:
     assert (
         f"the dense model {base} is another one: 1 file differs, such as model.safetensors" in found
     )
-    assert "is not here" in said_of(small_folder, base="nobody/nothing")
+    for nowhere in ("nobody/nothing", "/no/such/folder", "http://x/y/z"):
+        named = f"the dense model {nowhere} is not here. Name its folder: --base FOLDER"
+        assert named in said_of(small_folder, base=nowhere)
     copy = shutil.copytree(MODELS["pocket-blip2"].folder, small_folder.parent / "copy of base")
     assert verify(small_folder, base=str(copy))
 
