@@ -338,8 +338,8 @@ def test_packed_masks_unpack_to_what_they_were(half: Tensor) -> None:
 
 @pytest.mark.parametrize("method", EXACT)
 def test_half_precision_follows_fp32(method: str, half: Tensor) -> None:
-    layer, wide = adapted(method, half, torch.bfloat16), adapted(method, half, torch.bfloat16)
-    wide.to(torch.float32)
+    layer, wide = adapted(method, half, torch.bfloat16), adapted(method, half, torch.float32)
+    wide.load_state_dict(layer.state_dict())
     x, wide_x = inputs(torch.bfloat16).requires_grad_(), inputs(torch.float32).requires_grad_()
     for adapter, given in ((layer, x), (wide, wide_x)):
         adapter(given).float().square().sum().backward()
