@@ -12,7 +12,7 @@ from ressa.records import TrialSpec, content_key
 from ressa.sparsity import TOWERS, Inventory, Tower
 from ressa.spec import Calibration, DataRef, Ecoflap, Owl, TowerTarget
 
-STAGE_VERSION = 2
+STAGE_VERSION = 1
 """Raised when a stage's content would change though its key would not."""
 
 GRAM_BYTES = 2**28

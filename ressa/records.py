@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 TRIAL_VERSION = 1
 """Raised when the same `TrialSpec` would come to other results than before."""
 
-ASKED = 2
-"""How models are asked and what counts as their answers' tokens; raised when either changes."""
+ASKED = 3
+"""How models are asked, what counts as their answers' tokens and which rows as calibration's; raised
+when one of these changes."""
 # Fingerprints of the models that version 1 asked just so; their keys stay what they were.
 _POCKET_BLIP2 = "b5b69b36149c5630d55f51c57b226fb0"
 _POCKET_LLAVA = "1ad63c34dca2bfda3581eb15168a6e15"

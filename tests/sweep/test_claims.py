@@ -80,14 +80,19 @@ def wait_for(path: Path) -> None:
 def test_a_stage_that_three_want_at_once_is_made_by_one(workers: list[Any], tmp_path: Path) -> None:
     first = workers[0].make.remote("k", b"first")
     wait_for(tmp_path / "making-k-first")
-    others = [worker.make.remote("k", b"other") for worker in workers[1:]]
-    wait_for(tmp_path / "waiting-k-other")
+    names = ("second", "third")
+    others = [
+        worker.make.remote("k", name.encode())
+        for worker, name in zip(workers[1:], names, strict=True)
+    ]
+    for name in names:
+        wait_for(tmp_path / f"waiting-k-{name}")
     (tmp_path / "go-k").touch()
     assert ray.get(first) == (b"first", [])
     for content, told in ray.get(others):
         assert content == b"first"
         assert set(told) == {"wait for calibration"}, "it says what it waits for"
-    assert not (tmp_path / "making-k-other").exists()
+    assert [path.name for path in tmp_path.glob("making-*")] == ["making-k-first"]
     assert ray.get([worker.counts.remote() for worker in workers]) == [(1, 0), (0, 1), (0, 1)]
 
 
