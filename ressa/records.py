@@ -18,8 +18,9 @@ TRIAL_VERSION = 1
 """Raised when the same `TrialSpec` would come to other results than before."""
 
 ASKED = 3
-"""How models are asked, what counts as their answers' tokens and which rows as calibration's; raised
-when one of these changes."""
+"""How models are asked, what counts as their answers' tokens and which rows calibration counts.
+
+Raised when one of these changes."""
 # Fingerprints of the models that version 1 asked just so; their keys stay what they were.
 _POCKET_BLIP2 = "b5b69b36149c5630d55f51c57b226fb0"
 _POCKET_LLAVA = "1ad63c34dca2bfda3581eb15168a6e15"
