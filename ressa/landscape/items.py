@@ -13,6 +13,7 @@ says: its mean over all G pictures is the score.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -160,7 +161,10 @@ def read_items(
         NotFoundError: there are no answers of a trial.
     """
     parts = _parts(trials)
-    pieces = [_of_part(part, trials, state) for part in parts]
+    pieces = []
+    for task, own in groupby(parts, key=lambda part: part.task):
+        answers = _of_task(task, trials, state)
+        pieces += [_of_part(part, answers) for part in own]
     is_log = [part.metric == LIKELIHOOD for part in parts]
     strata = [int(piece.stratum.max()) + 1 for piece in pieces]
     shares = [np.full(n, part.share / n) for n, part in zip(strata, parts, strict=True)]
@@ -275,24 +279,31 @@ def _dense(sweep: SweepStore, task: str, metric: str) -> float:
     return found[0]
 
 
-def _of_part(
-    part: _Part, trials: Mapping[SweepStore, "pandas.DataFrame"], state: str | None
-) -> _Piece:
-    """Reads what trials answered to one task's questions."""
+def _of_task(
+    task: str, trials: Mapping[SweepStore, "pandas.DataFrame"], state: str | None
+) -> "list[pandas.DataFrame]":
+    """Reads what each trial answered to a task's questions."""
     import pandas as pd
 
-    own_value = "image_value" if part.metric == _OVER_PICTURES else "value"
     columns = []
     for sweep, rows in trials.items():
-        answers = _answers(sweep, rows, part.task, state)
+        answers = _answers(sweep, rows, task, state)
         for row in rows.to_dict("records"):
             own = row["reused_trial"] if row["state"] == "reused" else row["trial"]
             wanted = state or ("pruned" if pd.isna(row["score_repaired"]) else "repaired")
             found = answers.get((own, wanted))
             if found is None:
                 run = f"{sweep.name}/{row['trial']}"
-                raise NotFoundError(f"{run} has no {wanted} answers of {part.task}.")
+                raise NotFoundError(f"{run} has no {wanted} answers of {task}.")
             columns.append(found)
+    return columns
+
+
+def _of_part(part: _Part, columns: "Sequence[pandas.DataFrame]") -> _Piece:
+    """Takes the items of a score from what trials answered."""
+    import pandas as pd
+
+    own_value = "image_value" if part.metric == _OVER_PICTURES else "value"
     values = pd.concat([one[own_value] for one in columns], axis=1, join="inner").dropna()
     if part.metric == _OVER_PICTURES:
         if columns[0]["image_value"].isna().all() and columns[0]["value"].notna().any():
@@ -309,14 +320,15 @@ def _of_part(
         if about["true_answer"].isna().any():
             raise _unrecorded(part, "each question's true answer")
         stratum, _ = pd.factorize(about["true_answer"], sort=True)
+    weights = np.ones(values.shape).T
     if part.metric == LIKELIHOOD:
         values = values.clip(lower=_IMPOSSIBLE)
-    weights = np.stack([one.loc[values.index, "weight"].to_numpy(np.float64) for one in columns])
-    if part.metric == LIKELIHOOD and np.isnan(weights).any():
-        raise _unrecorded(part, "each text's number of tokens")
+        weights = np.stack([one.loc[values.index, "weight"].to_numpy(float) for one in columns])
+        if np.isnan(weights).any():
+            raise _unrecorded(part, "each text's number of tokens")
     return _Piece(
         values=np.ascontiguousarray(values.to_numpy(np.float64).T),
-        weight=np.where(np.isnan(weights), 1.0, weights),
+        weight=weights,
         image=about["image_id"].to_numpy(object),
         stratum=stratum.astype(np.int64),
     )

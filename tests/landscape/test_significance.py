@@ -398,6 +398,22 @@ objective: {maximize: macro}
 """
 
 
+def end(
+    sweep: SweepStore, trial: str, metric: str, rows: list[dict], dense: dict[str, float]
+) -> None:
+    """Commits a trial that succeeded: its answers, and what the dense model scored."""
+    scores = [
+        {
+            **{"task": name.partition(".")[0], "metric": name.partition(".")[2], "value": value},
+            **{"split": "validation", "state": "dense", "image": "real", "items": 1},
+        }
+        for name, value in dense.items()
+    ]
+    sweep.commit("answers", rows, trial=trial, epoch=1)
+    sweep.commit("scores", scores, trial=trial, epoch=1)
+    _finish(sweep, trial, state="succeeded", metric=metric)
+
+
 def several(
     folder: Path, metric: str, text: str = TASKS, impossible: float | None = None
 ) -> SweepStore:
@@ -432,19 +448,13 @@ def several(
             }
             for at, (count, value) in enumerate(zip(tokens, drawn, strict=True))
         ]
-        dense = [
-            {
-                **{"task": task, "split": "validation", "state": "dense", "image": "real"},
-                **{"metric": name, "value": value, "items": 1},
-            }
-            for task, name, value in (
-                ("easy-vqa", "balanced_accuracy", 0.9),
-                ("mine", "accuracy", 0.5),
-            )
-        ]
-        sweep.commit("answers", rows, trial=f"t00{number}", epoch=1)
-        sweep.commit("scores", dense, trial=f"t00{number}", epoch=1)
-        _finish(sweep, f"t00{number}", state="succeeded", metric=metric)
+        end(
+            sweep,
+            f"t00{number}",
+            metric,
+            rows,
+            dense={"easy-vqa.balanced_accuracy": 0.9, "mine.accuracy": 0.5},
+        )
     return sweep
 
 
@@ -533,20 +543,13 @@ def found_pictures(folder: Path, metric: str, *, recorded: bool = True) -> Sweep
             }
             for at, (task, image, of_image) in enumerate(asked)
         ]
-        dense = [
-            {
-                **{"task": task, "split": "validation", "state": "dense", "image": "real"},
-                **{"metric": name, "value": value, "items": 1},
-            }
-            for task, name, value in (
-                ("mine", "accuracy", 0.5),
-                ("flickr", "tr1", 0.8),
-                ("flickr", "ir1", 0.4),
-            )
-        ]
-        sweep.commit("answers", rows, trial=f"t00{number}", epoch=1)
-        sweep.commit("scores", dense, trial=f"t00{number}", epoch=1)
-        _finish(sweep, f"t00{number}", state="succeeded", metric=metric)
+        end(
+            sweep,
+            f"t00{number}",
+            metric,
+            rows,
+            dense={"mine.accuracy": 0.5, "flickr.tr1": 0.8, "flickr.ir1": 0.4},
+        )
     return sweep
 
 
